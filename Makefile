@@ -1,0 +1,59 @@
+# Every target sets itself up with plain pip: .venv for development, .venv-core for what a user gets (no torch).
+# On Linux, `PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make check` avoids torch's CUDA packages.
+PYTHON ?= python3
+ARGS ?=
+
+DEV := .venv/bin
+CORE := .venv-core/bin
+SETUP := pyproject.toml requirements/dev.txt snp_onnx/_version.py
+SOURCES := snp_onnx passes models tools tests
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test check format format-check lint types size bench clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: .venv-core/.ready ## prune a sample model with a plain install, and show what came out
+	$(CORE)/python tools/demo.py $(ARGS)
+
+test: .venv/.ready ## run the tests and doctests (ARGS="-k name -x")
+	$(DEV)/python -m pytest $(ARGS)
+
+check: format-check lint types size test ## everything that must pass before a commit
+
+format: .venv/.ready ## rewrite the sources in the house format
+	$(DEV)/ruff format .
+	$(DEV)/ruff check --fix .
+
+format-check: .venv/.ready ## fail where `make format` would change something
+	$(DEV)/ruff format --check .
+
+lint: .venv/.ready ## run ruff's rules
+	$(DEV)/ruff check .
+
+types: .venv/.ready ## run mypy, strict
+	$(DEV)/mypy
+
+size: ## show the largest files and functions; fail above the limits
+	$(PYTHON) tools/size.py
+
+bench: .venv/.ready ## measure accuracy, cost and time (ARGS go to tools/bench.py)
+	$(DEV)/python tools/bench.py $(ARGS)
+
+clean: ## remove the environments, caches and build products
+	rm -rf .venv .venv-core build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last, so an interrupted set-up is done again.
+.venv/.ready: $(SETUP)
+	$(PYTHON) -m venv .venv
+	$(DEV)/python -m pip install --quiet --constraint requirements/dev.txt --editable '.[dev]'
+	touch $@
+
+.venv-core/.ready: $(SETUP)
+	$(PYTHON) -m venv .venv-core
+	$(CORE)/python -m pip install --quiet --constraint requirements/dev.txt --editable '.[cpu]'
+	touch $@
