@@ -1,0 +1,21 @@
+"""Subspaces of activations: order the units, measure what each one adds, fold the pruned into the kept. Pure numpy."""
+
+from snp_onnx.subspace.folding import fold_error, fold_map
+from snp_onnx.subspace.ldl import cumulative_variance, ldl
+from snp_onnx.subspace.ordering import Order, magnitude, natural, order_by_importance, random, saw, zca_importance
+from snp_onnx.subspace.ridge import ridge_diagonal
+
+__all__ = [
+    "Order",
+    "cumulative_variance",
+    "fold_error",
+    "fold_map",
+    "ldl",
+    "magnitude",
+    "natural",
+    "order_by_importance",
+    "random",
+    "ridge_diagonal",
+    "saw",
+    "zca_importance",
+]

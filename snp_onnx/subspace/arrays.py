@@ -1,0 +1,53 @@
+"""The border of this package: what comes in is checked once and becomes float64."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+ASYMMETRY = 1e-3  # of the largest entry: far above rounding of float32 sums, far below a transposed or mixed-up matrix
+
+
+def as_finite(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    """`values` as float64; ValueError naming the first entry that is not finite."""
+    array = np.asarray(values, dtype=np.float64)
+    bad = np.argwhere(~np.isfinite(array))
+    if bad.size:
+        where = tuple(int(i) for i in bad[0])
+        raise ValueError(f"{name} has {len(bad)} non-finite entries, the first at {where}: check the calibration data")
+    return array
+
+
+def as_gram(gram: ArrayLike) -> Matrix:
+    """`gram` as a finite symmetric float64 (C, C) matrix; rounding asymmetry is averaged out."""
+    matrix = as_finite(gram, "gram")
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"gram must be square, (C, C); it has shape {matrix.shape}")
+    if not matrix.size:
+        raise ValueError("gram is empty, shape (0, 0): give it at least one unit")
+    if np.abs(matrix - matrix.T).max() > ASYMMETRY * np.abs(matrix).max():
+        raise ValueError(f"gram of shape {matrix.shape} is not symmetric: pass XᵀX/n")
+    return (matrix + matrix.T) / 2.0
+
+
+def as_indices(indices: ArrayLike, count: int, name: str) -> Indices:
+    """Distinct positions in `range(count)`; ValueError says which are not."""
+    array = np.asarray(indices)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ValueError(f"{name} must be a vector of integers; it has shape {array.shape} and type {array.dtype}")
+    array = array.astype(np.intp)
+    outside = array[(array < 0) | (array >= count)]
+    if outside.size:
+        raise ValueError(f"{name} holds {int(outside[0])}, outside the {count} units of the gram")
+    if np.unique(array).size != array.size:
+        raise ValueError(f"{name} holds a unit twice")
+    return array
+
+
+def as_rho(rho: float) -> float:
+    """A finite ridge above 0."""
+    if not (np.isfinite(rho) and rho > 0):
+        raise ValueError(f"rho must be finite and above 0, not {rho}")
+    return float(rho)

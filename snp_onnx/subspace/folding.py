@@ -1,0 +1,89 @@
+"""Folding: the kept units take over what the pruned ones contributed, by linear least squares."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from snp_onnx.subspace.arrays import Indices, Matrix, as_finite, as_gram, as_indices
+from snp_onnx.subspace.ridge import ridge_diagonal, with_ridge
+
+
+def fold_map(gram: ArrayLike, keep: ArrayLike, rho: float = 1e-6) -> Matrix:
+    """The map A with W' = W A: least squares onto the kept units, anchored at the dense weights.
+
+    (G_KK + Λ_K) Aᵀ = G_{K,:} + Λ_K E_K, with E_K the rows K of the identity: W' solves
+    min tr((W - W'E_K) G (W - W'E_K)ᵀ) + Σ_K Λ_i ‖W'_i - W_i‖². For rho → 0 it is the paper's W G_{:,K} (G_KK)^{-1}.
+
+    Parameters
+    ----------
+    gram : (C, C) G = XᵀX/n, activation² units.
+    keep : (K,) indices of the kept units, ascending.
+    rho : ridge strength of `ridge_diagonal`.
+
+    Returns
+    -------
+    (C, K); A[keep] is exactly the identity. Equivalent, for small rho, to `scipy.linalg.lstsq(X[:, keep], X)[0].T`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> fold_map(np.array([[1.0, 1.0], [1.0, 1.0]]), keep=[0], rho=1e-12).round(6).tolist()
+    [[1.0], [1.0]]
+    """
+    matrix = as_gram(gram)
+    kept = _ascending(keep, len(matrix))
+    pruned = np.setdiff1d(np.arange(len(matrix)), kept)
+    ridge = ridge_diagonal(matrix, rho)[kept]
+    mapping = np.zeros((len(matrix), len(kept)))
+    mapping[kept] = np.eye(len(kept))
+    ridged, _ = with_ridge(matrix[np.ix_(kept, kept)], ridge)
+    mapping[pruned] = np.linalg.solve(ridged, matrix[np.ix_(kept, pruned)]).T
+    return mapping
+
+
+def fold_error(gram: ArrayLike, weight: ArrayLike, keep: ArrayLike, folded: ArrayLike) -> float:
+    """Energy of the output error of a fold, relative to the output's own energy.
+
+    tr((W - W'E_K) G (W - W'E_K)ᵀ) / tr(W G Wᵀ), for any W': 0 is a perfect fold, 1 is an output of zero.
+
+    Parameters
+    ----------
+    gram : (C, C) G = XᵀX/n, activation² units.
+    weight : (O, C) dense weights W.
+    keep : (K,) indices of the kept units, ascending.
+    folded : (O, K) weights W' on the kept units.
+
+    Returns
+    -------
+    A fraction, at least 0; when the dense output has no energy, 0 if the error has none either, otherwise infinite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> fold_error(np.eye(2), weight=[[1.0, 1.0]], keep=[0], folded=[[1.0]])
+    0.5
+    """
+    matrix = as_gram(gram)
+    kept = _ascending(keep, len(matrix))
+    dense, small = as_finite(weight, "weight"), as_finite(folded, "folded")
+    if dense.ndim != 2 or dense.shape[1] != len(matrix):
+        raise ValueError(f"weight must be (O, {len(matrix)}) to match the gram; it has shape {dense.shape}")
+    if small.shape != (len(dense), len(kept)):
+        shape = (len(dense), len(kept))
+        raise ValueError(f"folded must be {shape} for this weight and keep; it has shape {small.shape}")
+    difference = dense.copy()
+    difference[:, kept] -= small
+    error, energy = _energy(difference, matrix), _energy(dense, matrix)
+    if energy > 0.0:
+        return error / energy
+    return 0.0 if error == 0.0 else float("inf")
+
+
+def _energy(weight: Matrix, gram: Matrix) -> float:
+    return max(0.0, float(np.einsum("ij,ij->", weight @ gram, weight)))
+
+
+def _ascending(keep: ArrayLike, count: int) -> Indices:
+    kept = as_indices(keep, count, "keep")
+    if np.any(np.diff(kept) < 0):
+        raise ValueError("keep must be ascending: sort it")
+    return kept
