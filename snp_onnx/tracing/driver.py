@@ -1,0 +1,135 @@
+"""The driver: walks a graph once, lets each operator's rule speak, and settles what may be removed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx
+
+from snp_onnx.tracing.facts import Facts, Shape, infer_facts
+from snp_onnx.tracing.groups import Trace, conclude
+from snp_onnx.tracing.op import Op, ops_of
+from snp_onnx.tracing.operands import slice_axes
+from snp_onnx.tracing.rules import RULES, SHAPE_OPERANDS
+from snp_onnx.tracing.tracer import Tracer
+
+
+def trace(
+    model: onnx.ModelProto, input_shapes: Mapping[str, Shape], observed: Mapping[str, Shape] | None = None
+) -> Trace:
+    """Units, groups and barriers of a model.
+
+    `input_shapes` gives one concrete shape for every true input; `observed` the shapes of tensors that inference can't
+    tell (seen in a run). The model isn't changed. Anything the rules don't know becomes a barrier, never a guess.
+    """
+    facts = infer_facts(model, input_shapes, observed)
+    tracer = Tracer(facts, frozenset(tensor.name for tensor in model.graph.initializer))
+    ops = list(ops_of(model))
+    _enter_inputs(model, tracer)
+    for op in ops:
+        _visit(op, tracer)
+    followed = {op.index for op in facts.value_ops}
+    for op in ops:
+        _bar_captures(op, tracer)
+        if op.index not in followed:
+            _bar_extents_read_as_data(op, tracer)
+    for value in model.graph.output:
+        tracer.barrier_all(None, value.name, "graph output")
+    for sparse in model.graph.sparse_initializer:
+        tracer.barrier_all(None, sparse.values.name, "sparse initialiser")
+    tracer.products.settle()
+    return conclude(tracer, ops)
+
+
+def unknown_shapes(model: onnx.ModelProto, facts: Facts) -> tuple[str, ...]:
+    """Tensors whose shape inference couldn't tell: worth one observing run."""
+    return tuple(name for op in ops_of(model) for name in op.outputs if name and name not in facts.shapes)
+
+
+def _enter_inputs(model: onnx.ModelProto, tracer: Tracer) -> None:
+    for value in model.graph.input:
+        if not tracer.is_constant(value.name) and tracer.knows(value.name):
+            labels = [tracer.classes.fresh(n) for n in tracer.shape(value.name)]
+            tracer.set_axes(value.name, labels)
+            tracer.barrier_all(None, value.name, "graph input")
+
+
+def _visit(op: Op, tracer: Tracer) -> None:
+    if _is_shape_arithmetic(op, tracer.facts):
+        for name in op.outputs:
+            tracer.set_still(name)
+        return
+    rule = RULES.get((op.domain, op.type))
+    unknown = next((name for name in (*op.inputs, *op.outputs) if name and not tracer.knows(name)), None)
+    if rule is None or op.has_subgraph:
+        _bar_node(op, tracer, f"no rule for operator {op.domain + '::' if op.domain else ''}{op.type}")
+    elif unknown is not None:
+        _bar_node(op, tracer, f"the shape of {unknown} is not known")
+    elif any(0 in tracer.shape(name) for name in op.outputs if name):
+        _bar_node(op, tracer, "empty tensor")
+    else:
+        rule(op, tracer)
+        inputs = [name for name in op.inputs if name]
+        if inputs and op.type != "ConstantOfShape" and all(tracer.is_constant(name) for name in inputs):
+            tracer.mark_constant(op.outputs)
+
+
+def _is_shape_arithmetic(op: Op, facts: Facts) -> bool:
+    """Integer values that are followed as facts: they feed shapes and carry no units."""
+    known = [name for name in op.outputs if name]
+    integers = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+    return (
+        op.type != "Constant"
+        and bool(known)
+        and all(name in facts.values and facts.types[name] in integers for name in known)
+    )
+
+
+def _bar_node(op: Op, tracer: Tracer, reason: str) -> None:
+    for name in op.inputs:
+        tracer.barrier_all(op, name, reason)
+    for name in op.outputs:
+        tracer.set_still(name)
+
+
+def _bar_captures(op: Op, tracer: Tracer) -> None:
+    """What a control-flow body reads from outside is sliced by nobody."""
+    if not op.has_subgraph:
+        return
+    for name in _names_read_inside(op.node):
+        tracer.barrier_all(op, name, "read inside a control-flow body")
+
+
+def _names_read_inside(node: onnx.NodeProto) -> Iterator[str]:
+    for attribute in node.attribute:
+        for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+            for inner in graph.node:
+                yield from inner.input
+                yield from _names_read_inside(inner)
+            yield from (value.name for value in graph.output)
+
+
+def _bar_extents_read_as_data(op: Op, tracer: Tracer) -> None:
+    """An extent that enters a computation as a number would change it when the axis shrinks."""
+    facts = tracer.facts
+    for place, name in enumerate(op.inputs):
+        if name not in facts.origins:
+            continue
+        for tensor, axis in facts.origin_axes(name):
+            allowed = (op.type, place) in SHAPE_OPERANDS and _is_own_extent(op, tracer, tensor, axis)
+            if not allowed:
+                tracer.barrier(op, tensor, axis, f"its extent is read as a number by {op.type}")
+
+
+_CUTS = frozenset(("Slice", "Pad", "Split"))
+
+
+def _is_own_extent(op: Op, tracer: Tracer, tensor: str, axis: int) -> bool:
+    """Reshape-like operands are corrected entry by entry; a cut may only follow the extent of the axis it cuts."""
+    if op.type not in _CUTS:
+        return True
+    source = op.input(0)
+    cut = slice_axes(op, tracer, len(tracer.shape(source)))
+    roots = np.unique(tracer.classes.find(tracer.axes(tensor)[axis]))
+    return any(np.isin(roots, tracer.classes.find(tracer.axes(source)[place])).all() for place in cut)

@@ -1,0 +1,232 @@
+"""Facts: the shape of every tensor, and the value of every small tensor that only shapes and constants decide.
+
+Exporters compute shapes at run time (Shape -> Gather -> Concat -> Reshape). The facts follow such chains node by node
+with concrete input shapes: onnx's own shape inference, and its reference operators where every input is known. Each
+known element also remembers which axes' extents it was computed from, so that a rewrite can recompute it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+from snp_onnx.tracing.op import Op, ops_of
+
+Shape = tuple[int, ...]
+AxisOf = tuple[str, int]
+Array = npt.NDArray[np.generic]
+Origins = npt.NDArray[np.int64]
+
+SMALL = 4096
+"""Values of more elements are weights or data: their shape is a fact, their value is not followed."""
+
+_STRUCTURAL = frozenset(
+    "Identity Gather Slice Concat Unsqueeze Squeeze Reshape Transpose Flatten Expand Tile Split".split()
+)
+_UNFOLLOWED = frozenset("Constant RandomNormal RandomUniform RandomNormalLike RandomUniformLike Bernoulli".split())
+
+
+@dataclass(slots=True)
+class Facts:
+    """What is known of a model's tensors for one choice of input shapes."""
+
+    shapes: dict[str, Shape] = field(default_factory=dict)
+    types: dict[str, int] = field(default_factory=dict)
+    values: dict[str, Array] = field(default_factory=dict)
+    origins: dict[str, Origins] = field(default_factory=dict)
+    """Per element of a value: index into `extents`; 0 where it depends on no axis."""
+    extents: list[frozenset[AxisOf]] = field(default_factory=lambda: [frozenset()])
+    value_ops: list[Op] = field(default_factory=list)
+
+    def origin_axes(self, tensor: str) -> frozenset[AxisOf]:
+        """Every axis whose extent the tensor's value was computed from."""
+        if tensor not in self.origins:
+            return frozenset()
+        return frozenset().union(*(self.extents[i] for i in np.unique(self.origins[tensor])))
+
+    def revalue(self, shapes: Mapping[str, Shape]) -> dict[str, Array]:
+        """The values again, with other extents: what the shape chains compute after a rewrite."""
+        values = dict(self.values)
+        for op in self.value_ops:
+            if op.type in ("Shape", "Size"):
+                values[op.outputs[0]] = _extent_value(op, shapes[op.inputs[0]])
+            else:
+                outcome = _evaluate(op, [values[name] if name else None for name in op.inputs])
+                if outcome is not None:
+                    values.update(zip(op.outputs, outcome, strict=False))
+        return values
+
+    def _extent_id(self, axes: frozenset[AxisOf]) -> int:
+        if not axes:
+            return 0
+        self.extents.append(axes)
+        return len(self.extents) - 1
+
+
+def infer_facts(
+    model: onnx.ModelProto, input_shapes: Mapping[str, Shape], observed: Mapping[str, Shape] | None = None
+) -> Facts:
+    """Facts of a model for the given shapes of its true inputs; `observed` fills in what inference can't tell."""
+    facts = Facts()
+    for tensor in model.graph.initializer:
+        _know_constant(facts, tensor)
+    for value in model.graph.input:
+        if value.name in input_shapes:
+            facts.shapes[value.name] = input_shapes[value.name]
+            facts.types[value.name] = value.type.tensor_type.elem_type
+    declared = {value.name: value for value in (*model.graph.value_info, *model.graph.output)}
+    for op in ops_of(model):
+        _follow(facts, op, model)
+        for name in op.outputs:
+            if name and name not in facts.shapes:
+                _fill_in(facts, name, observed or {}, declared)
+    return facts
+
+
+def _know_constant(facts: Facts, tensor: onnx.TensorProto) -> None:
+    facts.shapes[tensor.name] = tuple(tensor.dims)
+    facts.types[tensor.name] = tensor.data_type
+    if int(np.prod(tensor.dims)) <= SMALL and tensor.data_location != onnx.TensorProto.EXTERNAL:
+        facts.values[tensor.name] = onnx.numpy_helper.to_array(tensor)
+
+
+def _follow(facts: Facts, op: Op, model: onnx.ModelProto) -> None:
+    """Everything that can be told about one node's outputs from its inputs."""
+    if op.type in ("Shape", "Size") and op.is_standard and op.inputs[0] in facts.shapes:
+        _follow_extent(facts, op)
+    elif op.type == "Constant" and op.is_standard and (array := op.constant_value()) is not None:
+        _know_constant(facts, onnx.numpy_helper.from_array(array, op.outputs[0]))
+    elif not _follow_values(facts, op):
+        _infer_types(facts, op, model)
+
+
+def _follow_extent(facts: Facts, op: Op) -> None:
+    source, name = op.inputs[0], op.outputs[0]
+    value = _extent_value(op, facts.shapes[source])
+    axes = range(len(facts.shapes[source]))[_shape_window(op)] if op.type == "Shape" else ()
+    if op.type == "Size":
+        every = frozenset((source, axis) for axis in range(len(facts.shapes[source])))
+        origins = np.array(facts._extent_id(every), dtype=np.int64)
+    else:
+        origins = np.array([facts._extent_id(frozenset([(source, axis)])) for axis in axes], dtype=np.int64)
+    facts.shapes[name], facts.types[name] = value.shape, onnx.TensorProto.INT64
+    facts.values[name], facts.origins[name] = value, origins
+    facts.value_ops.append(op)
+
+
+def _shape_window(op: Op) -> slice:
+    end = op.attr("end", None)
+    return slice(int(op.attr("start", 0)), None if end is None else int(end))
+
+
+def _extent_value(op: Op, shape: Shape) -> Array:
+    if op.type == "Size":
+        return np.array(int(np.prod(shape)), dtype=np.int64)
+    return np.array(shape[_shape_window(op)], dtype=np.int64)
+
+
+def _follow_values(facts: Facts, op: Op) -> bool:
+    names = [name for name in op.inputs if name]
+    if not op.is_standard or op.type in _UNFOLLOWED or op.has_subgraph or not names:
+        return False
+    if not all(name in facts.values for name in names):
+        return False
+    outcome = _evaluate(op, [facts.values[name] if name else None for name in op.inputs])
+    if outcome is None or any(array.size > SMALL for array in outcome):
+        return False
+    for name, array in zip(op.outputs, outcome, strict=False):
+        facts.values[name], facts.shapes[name] = array, array.shape
+        facts.types[name] = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        _follow_origins(facts, op, name)
+    facts.value_ops.append(op)
+    return True
+
+
+def _follow_origins(facts: Facts, op: Op, output: str) -> None:
+    """Origins move with the elements through structural operators and gather in all others."""
+    if not any(name in facts.origins for name in op.inputs):
+        return
+    shape = facts.shapes[output]
+    if op.type == "Cast":
+        facts.origins[output] = facts.origins[op.inputs[0]]
+        return
+    if op.type in _STRUCTURAL:
+        moved = range(len(op.inputs)) if op.type == "Concat" else range(1)
+        arrays = [
+            _origins_of(facts, name) if place in moved else facts.values[name] if name else None
+            for place, name in enumerate(op.inputs)
+        ]
+        outcome = _evaluate(op, arrays)
+        if outcome is not None:
+            facts.origins[output] = np.asarray(outcome[op.outputs.index(output)], dtype=np.int64)
+            return
+    every = frozenset().union(*(facts.origin_axes(name) for name in op.inputs))
+    facts.origins[output] = np.full(shape, facts._extent_id(every), dtype=np.int64)
+
+
+def _origins_of(facts: Facts, name: str) -> Origins:
+    known = facts.origins.get(name)
+    return np.zeros(facts.shapes[name], dtype=np.int64) if known is None else known
+
+
+def _evaluate(op: Op, inputs: Iterable[Array | None]) -> list[Array] | None:
+    """The node's outputs by onnx's reference operators, or None where they can't tell."""
+    feed = {name: value for name, value in zip(op.inputs, inputs, strict=True) if name}
+    try:
+        graph = onnx.helper.make_graph(
+            [op.node],
+            "node",
+            [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in feed],
+            [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in op.outputs if name],
+        )
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", op.version)])
+        outcome = ReferenceEvaluator(model).run(None, feed)
+        return [np.asarray(array) for array in outcome]
+    except Exception:  # any failure of the reference operators means "not known", never a wrong value
+        return None
+
+
+def _infer_types(facts: Facts, op: Op, model: onnx.ModelProto) -> None:
+    if op.has_subgraph or not onnx.defs.has(op.type, op.version, op.domain):
+        return
+    known = {name: _type_proto(facts, name) for name in op.inputs if name in facts.types}
+    if any(name and name not in known for name in op.inputs):
+        return
+    data = {
+        name: onnx.numpy_helper.from_array(facts.values[name], name) for name in op.inputs if name in facts.values
+    }
+    try:
+        schema = onnx.defs.get_schema(op.type, op.version, op.domain)
+        found = onnx.shape_inference.infer_node_outputs(
+            schema, op.node, known, data, opset_imports=list(model.opset_import), ir_version=model.ir_version
+        )
+    except Exception:  # a node that onnx can't infer is not known; a barrier follows from that
+        return
+    for name, kind in found.items():
+        tensor = kind.tensor_type
+        facts.types[name] = tensor.elem_type
+        if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
+            facts.shapes[name] = tuple(dim.dim_value for dim in tensor.shape.dim)
+
+
+def _type_proto(facts: Facts, name: str) -> onnx.TypeProto:
+    return onnx.helper.make_tensor_type_proto(facts.types[name], facts.shapes.get(name))
+
+
+def _fill_in(
+    facts: Facts, name: str, observed: Mapping[str, Shape], declared: Mapping[str, onnx.ValueInfoProto]
+) -> None:
+    """What the model declares or a run has shown, for nodes that inference doesn't know."""
+    if name in declared:
+        tensor = declared[name].type.tensor_type
+        facts.types.setdefault(name, tensor.elem_type)
+        if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
+            facts.shapes[name] = tuple(dim.dim_value for dim in tensor.shape.dim)
+    if name in observed:
+        facts.shapes[name] = observed[name]
+        facts.types.setdefault(name, onnx.TensorProto.FLOAT)

@@ -1,0 +1,158 @@
+"""Groups: removable units that live on the same set of producers and consumers; and the trace, the stage's value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from snp_onnx.tracing.facts import Facts, Shape
+from snp_onnx.tracing.labels import FIXED, HEAD, SUMMED, Labels
+from snp_onnx.tracing.op import Op
+from snp_onnx.tracing.tracer import Axes, Barrier, Linear, Product, Tracer
+
+Mask = npt.NDArray[np.bool_]
+
+
+class Kind(StrEnum):
+    """What one unit of a group is."""
+
+    CHANNELS = "channels"
+    HEADS = "heads"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """Units that stand or fall one by one, but share every producer and consumer."""
+
+    id: str
+    kind: Kind
+    labels: Labels
+    """One label for each unit, in the order of the first producer's output axis."""
+    producers: tuple[Linear, ...]
+    consumers: tuple[Linear, ...]
+    is_stream: bool
+    """Whether several activations are summed into the units: a residual stream."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trace:
+    """A model's axes as labels, the groups of removable units, and the barriers that stopped a producer."""
+
+    facts: Facts
+    ops: tuple[Op, ...]
+    axes: Mapping[str, Axes]
+    groups: tuple[Group, ...]
+    barriers: tuple[Barrier, ...]
+    linears: tuple[Linear, ...]
+    products: tuple[Product, ...]
+    label_count: int
+
+    def alive(self, removed: Iterable[npt.NDArray[np.int64]]) -> Mask:
+        """Which labels stay when the given labels go, shape (label_count,)."""
+        alive = np.ones(self.label_count, dtype=np.bool_)
+        for labels in removed:
+            alive[labels] = False
+        return alive
+
+    def group(self, identifier: str) -> Group:
+        return next(group for group in self.groups if group.id == identifier)
+
+    def shape_after(self, tensor: str, alive: Mask) -> Shape:
+        """The tensor's shape when only `alive` labels stay."""
+        if tensor not in self.axes:
+            return self.facts.shapes[tensor]
+        return tuple(int(np.count_nonzero(alive[labels])) for labels in self.axes[tensor])
+
+
+def conclude(tracer: Tracer, ops: Sequence[Op]) -> Trace:
+    """Resolve all labels to their classes and collect the groups."""
+    axes = {name: tuple(tracer.classes.find(part) for part in parts) for name, parts in tracer.traced().items()}
+    removable = _removable(tracer, axes)
+    groups = _groups(tracer, axes, removable)
+    return Trace(
+        tracer.facts,
+        tuple(ops),
+        axes,
+        groups,
+        _telling(tracer, axes),
+        tuple(tracer.linears),
+        tuple(tracer.activation_products),
+        len(tracer.classes),
+    )
+
+
+def _removable(tracer: Tracer, axes: Mapping[str, Axes]) -> Mask:
+    """Labels of classes that nothing bars and that some weight produces and some weight consumes."""
+    count = len(tracer.classes)
+    produced, consumed = np.zeros(count, dtype=np.bool_), np.zeros(count, dtype=np.bool_)
+    for linear in tracer.linears:
+        produced[axes[linear.weight][linear.out_axis]] = True
+        if linear.mixes:
+            consumed[axes[linear.weight][linear.in_axis]] = True
+    every = np.arange(count, dtype=np.int64)
+    return produced & consumed & ~tracer.classes.has(every, FIXED)
+
+
+def _groups(tracer: Tracer, axes: Mapping[str, Axes], removable: Mask) -> tuple[Group, ...]:
+    signature = _signatures(axes, removable)
+    groups: list[Group] = []
+    taken: set[int] = set()
+    for linear in tracer.linears:
+        labels = axes[linear.weight][linear.out_axis]
+        _, first = np.unique(labels, return_index=True)
+        ordered = labels[np.sort(first)]
+        ordered = ordered[removable[ordered]]
+        for key in dict.fromkeys(signature[ordered].tolist()):
+            if key not in taken:
+                taken.add(key)
+                groups.append(_group(tracer, axes, linear, ordered[signature[ordered] == key], len(groups)))
+    return _with_unique_ids(groups)
+
+
+def _signatures(axes: Mapping[str, Axes], removable: Mask) -> npt.NDArray[np.uint64]:
+    """One number per label: equal where the labels appear on the same axes of the same tensors, equally often."""
+    rng = np.random.default_rng(20240517)
+    signature = np.zeros(len(removable), dtype=np.uint64)
+    for parts in axes.values():
+        for labels in parts:
+            key = rng.integers(1, 2**63, dtype=np.uint64)
+            if len(labels) > 1:
+                np.add.at(signature, labels[removable[labels]], key)
+    return signature
+
+
+def _group(tracer: Tracer, axes: Mapping[str, Axes], first: Linear, labels: Labels, place: int) -> Group:
+    lead = labels[0]
+    producers = tuple(x for x in tracer.linears if lead in axes[x.weight][x.out_axis])
+    consumers = tuple(x for x in tracer.linears if x.mixes and lead in axes[x.weight][x.in_axis])
+    kind = Kind.HEADS if tracer.classes.has(labels, HEAD).any() else Kind.CHANNELS
+    summed = bool(tracer.classes.has(labels, SUMMED).any())
+    return Group(f"{first.weight}:{first.out_axis}", kind, labels, producers, consumers, summed)
+
+
+def _with_unique_ids(groups: Sequence[Group]) -> tuple[Group, ...]:
+    """Several groups can share a first producer (the parts of a Split): number the later ones."""
+    seen: dict[str, int] = {}
+    named = []
+    for group in groups:
+        seen[group.id] = count = seen.get(group.id, 0) + 1
+        name = group.id if count == 1 else f"{group.id}/{count}"
+        named.append(Group(name, group.kind, group.labels, group.producers, group.consumers, group.is_stream))
+    return tuple(named)
+
+
+def _telling(tracer: Tracer, axes: Mapping[str, Axes]) -> tuple[Barrier, ...]:
+    """The barriers that stop a producer's output axis, each once."""
+    produced = np.zeros(len(tracer.classes), dtype=np.bool_)
+    for linear in tracer.linears:
+        produced[axes[linear.weight][linear.out_axis]] = True
+    produced[0] = False
+    telling = [b for b, labels in tracer.barriers if produced[tracer.classes.find(labels)].any()]
+    return tuple(dict.fromkeys(telling))

@@ -1,0 +1,50 @@
+"""Operators that work position by position: unary ones, and broadcasting ones that unite aligned positions."""
+
+from __future__ import annotations
+
+from snp_onnx.tracing.labels import SUMMED, Labels, still
+from snp_onnx.tracing.op import Op
+from snp_onnx.tracing.tracer import Tracer
+
+UNARY = (
+    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast CastLike Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor "
+    "Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink "
+    "Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"
+).split()
+BROADCASTING = (
+    "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min "
+    "Mod Mul Or PRelu Pow Sub Sum Where Xor"
+).split()
+_SUMS = frozenset(("Add", "Sub", "Sum", "Mean"))
+
+
+def unary(op: Op, tracer: Tracer) -> None:
+    """Outputs have the labels of the first input; the others are scalars (Clip's bounds, Dropout's ratio)."""
+    axes = tracer.axes(op.input(0))
+    for name in op.outputs:
+        tracer.set_axes(name, axes)
+
+
+def broadcasting(op: Op, tracer: Tracer) -> None:
+    """Positions aligned from the right are one unit; an axis of extent one is repeated and carries none."""
+    rank = len(tracer.shape(op.outputs[0]))
+    columns: list[list[Labels]] = [[] for _ in range(rank)]
+    for name in op.inputs:
+        axes = tracer.axes(name)
+        for axis, labels in enumerate(axes, start=rank - len(axes)):
+            columns[axis].append(labels)
+    output = [_united(column, extent, tracer) for column, extent in zip(columns, tracer.shape(op.outputs[0]), strict=True)]
+    tracer.set_axes(op.outputs[0], output)
+    if op.type in _SUMS and sum(not tracer.is_constant(name) for name in op.inputs) > 1:
+        for labels in output:
+            if tracer.classes.is_live(labels):
+                tracer.classes.flag(labels, SUMMED)
+
+
+def _united(column: list[Labels], extent: int, tracer: Tracer) -> Labels:
+    aligned = [labels for labels in column if len(labels) == extent]
+    if extent == 1 or not aligned:
+        return still(extent)
+    for other in aligned[1:]:
+        tracer.classes.unite(aligned[0], other)
+    return aligned[0]

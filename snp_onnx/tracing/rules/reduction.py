@@ -1,0 +1,65 @@
+"""Reductions: the reduced axes must stay whole, the others pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from snp_onnx.tracing.labels import still
+from snp_onnx.tracing.op import Op
+from snp_onnx.tracing.tracer import Tracer
+
+REDUCTIONS = (
+    "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare"
+).split()
+
+
+def reduction(op: Op, tracer: Tracer) -> None:
+    """Reduce*: axes are an attribute or, in newer opsets, the second input; none means all of them."""
+    given: Sequence[int] | None = op.attr("axes", None)
+    if op.input(1):
+        value = tracer.value(op.input(1))
+        if value is None:
+            _opaque(op, tracer)
+            return
+        given = [int(axis) for axis in value.reshape(-1)]
+    if not given and op.attr("noop_with_empty_axes", 0):
+        tracer.set_axes(op.outputs[0], tracer.axes(op.input(0)))
+        return
+    _reduce(op, tracer, list(given) if given else list(range(len(tracer.shape(op.input(0))))))
+
+
+def arg_reduction(op: Op, tracer: Tracer) -> None:
+    """ArgMax and ArgMin: the result counts positions of the reduced axis."""
+    _reduce(op, tracer, [int(op.attr("axis", 0))])
+
+
+def top_k(op: Op, tracer: Tracer) -> None:
+    """TopK: works over one axis, whose extent in the outputs is k."""
+    source = op.input(0)
+    axis = int(op.attr("axis", -1)) % len(tracer.shape(source))
+    tracer.barrier(op, source, axis, "TopK works over this axis")
+    for name in op.outputs:
+        if name:
+            labels = list(tracer.axes(source))
+            labels[axis] = still(tracer.shape(name)[axis])
+            tracer.set_axes(name, labels)
+
+
+def _reduce(op: Op, tracer: Tracer, axes: list[int]) -> None:
+    source = op.input(0)
+    rank = len(tracer.shape(source))
+    reduced = {axis % rank for axis in axes}
+    for axis in reduced:
+        tracer.barrier(op, source, axis, f"{op.type} reduces this axis")
+    kept = bool(op.attr("keepdims", 1))
+    labels = [
+        still(1) if axis in reduced else part
+        for axis, part in enumerate(tracer.axes(source))
+        if kept or axis not in reduced
+    ]
+    tracer.set_axes(op.outputs[0], labels)
+
+
+def _opaque(op: Op, tracer: Tracer) -> None:
+    tracer.barrier_all(op, op.input(0), f"the axes of this {op.type} are computed at run time")
+    tracer.set_still(op.outputs[0])

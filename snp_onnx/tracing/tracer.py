@@ -1,0 +1,128 @@
+"""The tracer: what operator rules write to while a graph is walked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from snp_onnx.tracing.facts import Facts, Shape
+from snp_onnx.tracing.labels import FIXED, DisjointSet, Labels, still
+from snp_onnx.tracing.op import Op
+from snp_onnx.tracing.products import Products
+
+Axes = tuple[Labels, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Linear:
+    """A node that multiplies by a weight: a producer of its output's units and, ungrouped, a consumer of its input's."""
+
+    op: Op
+    input: str
+    input_axis: int
+    weight: str
+    in_axis: int
+    out_axis: int
+    output: str
+    output_axis: int
+    groups: int = 1
+
+    @property
+    def mixes(self) -> bool:
+        """Whether every output reads every input, so that a fold can move what was removed to what stays."""
+        return self.groups == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A node that multiplies two activations: it costs MACs, along (tensor, axis) factors."""
+
+    op: Op
+    factors: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """A place where an axis must stay whole, and why."""
+
+    tensor: str
+    axis: int
+    node: str
+    reason: str
+
+
+class Tracer:
+    """Labels of every tensor's axes, and the facts that rules have recorded so far."""
+
+    def __init__(self, facts: Facts, constants: frozenset[str]) -> None:
+        self.facts = facts
+        self.classes = DisjointSet()
+        self.products = Products(self.classes)
+        self.barriers: list[tuple[Barrier, Labels]] = []
+        self.linears: list[Linear] = []
+        self.activation_products: list[Product] = []
+        self._axes: dict[str, Axes] = {}
+        self._constants = set(constants)
+
+    def knows(self, tensor: str) -> bool:
+        return tensor in self.facts.shapes
+
+    def shape(self, tensor: str) -> Shape:
+        return self.facts.shapes[tensor]
+
+    def value(self, tensor: str) -> npt.NDArray[np.generic] | None:
+        """The tensor's value where constants and shapes alone decide it."""
+        return self.facts.values.get(tensor) if tensor else None
+
+    def is_constant(self, tensor: str) -> bool:
+        """Whether the tensor is an initialiser or computed from initialisers alone."""
+        return tensor in self._constants
+
+    def mark_constant(self, tensors: Sequence[str]) -> None:
+        self._constants.update(tensors)
+
+    def axes(self, tensor: str) -> Axes:
+        """Labels of the tensor's axes; a constant gets fresh ones the first time it is asked for."""
+        if tensor not in self._axes:
+            fresh = self.is_constant(tensor)
+            extents = self.shape(tensor)
+            self._axes[tensor] = tuple(self.classes.fresh(n) if fresh else still(n) for n in extents)
+        return self._axes[tensor]
+
+    def traced(self) -> dict[str, Axes]:
+        """Every tensor that got labels."""
+        return self._axes
+
+    def set_axes(self, tensor: str, axes: Sequence[Labels]) -> None:
+        """Give a node's output its labels; a shape that disagrees is a bug of the rule."""
+        if not tensor:
+            return
+        extents = tuple(len(labels) for labels in axes)
+        if extents != self.shape(tensor):
+            raise AssertionError(f"rule gave {tensor} the extents {extents}, its shape is {self.shape(tensor)}")
+        self._axes[tensor] = tuple(axes)
+
+    def set_still(self, tensor: str) -> None:
+        """An output none of whose axes can ever shrink."""
+        if tensor and self.knows(tensor):
+            self._axes[tensor] = tuple(still(n) for n in self.shape(tensor))
+
+    def is_live(self, tensor: str, axis: int) -> bool:
+        return self.classes.is_live(self.axes(tensor)[axis])
+
+    def barrier(self, op: Op | None, tensor: str, axis: int, reason: str, labels: Labels | None = None) -> None:
+        """Keep an axis (or only the given labels of it) whole."""
+        held = self.axes(tensor)[axis] if labels is None else labels
+        if not self.classes.find(held).any():
+            return
+        self.classes.flag(held, FIXED)
+        self.barriers.append((Barrier(tensor, axis, op.name if op else "", reason), held))
+
+    def barrier_all(self, op: Op | None, tensor: str, reason: str) -> None:
+        """Keep every axis of a tensor whole."""
+        if tensor and self.knows(tensor):
+            for axis in range(len(self.shape(tensor))):
+                self.barrier(op, tensor, axis, reason)

@@ -1,0 +1,108 @@
+"""Weights as the nodes read them: an initialiser, or what constant nodes make of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+from snp_onnx.tracing.op import Op, ops_of
+
+Array = npt.NDArray[np.generic]
+
+_REVERSIBLE = frozenset("Identity Cast Transpose Reshape Squeeze Unsqueeze Flatten".split())
+
+
+@dataclass(frozen=True, slots=True)
+class WeightPath:
+    """The reversible way from an initialiser to the tensor a node reads; `ops` in the order they run."""
+
+    root: str
+    ops: tuple[Op, ...]
+
+    def undo(self, values: Array, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
+        """What the initialiser must hold, with `shape` and `dtype`, for the node to read `values`."""
+        for op in reversed(self.ops):
+            if op.type == "Transpose":
+                order = op.attr("perm", list(range(values.ndim))[::-1])
+                values = values.transpose(np.argsort(order))
+            elif op.type not in ("Identity", "Cast"):
+                values = self._reshaped(values, op, shape)
+        return values.reshape(shape).astype(dtype)
+
+    def _reshaped(self, values: Array, op: Op, shape: tuple[int, ...]) -> Array:
+        """Before a Reshape stands the initialiser itself, or a Transpose whose result this class can't name."""
+        before = self.ops[: self.ops.index(op)]
+        if any(earlier.type == "Transpose" for earlier in before):
+            raise NotImplementedError("Reshape after Transpose")
+        return values.reshape(shape)
+
+
+class Weights:
+    """Reads constant tensors of a model; big ones are read when asked for, and not kept."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._makers: dict[str, Op] = {}
+        for op in ops_of(model):
+            names = [name for name in op.inputs if name]
+            known = all(name in self._tensors or name in self._makers for name in names)
+            if known and (names or op.type == "Constant") and not op.has_subgraph:
+                self._makers.update({name: op for name in op.outputs if name})
+
+    def array(self, tensor: str) -> Array:
+        """The value of a constant tensor."""
+        if tensor in self._tensors:
+            return onnx.numpy_helper.to_array(self._tensors[tensor])
+        op = self._makers[tensor]
+        feed = {name: self.array(name) for name in op.inputs if name}
+        graph = onnx.helper.make_graph(
+            [op.node],
+            "weight",
+            [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in feed],
+            [onnx.helper.make_value_info(tensor, onnx.TypeProto())],
+        )
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", op.version)])
+        return np.asarray(ReferenceEvaluator(model).run(None, feed)[0])
+
+    def path(self, tensor: str) -> WeightPath | None:
+        """The reversible path from an initialiser to the tensor; None where a node computes or dequantises it."""
+        ops: list[Op] = []
+        name = tensor
+        while name not in self._tensors:
+            op = self._makers.get(name)
+            if op is None or op.type not in _REVERSIBLE or not op.is_standard:
+                return None
+            ops.insert(0, op)
+            name = op.input(0)
+        kinds = [op.type for op in ops]
+        reshapes = [kind for kind in kinds if kind not in ("Identity", "Cast", "Transpose")]
+        if reshapes and "Transpose" in kinds[: max(kinds.index(kind) for kind in reshapes)]:
+            return None
+        return WeightPath(name, tuple(ops))
+
+    def root(self, tensor: str) -> str:
+        """The initialiser a tensor is made of, for naming; the tensor itself where there are several."""
+        name = tensor
+        while name in self._makers and name not in self._tensors and self._makers[name].inputs:
+            name = self._makers[name].input(0)
+        return name if name in self._tensors else tensor
+
+    def is_quantised(self, tensor: str) -> bool:
+        """Whether the weight passes a DequantizeLinear: its values then can't be rewritten without loss."""
+        name = tensor
+        while name in self._makers and name not in self._tensors:
+            if self._makers[name].type == "DequantizeLinear":
+                return True
+            if not self._makers[name].inputs:
+                return False
+            name = self._makers[name].input(0)
+        return False
+
+    def is_computed(self, tensor: str) -> bool:
+        """Whether constant nodes compute the tensor in a way that can't be reversed, quantisation apart."""
+        is_made = tensor in self._makers and tensor not in self._tensors and bool(self._makers[tensor].inputs)
+        return is_made and self.path(tensor) is None and not self.is_quantised(tensor)
