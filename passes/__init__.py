@@ -1,0 +1,28 @@
+"""Passes: model-to-model rewrites, one a file, and the pipeline that composes them."""
+
+from snp_onnx.passes.base import Note, Outcome, Pass
+from snp_onnx.passes.eliminate_dead import EliminateDead
+from snp_onnx.passes.fold_batch_norm import FoldBatchNorm
+from snp_onnx.passes.fold_constants import FoldConstants
+from snp_onnx.passes.fold_weights import FoldWeights
+from snp_onnx.passes.lift_constants import LiftConstants
+from snp_onnx.passes.pipeline import Rewritten, rewrite
+from snp_onnx.passes.prepare import prepare
+from snp_onnx.passes.separate_shared import SeparateShared
+from snp_onnx.passes.slice_units import SliceUnits
+
+__all__ = [
+    "EliminateDead",
+    "FoldBatchNorm",
+    "FoldConstants",
+    "FoldWeights",
+    "LiftConstants",
+    "Note",
+    "Outcome",
+    "Pass",
+    "Rewritten",
+    "SeparateShared",
+    "SliceUnits",
+    "prepare",
+    "rewrite",
+]

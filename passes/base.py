@@ -1,0 +1,60 @@
+"""What a pass is: options in its fields, a graph edited in place, and an honest account of what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One thing a pass did, or left alone and why; `subject` is a node or tensor name."""
+
+    subject: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Whether the pass changed the graph, and its notes."""
+
+    changed: bool
+    notes: tuple[Note, ...] = ()
+
+
+class Pass(Protocol):
+    """A rewrite: valid graph in, valid graph out; run again, it changes nothing more."""
+
+    def __call__(self, graph: gs.Graph) -> Outcome: ...
+
+
+def constants(graph: gs.Graph) -> Iterator[gs.Constant]:
+    """The initialisers that something in the graph uses."""
+    for tensor in graph.tensors().values():
+        if isinstance(tensor, gs.Constant):
+            yield tensor
+
+
+def replace_values(constant: gs.Constant, values: npt.NDArray[Any]) -> None:
+    """Give an initialiser other values, keeping the element type it is stored with."""
+    constant.values = np.ascontiguousarray(values)
+
+
+def fresh_name(graph: gs.Graph, wish: str) -> str:
+    """A tensor name like `wish` that the graph doesn't use yet."""
+    taken = graph.tensors().keys()
+    name, count = wish, 1
+    while name in taken:
+        name, count = f"{wish}_{count}", count + 1
+    return name
+
+
+def insert_before(graph: gs.Graph, node: gs.Node, new: gs.Node) -> None:
+    """Put a node right before another one, so that the order stays topological."""
+    place = next(index for index, other in enumerate(graph.nodes) if other is node)
+    graph.nodes.insert(place, new)

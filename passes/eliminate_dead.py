@@ -1,0 +1,19 @@
+"""Nodes and initialisers that no output needs are dropped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from snp_onnx.passes.base import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class EliminateDead:
+    """Remove what doesn't reach a graph output; inputs stay, used or not."""
+
+    def __call__(self, graph: gs.Graph) -> Outcome:
+        before = len(graph.nodes), len(graph.tensors())
+        graph.cleanup(remove_unused_graph_inputs=False)
+        return Outcome(before != (len(graph.nodes), len(graph.tensors())))

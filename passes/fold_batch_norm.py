@@ -1,0 +1,84 @@
+"""BatchNormalization behind Conv, ConvTranspose or Gemm is folded into the weight and bias before it.
+
+y = s (W x + b - m) + t with s = g / sqrt(v + eps): W' = s W, b' = s (b - m) + t. Statistics and folds then see the
+same layer; a normalisation that stands elsewhere stays and is sliced like any other per-channel parameter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from snp_onnx.passes.base import Note, Outcome, fresh_name, replace_values
+
+_LINEAR = ("Conv", "ConvTranspose", "Gemm")
+Vector = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class FoldBatchNorm:
+    """Fold every inference-mode BatchNormalization whose producer's output nothing else reads."""
+
+    def __call__(self, graph: gs.Graph) -> Outcome:
+        notes = []
+        outputs = {id(tensor) for tensor in graph.outputs}
+        for norm in [node for node in graph.nodes if node.op == "BatchNormalization"]:
+            linear = _foldable_producer(norm, outputs)
+            if linear is None:
+                continue
+            _fold(graph, norm, linear)
+            notes.append(Note(norm.name or norm.op, f"folded into {linear.name or linear.op}"))
+        graph.nodes[:] = [node for node in graph.nodes if node.op != "BatchNormalization" or node.outputs]
+        return Outcome(bool(notes), tuple(notes))
+
+
+def _foldable_producer(norm: gs.Node, outputs: set[int]) -> gs.Node | None:
+    source = norm.inputs[0]
+    if norm.attrs.get("training_mode", 0) or len([t for t in norm.outputs if t.name]) > 1 or id(source) in outputs:
+        return None
+    if len(source.inputs) != 1 or len(source.outputs) != 1 or source.inputs[0].op not in _LINEAR:
+        return None
+    linear = source.inputs[0]
+    parameters = [*linear.inputs[1:], *norm.inputs[1:]]
+    if not all(isinstance(tensor, gs.Constant) for tensor in parameters if tensor.name):
+        return None
+    if any(len(tensor.outputs) > 1 for tensor in linear.inputs[1:]):
+        return None
+    plain = all(linear.attrs.get(name, 1.0) == 1.0 for name in ("alpha", "beta"))
+    return linear if plain and np.dtype(linear.inputs[1].dtype).kind == "f" else None
+
+
+def _fold(graph: gs.Graph, norm: gs.Node, linear: gs.Node) -> None:
+    gain, shift, mean, variance = (np.asarray(t.values, dtype=np.float64) for t in norm.inputs[1:5])
+    scale = gain / np.sqrt(variance + norm.attrs.get("epsilon", 1e-5))
+    weight = linear.inputs[1]
+    dtype = weight.values.dtype
+    has_bias = len(linear.inputs) > 2 and linear.inputs[2].name
+    bias = np.asarray(linear.inputs[2].values, dtype=np.float64) if has_bias else np.zeros_like(mean)
+    scaled = _scaled(np.asarray(weight.values, dtype=np.float64), scale, linear)
+    replace_values(weight, scaled.astype(dtype))
+    folded = (scale * (bias - mean) + shift).astype(dtype)
+    if has_bias:
+        replace_values(linear.inputs[2], folded)
+    else:
+        while len(linear.inputs) > 2:
+            linear.inputs.pop()
+        linear.inputs.append(gs.Constant(fresh_name(graph, f"{weight.name}_bias"), folded))
+    output = norm.outputs[0]
+    norm.outputs.clear()
+    linear.outputs[0] = output
+
+
+def _scaled(weight: Vector, scale: Vector, linear: gs.Node) -> Vector:
+    """The weight with every output multiplied by its scale."""
+    if linear.op == "Conv":
+        return weight * scale.reshape(-1, *([1] * (weight.ndim - 1)))
+    if linear.op == "Gemm":
+        return weight * (scale[:, None] if linear.attrs.get("transB", 0) else scale[None, :])
+    groups = int(linear.attrs.get("group", 1))
+    by_group = weight.reshape(groups, -1, *weight.shape[1:])
+    factors = scale.reshape(groups, 1, -1, *([1] * (weight.ndim - 2)))
+    return (by_group * factors).reshape(weight.shape)

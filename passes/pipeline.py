@@ -1,0 +1,88 @@
+"""Composing passes: one graph, one import and export, and everything put back that the export would drop."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger import G_LOGGER
+
+from snp_onnx.errors import PassError, SnpError
+from snp_onnx.passes.base import Note, Pass
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rewritten:
+    """A rewritten model and what the passes said about it."""
+
+    model: onnx.ModelProto
+    notes: tuple[Note, ...]
+
+
+def rewrite(model: onnx.ModelProto, passes: Sequence[Pass]) -> Rewritten:
+    """Run passes in order over a copy of the model; a pass that breaks is named."""
+    notes: list[Note] = []
+    with _quiet():
+        graph = gs.import_onnx(model)
+        for step in passes:
+            try:
+                notes += step(graph).notes
+            except SnpError:
+                raise
+            except Exception as error:
+                raise PassError(f"pass {type(step).__name__} failed: {type(error).__name__}: {error}") from error
+        result = gs.export_onnx(graph, do_type_check=False, opset_imports=list(model.opset_import))
+    _put_back(model, result)
+    return Rewritten(result, tuple(notes))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """graphsurgeon warns about duplicate node names and the like: not for our users."""
+    severity = G_LOGGER.severity
+    G_LOGGER.severity = G_LOGGER.ERROR
+    try:
+        yield
+    finally:
+        G_LOGGER.severity = severity
+
+
+def _put_back(source: onnx.ModelProto, result: onnx.ModelProto) -> None:
+    """Version, domain, documentation and metadata of model, graph, inputs, outputs and nodes."""
+    result.ir_version = max(source.ir_version, 4) if _lists_initialisers(source) else source.ir_version
+    result.domain, result.model_version, result.doc_string = source.domain, source.model_version, source.doc_string
+    result.metadata_props.extend(source.metadata_props)
+    result.graph.metadata_props.extend(source.graph.metadata_props)
+    _put_back_values(source, result)
+    described = {
+        _key(node): node for node in source.graph.node if node.doc_string or node.metadata_props or node.overload
+    }
+    for node in result.graph.node:
+        if (origin := described.get(_key(node))) is not None and origin.op_type == node.op_type:
+            node.doc_string, node.overload = origin.doc_string, origin.overload
+            node.metadata_props.extend(origin.metadata_props)
+
+
+def _put_back_values(source: onnx.ModelProto, result: onnx.ModelProto) -> None:
+    """True inputs and outputs exactly as they were; quantisation annotations of tensors that are still there."""
+    true_inputs = {value.name for value in result.graph.input}
+    inputs = [value for value in source.graph.input if value.name in true_inputs]
+    for ours, theirs in ((result.graph.input, inputs), (result.graph.output, source.graph.output)):
+        del ours[:]
+        ours.extend(theirs)
+    names = {name for node in result.graph.node for name in (*node.input, *node.output)}
+    result.graph.quantization_annotation.extend(
+        note for note in source.graph.quantization_annotation if note.tensor_name in names
+    )
+
+
+def _lists_initialisers(model: onnx.ModelProto) -> bool:
+    names = {tensor.name for tensor in model.graph.initializer}
+    return any(value.name in names for value in model.graph.input)
+
+
+def _key(node: onnx.NodeProto) -> str:
+    return next((name for name in node.output if name), "")

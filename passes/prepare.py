@@ -1,0 +1,30 @@
+"""Preparing a model for tracing: the same function, written so that every weight can be cut on its own."""
+
+from __future__ import annotations
+
+import onnx
+import onnx.inliner
+
+from snp_onnx.passes.base import Note, Pass
+from snp_onnx.passes.eliminate_dead import EliminateDead
+from snp_onnx.passes.fold_batch_norm import FoldBatchNorm
+from snp_onnx.passes.fold_constants import FoldConstants, computed_weights
+from snp_onnx.passes.lift_constants import LiftConstants
+from snp_onnx.passes.pipeline import Rewritten, rewrite
+from snp_onnx.passes.separate_shared import SeparateShared
+
+
+def prepare(model: onnx.ModelProto) -> Rewritten:
+    """Inline functions, lift constants, separate shared vectors, fold BatchNormalization; the model isn't changed."""
+    notes: list[Note] = []
+    if model.functions:
+        notes.append(Note("model", f"{len(model.functions)} model-local functions inlined"))
+        model = onnx.inliner.inline_local_functions(model)
+    names = {tensor.name for tensor in model.graph.initializer}
+    listed = sum(value.name in names for value in model.graph.input)
+    if listed:
+        notes.append(Note("model", f"{listed} initialisers were listed as graph inputs: they are plain initialisers now"))
+    passes: list[Pass] = [LiftConstants(), FoldConstants(computed_weights(model))]
+    passes += [SeparateShared(), FoldBatchNorm(), EliminateDead()]
+    rewritten = rewrite(model, passes)
+    return Rewritten(rewritten.model, (*notes, *rewritten.notes))

@@ -1,0 +1,62 @@
+"""Cut: every axis keeps the positions whose labels are alive; operands that name sizes follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from snp_onnx.passes.base import Note, Outcome, constants, replace_values
+from snp_onnx.passes.resize import RESIZERS, Resizing
+from snp_onnx.tracing.groups import Mask, Trace
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SliceUnits:
+    """Slice the traced graph to the labels of `alive`, shape (trace.label_count,)."""
+
+    trace: Trace
+    alive: Mask
+
+    def __call__(self, graph: gs.Graph) -> Outcome:
+        if self.alive.all():
+            return Outcome(False)
+        notes = self._slice_constants(graph)
+        self._reshape_variables(graph)
+        resizing = Resizing(self.trace, self.alive, graph)
+        nodes = {next((t.name for t in node.outputs if t.name), ""): node for node in list(graph.nodes)}
+        for op in self.trace.ops:
+            resizer = RESIZERS.get(op.type) if op.is_standard else None
+            node = nodes.get(next((name for name in op.outputs if name), ""))
+            if resizer is not None and node is not None and node.op == op.type:
+                resizer(node, op, resizing)
+        return Outcome(bool(notes), tuple(notes))
+
+    def _slice_constants(self, graph: gs.Graph) -> list[Note]:
+        notes = []
+        for constant in constants(graph):
+            axes = self.trace.axes.get(constant.name)
+            if axes is None or tuple(len(labels) for labels in axes) != tuple(constant.shape):
+                continue  # never asked for by a rule, or sliced already
+            masks = [self.alive[labels] for labels in axes]
+            if all(mask.all() for mask in masks):
+                continue
+            before = tuple(constant.shape)
+            replace_values(constant, np.asarray(constant.values)[np.ix_(*masks)])
+            notes.append(Note(constant.name, f"{before} -> {tuple(constant.shape)}"))
+        return notes
+
+    def _reshape_variables(self, graph: gs.Graph) -> None:
+        """Declared shapes of intermediate tensors, where an extent changed."""
+        fixed = {id(tensor) for tensor in (*graph.inputs, *graph.outputs)}
+        for tensor in graph.tensors().values():
+            axes = self.trace.axes.get(tensor.name)
+            if not isinstance(tensor, gs.Variable) or tensor.shape is None or axes is None or id(tensor) in fixed:
+                continue
+            counts = [int(np.count_nonzero(self.alive[labels])) for labels in axes]
+            if len(counts) == len(tensor.shape):
+                tensor.shape = [
+                    count if count != len(labels) else declared
+                    for declared, count, labels in zip(tensor.shape, counts, axes, strict=True)
+                ]
