@@ -1,0 +1,66 @@
+"""Decide: from a trace, its statistics and a target to a plan's decisions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from snp_onnx.errors import TargetError
+from snp_onnx.planning.budget import Widths, smallest, widths_at, widths_within
+from snp_onnx.planning.options import Choices, Target, TargetKind
+from snp_onnx.planning.paths import Path
+from snp_onnx.planning.plan import UnitDecision
+from snp_onnx.tracing import Group, Kind, Trace
+
+
+def eligible(trace: Trace, choices: Choices) -> tuple[Group, ...]:
+    """The groups that the options allow to be cut.
+
+    `--include` wants a producer's node name to match, `--exclude` none of them; a convolutional residual stream is cut
+    only if `streams` says so.
+    """
+    return tuple(group for group in trace.groups if _is_allowed(group, choices))
+
+
+def _is_allowed(group: Group, choices: Choices) -> bool:
+    names = [linear.op.name for linear in group.producers]
+    included = choices.include is None or any(re.search(choices.include, name) for name in names)
+    excluded = choices.exclude is not None and any(re.search(choices.exclude, name) for name in names)
+    stream = group.is_stream and group.kind is Kind.CHANNELS and not choices.streams
+    return group.kind in choices.kinds and included and not excluded and not stream
+
+
+def decide(
+    paths: Sequence[Path], target: Target, cost: Callable[[Widths], float], dense: float, choices: Choices
+) -> tuple[UnitDecision, ...]:
+    """One decision for every path; TargetError, saying how far it gets, where the target can't be met.
+
+    `cost` gives the cost of widths, `dense` what the target is a share of.
+    """
+    if target.kind is TargetKind.VARIANCE:
+        widths = widths_at(paths, target.value, choices.min_units, choices.round_to)
+        return _decisions(paths, widths)
+    within = widths_within(paths, cost, target.value * dense, choices.min_units, choices.round_to)
+    if within is None:
+        least = cost(smallest(paths, choices.min_units, choices.round_to)) / dense
+        raise TargetError(
+            f"--{target.option} {target.value:g} can't be reached: with these options the smallest model keeps "
+            f"{least:.3f} of the dense {target.kind}: allow more units (--units, --streams, --include, --min-units)"
+        )
+    return _decisions(paths, within)
+
+
+def _decisions(paths: Iterable[Path], widths: Widths) -> tuple[UnitDecision, ...]:
+    return tuple(
+        UnitDecision(
+            path.group.id,
+            str(path.group.kind),
+            len(path.group),
+            tuple(path.kept(int(width)).tolist()),
+            tuple(path.order.tolist()),
+            tuple(np.round(path.variance, 9).tolist()),
+        )
+        for path, width in zip(paths, widths, strict=True)
+    )

@@ -1,0 +1,113 @@
+"""What may be chosen: the target, and how units are ordered, widths shared out and weights folded."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from snp_onnx.errors import PlanError
+from snp_onnx.subspace import Order
+from snp_onnx.tracing import Kind
+
+
+class Fold(StrEnum):
+    """How removed units are absorbed by the weights that stay."""
+
+    CHANNEL = "channel"
+    NONE = "none"
+
+
+class Ratios(StrEnum):
+    """How the widths of groups are set against each other."""
+
+    VARIANCE = "variance"
+    UNIFORM = "uniform"
+
+
+class Preset(StrEnum):
+    """Named sets of choices; single ones can be overridden."""
+
+    PAPER = "paper"
+
+
+class TargetKind(StrEnum):
+    """What the target measures: a share of the dense cost, or the paper's τ."""
+
+    MACS = "macs"
+    PARAMS = "params"
+    SIZE = "size"
+    VARIANCE = "variance"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Keep at most `value` of the dense cost; or, for `variance`, at least `value` of every group's ΣD."""
+
+    kind: TargetKind
+    value: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.value <= 1.0:
+            raise PlanError(f"--{self.option} {self.value}: give a fraction above 0 and up to 1")
+
+    @property
+    def option(self) -> str:
+        """The name it has on the command line."""
+        return "variance" if self.kind is TargetKind.VARIANCE else f"target-{self.kind}"
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """How a plan is decided. `streams` says whether convolutional residual streams may lose width."""
+
+    order: Order = Order.ZCA
+    fold: Fold = Fold.CHANNEL
+    ratios: Ratios = Ratios.VARIANCE
+    kinds: frozenset[Kind] = frozenset((Kind.CHANNELS, Kind.HEADS))
+    streams: bool = False
+    include: str | None = None
+    exclude: str | None = None
+    min_units: int = 1
+    round_to: int = 1
+    ridge: float = 1e-6
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for option, pattern in (("--include", self.include), ("--exclude", self.exclude)):
+            try:
+                re.compile(pattern or "")
+            except re.error as error:
+                raise PlanError(f"{option} {pattern!r}: not a regular expression: {error}") from error
+        for option, number in (("--min-units", self.min_units), ("--round-to", self.round_to)):
+            if number < 1:
+                raise PlanError(f"{option} {number}: give a positive number")
+        if self.ridge <= 0:
+            raise PlanError(f"ridge {self.ridge}: give a positive number")
+
+
+PAPER = Choices()
+"""Subspace Node Pruning as published: unnormalised ZCA order, LDL subspace, cumulative variance, channel folding."""
+
+_PRESETS = {Preset.PAPER: PAPER}
+
+
+def choices(preset: str = Preset.PAPER, **overrides: Any) -> Choices:
+    """A preset's choices with the given ones in place of its own; None leaves one as it is."""
+    given = {name: value for name, value in overrides.items() if value is not None}
+    enums = {"order": Order, "fold": Fold, "ratios": Ratios}
+    for name, kind in enums.items():
+        if name in given:
+            given[name] = _member(kind, given[name], f"--{name}")
+    if "kinds" in given:
+        given["kinds"] = frozenset(_member(Kind, kind, "--units") for kind in given["kinds"])
+    return replace(_PRESETS[_member(Preset, preset, "--preset")], **given)
+
+
+def _member(kind: type[Any], value: object, option: str) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        known = ", ".join(str(member) for member in kind)
+        raise PlanError(f"{option} {value!r}: not known; choose from {known}") from None

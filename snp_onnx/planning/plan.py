@@ -1,0 +1,159 @@
+"""The plan: what is kept, as versioned JSON of typed decisions with the curves they were chosen from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from snp_onnx.errors import PlanError
+from snp_onnx.tracing import Group, Trace
+from snp_onnx.tracing.groups import Mask
+
+VERSION = 1
+
+Folds = Mapping[str, npt.NDArray[np.generic]]
+"""Folded weights by initialiser name, in the dense shape, zero where units were removed."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitDecision:
+    """Keep `kept` of a group's `before` units; `order` is the path, `variance[k-1]` what its first k units capture."""
+
+    group: str
+    kind: str
+    before: int
+    kept: tuple[int, ...]
+    order: tuple[int, ...] = ()
+    variance: tuple[float, ...] = ()
+    type: str = "slice_units"
+
+    @property
+    def after(self) -> int:
+        return len(self.kept)
+
+    @property
+    def error(self) -> float | None:
+        """The share of ΣD that the removed units added; None where no statistics were taken."""
+        return 1.0 - self.variance[self.after - 1] if self.variance else None
+
+
+Decision = UnitDecision
+"""Grows into a union as other kinds of decisions arrive; `type` tells them apart in the JSON."""
+
+_DECISIONS: Mapping[str, type[Decision]] = {"slice_units": UnitDecision}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Decisions for one dense model, tied to it by its hash."""
+
+    dense_sha256: str
+    decisions: tuple[Decision, ...]
+    target: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    version: int = VERSION
+
+    def to_json(self) -> str:
+        """The plan as JSON text, the same for the same plan."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, label: str = "plan") -> Plan:
+        """Read a plan; PlanError for anything that isn't one of a version we know."""
+        try:
+            raw = json.loads(text)
+            version = raw["version"]
+            if version != VERSION:
+                raise PlanError(f"{label}: plan version {version} is not {VERSION}: make the plan anew")
+            decisions = tuple(_decision(entry, label) for entry in raw["decisions"])
+            shapes = {name: tuple(shape) for name, shape in raw["input_shapes"].items()}
+            return cls(raw["dense_sha256"], decisions, raw["target"], raw["options"], shapes, version)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, PlanError):
+                raise
+            raise PlanError(f"{label}: not a plan: {type(error).__name__}: {error}") from error
+
+    def digest(self) -> str:
+        """A short name for the decisions."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+    def summary(self) -> str:
+        """Widths only, compact: what goes into the model's metadata."""
+        widths = {d.group: [d.before, d.after] for d in self.decisions if d.after < d.before}
+        return json.dumps({"digest": self.digest(), "target": dict(self.target), "widths": widths}, sort_keys=True)
+
+    def alive(self, trace: Trace) -> Mask:
+        """Which labels of a trace stay; PlanError where the plan was made for another graph."""
+        groups = {group.id: group for group in trace.groups}
+        removed = []
+        for decision in self.decisions:
+            group = groups.get(decision.group)
+            if group is None or len(group) != decision.before:
+                found = "no such group" if group is None else f"{len(group)} units"
+                raise PlanError(
+                    f"plan doesn't fit the model: group {decision.group} has {decision.before} units there, here {found}"
+                )
+            removed.append(_removed(group, decision))
+        return trace.alive(removed)
+
+
+def _removed(group: Group, decision: UnitDecision) -> npt.NDArray[np.int64]:
+    kept = np.array(decision.kept, dtype=np.int64)
+    if not len(kept) or kept.min() < 0 or kept.max() >= len(group) or len(np.unique(kept)) != len(kept):
+        raise PlanError(f"plan: the kept units of group {decision.group} must be 1 to {len(group)} different numbers")
+    return np.delete(group.labels, kept)
+
+
+def _decision(entry: Mapping[str, Any], label: str) -> Decision:
+    kind = _DECISIONS.get(entry.get("type", ""))
+    if kind is None:
+        raise PlanError(f"{label}: decisions of type {entry.get('type')!r} are not known to this version")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
+    return kind(**values)
+
+
+def widths(decisions: Iterable[Decision], groups: Sequence[Group]) -> npt.NDArray[np.int64]:
+    """Units kept of every group, (G,); groups without a decision keep all."""
+    kept = {decision.group: decision.after for decision in decisions}
+    return np.array([kept.get(group.id, len(group)) for group in groups], dtype=np.int64)
+
+
+def save_plan(plan: Plan, path: FilePath, folds: Folds | None) -> None:
+    """Write the JSON and, beside it with suffix .npz, the folded weights it was carried out with."""
+    from snp_onnx.model_io import written_whole
+
+    sidecar = path.with_suffix(".npz")
+    if folds:
+        with written_whole(sidecar) as temporary, temporary.open("wb") as stream:
+            np.savez_compressed(stream, __dense_sha256__=np.array(plan.dense_sha256), **dict(folds))  # type: ignore[arg-type]
+    else:
+        sidecar.unlink(missing_ok=True)
+    with written_whole(path) as temporary:
+        temporary.write_text(plan.to_json())
+
+
+def load_plan(path: FilePath) -> tuple[Plan, Folds | None]:
+    """A plan and the folded weights of its sidecar, if there is one of the same dense model."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path}: can't be read as a plan: {error}") from error
+    plan = Plan.from_json(text, str(path))
+    sidecar = path.with_suffix(".npz")
+    if not sidecar.is_file():
+        return plan, None
+    try:
+        with np.load(sidecar, allow_pickle=False) as arrays:
+            folds = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError) as error:
+        raise PlanError(f"{sidecar}: can't be read as the plan's folded weights: {error}") from error
+    owner = folds.pop("__dense_sha256__", None)
+    return plan, folds if owner is not None and str(owner) == plan.dense_sha256 else None

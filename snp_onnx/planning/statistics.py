@@ -1,0 +1,73 @@
+"""Statistics: the moments as groups and consumers see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from snp_onnx.calibration.moments import Moments
+from snp_onnx.planning.readings import Reading
+from snp_onnx.tracing import Group, Linear
+from snp_onnx.tracing.labels import Labels
+
+Matrix = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Statistics:
+    """Readings and the moments that answer them; a reading with non-finite moments counts as not measured."""
+
+    readings: Mapping[Linear, Reading]
+    moments: Mapping[str, Moments]
+
+    def is_measured(self, linear: Linear) -> bool:
+        reading = self.readings.get(linear)
+        return reading is not None and reading.key in self.moments and self.moments[reading.key].is_finite
+
+    def gram(self, linears: Iterable[Linear]) -> Matrix:
+        """G = XᵀX / n over the inputs of consumers that share one weight, (C, C)."""
+        first, *others = [self.moments[self.readings[linear].key] for linear in linears]
+        return sum(others, start=first).gram
+
+    def group_gram(self, group: Group) -> Matrix | None:
+        """The joint Gram of a group's units over all its consumers, (U, U); None if none was measured.
+
+        The samples of all consumer inputs are stacked, each input scaled to unit energy, so that a residual stream's
+        units answer for every layer that reads them and no layer counts for more because its activations are larger:
+        G = Σ_c G_c / tr G_c. A unit that holds several positions of an axis contributes each as further samples.
+        """
+        joint: Matrix | None = None
+        done: set[str] = set()
+        for linear in group.consumers:
+            if not self.is_measured(linear) or self.readings[linear].key in done:
+                continue
+            reading = self.readings[linear]
+            done.add(reading.key)
+            gram = self.moments[reading.key].gram
+            part = sum(gram[np.ix_(columns, columns)] for columns in unit_columns(reading.columns, group.labels))
+            energy = float(np.trace(part))
+            if energy > 0.0:
+                part = part / energy
+            joint = part if joint is None else joint + part
+        return joint
+
+    def unmeasured(self, group: Group) -> list[Linear]:
+        """Consumers whose input was not finite: without moments they can't be folded."""
+        return [linear for linear in group.consumers if not self.is_measured(linear)]
+
+
+def unit_columns(columns: Labels, units: Labels) -> npt.NDArray[np.int64]:
+    """For units that each own S columns: (S, U) column numbers, in the order of `units`.
+
+    >>> unit_columns(np.array([7, 7, 5, 5]), np.array([5, 7])).tolist()
+    [[2, 0], [3, 1]]
+    """
+    order = np.argsort(units, kind="stable")
+    sought = np.minimum(np.searchsorted(units[order], columns), len(units) - 1)
+    owner = order[sought]
+    mine = np.flatnonzero(units[owner] == columns)
+    by_unit = mine[np.argsort(owner[mine], kind="stable")]
+    return by_unit.reshape(len(units), -1).T
