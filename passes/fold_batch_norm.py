@@ -45,7 +45,7 @@ def _foldable_producer(norm: gs.Node, outputs: set[int]) -> gs.Node | None:
     parameters = [*linear.inputs[1:], *norm.inputs[1:]]
     if not all(isinstance(tensor, gs.Constant) for tensor in parameters if tensor.name):
         return None
-    if any(len(tensor.outputs) > 1 for tensor in linear.inputs[1:]):
+    if any(len(tensor.outputs) > 1 or id(tensor) in outputs for tensor in linear.inputs[1:]):
         return None
     plain = all(linear.attrs.get(name, 1.0) == 1.0 for name in ("alpha", "beta"))
     return linear if plain and np.dtype(linear.inputs[1].dtype).kind == "f" else None

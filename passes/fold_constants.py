@@ -14,7 +14,12 @@ from snp_onnx.passes.base import Note, Outcome
 from snp_onnx.tracing.op import ops_of
 from snp_onnx.tracing.weights import Weights
 
-_WEIGHT_PLACES: Mapping[str, tuple[int, ...]] = {"Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (0, 1, 2), "MatMul": (0, 1)}
+_WEIGHT_PLACES: Mapping[str, tuple[int, ...]] = {
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "Gemm": (0, 1, 2),
+    "MatMul": (0, 1),
+}
 
 
 def computed_weights(model: onnx.ModelProto) -> dict[str, npt.NDArray[np.generic]]:

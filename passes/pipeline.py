@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -27,6 +27,7 @@ def rewrite(model: onnx.ModelProto, passes: Sequence[Pass]) -> Rewritten:
     notes: list[Note] = []
     with _quiet():
         graph = gs.import_onnx(model)
+        origins = list(zip(graph.nodes, model.graph.node, strict=True))
         for step in passes:
             try:
                 notes += step(graph).notes
@@ -34,9 +35,28 @@ def rewrite(model: onnx.ModelProto, passes: Sequence[Pass]) -> Rewritten:
                 raise
             except Exception as error:
                 raise PassError(f"pass {type(step).__name__} failed: {type(error).__name__}: {error}") from error
-        result = gs.export_onnx(graph, do_type_check=False, opset_imports=list(model.opset_import))
+        result = _export(graph, model)
     _put_back(model, result)
+    _put_back_nodes(origins, zip(graph.nodes, result.graph.node, strict=True))
     return Rewritten(result, tuple(notes))
+
+
+def _export(graph: gs.Graph, source: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph as a model; the export writes an empty name into unnamed tensors of the source's attributes."""
+    unnamed = [tensor for tensor in _attribute_tensors(source.graph) if not tensor.HasField("name")]
+    result: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False, opset_imports=list(source.opset_import))
+    for tensor in unnamed:
+        tensor.ClearField("name")
+    return result
+
+
+def _attribute_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _attribute_tensors(inner)
 
 
 @contextlib.contextmanager
@@ -57,13 +77,18 @@ def _put_back(source: onnx.ModelProto, result: onnx.ModelProto) -> None:
     result.metadata_props.extend(source.metadata_props)
     result.graph.metadata_props.extend(source.graph.metadata_props)
     _put_back_values(source, result)
-    described = {
-        _key(node): node for node in source.graph.node if node.doc_string or node.metadata_props or node.overload
-    }
-    for node in result.graph.node:
-        if (origin := described.get(_key(node))) is not None and origin.op_type == node.op_type:
-            node.doc_string, node.overload = origin.doc_string, origin.overload
-            node.metadata_props.extend(origin.metadata_props)
+
+
+def _put_back_nodes(
+    origins: Iterable[tuple[gs.Node, onnx.NodeProto]], exported: Iterable[tuple[gs.Node, onnx.NodeProto]]
+) -> None:
+    """Documentation and metadata of every node that is still there, whatever its tensors are called now."""
+    sources = {id(node): proto for node, proto in origins}
+    for node, proto in exported:
+        origin = sources.get(id(node))
+        if origin is not None and origin.op_type == proto.op_type:
+            proto.doc_string, proto.overload = origin.doc_string, origin.overload
+            proto.metadata_props.extend(origin.metadata_props)
 
 
 def _put_back_values(source: onnx.ModelProto, result: onnx.ModelProto) -> None:
@@ -82,7 +107,3 @@ def _put_back_values(source: onnx.ModelProto, result: onnx.ModelProto) -> None:
 def _lists_initialisers(model: onnx.ModelProto) -> bool:
     names = {tensor.name for tensor in model.graph.initializer}
     return any(value.name in names for value in model.graph.input)
-
-
-def _key(node: onnx.NodeProto) -> str:
-    return next((name for name in node.output if name), "")

@@ -23,7 +23,9 @@ def prepare(model: onnx.ModelProto) -> Rewritten:
     names = {tensor.name for tensor in model.graph.initializer}
     listed = sum(value.name in names for value in model.graph.input)
     if listed:
-        notes.append(Note("model", f"{listed} initialisers were listed as graph inputs: they are plain initialisers now"))
+        notes.append(
+            Note("model", f"{listed} initialisers were listed as graph inputs: they are plain initialisers now")
+        )
     passes: list[Pass] = [LiftConstants(), FoldConstants(computed_weights(model))]
     passes += [SeparateShared(), FoldBatchNorm(), EliminateDead()]
     rewritten = rewrite(model, passes)

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_graphsurgeon as gs
 
 from snp_onnx.errors import PassError
@@ -39,6 +40,14 @@ class Resizing:
     def after(self, tensor: str) -> Shape:
         return self.trace.shape_after(tensor, self._alive)
 
+    def is_touched(self, op: Op) -> bool:
+        """Whether a tensor of the node is cut, or a size that it reads comes out differently."""
+        known, facts = [name for name in (*op.inputs, *op.outputs) if name in self.trace.axes], self.trace.facts
+        if any(self.after(name) != self.shape(name) for name in known):
+            return True
+        sizes = [name for name in op.inputs if name in facts.origins]
+        return any(not np.array_equal(self._values[name], facts.values[name]) for name in sizes)
+
     def computed(self, tensor: str) -> list[int]:
         """What a size vector comes out as after the cut, if nobody corrects it."""
         return [int(x) for x in self._values[tensor].reshape(-1)]
@@ -57,6 +66,14 @@ class Resizing:
         """For every old position its new one; -1 where it went."""
         alive = self._alive[labels]
         return np.where(alive, np.cumsum(alive) - 1, -1)
+
+    def may_vary(self, vector: str, entry: int) -> bool:
+        """Whether an extent that isn't cut takes part in an entry: a number would hold for the traced shapes only."""
+        facts = self.trace.facts
+        if vector not in facts.origins:
+            return False
+        axes = facts.extents[facts.origins[vector].reshape(-1)[entry]]
+        return any(tensor not in self.trace.axes or not self.is_cut(tensor, axis) for tensor, axis in axes)
 
     def set_constant(self, node: gs.Node, place: int, values: npt.NDArray[np.generic]) -> None:
         """Give one node its own constant operand."""
@@ -82,18 +99,19 @@ class Resizing:
 
     def _override(self, node: gs.Node, op: Op, place: int, changes: Mapping[int, int]) -> None:
         """Correct entries of a vector that is computed at run time."""
-        if op.version < 11:
-            raise PassError(f"{op.name}: a computed size can't be corrected in opset {op.version}")
         graph, computed = self._graph, node.inputs[place]
         entries = np.array(sorted(changes), dtype=np.int64)
-        sizes = np.array([changes[int(entry)] for entry in entries], dtype=np.int64)
+        kind = onnx.helper.tensor_dtype_to_np_dtype(self.trace.facts.types[op.input(place)])
+        sizes = np.array([changes[int(entry)] for entry in entries], dtype=kind)
         corrected = gs.Variable(fresh_name(graph, f"{computed.name}_pruned"), computed.dtype, computed.shape)
         operands = [
             computed,
             gs.Constant(fresh_name(graph, f"{computed.name}_entries"), entries),
             gs.Constant(fresh_name(graph, f"{computed.name}_sizes"), sizes),
         ]
-        scatter = gs.Node("ScatterElements", f"{op.name}_sizes", {"axis": 0}, operands, [corrected])
+        scatter = gs.Node(
+            "ScatterElements" if op.version >= 11 else "Scatter", f"{op.name}_sizes", {"axis": 0}, operands, [corrected]
+        )
         insert_before(graph, node, scatter)
         node.inputs[place] = corrected
 
@@ -106,14 +124,17 @@ def _reshape(node: gs.Node, op: Op, resizing: Resizing) -> None:
     for axis, size in enumerate(resizing.computed(op.input(1))):
         comes_out = source[axis] if size == 0 and copies and axis < len(source) else size
         if size != -1 and comes_out != wanted[axis]:
-            changes[axis] = wanted[axis]
+            changes[axis] = -1 if resizing.may_vary(op.input(1), axis) else wanted[axis]
+    if list(changes.values()).count(-1) > 1:
+        raise PassError(f"{op.name}: two extents of this Reshape vary from run to run and can't both be corrected")
     resizing.set_entries(node, op, 1, "shape", changes)
 
 
 def _expand(node: gs.Node, op: Op, resizing: Resizing) -> None:
     """One broadcasts; any other size must be the wanted one. The vector may be shorter than the output's rank."""
     sizes = resizing.computed(op.input(1))
-    wanted = resizing.after(op.outputs[0])[-len(sizes) :]
+    wanted = resizing.after(op.outputs[0])
+    wanted = wanted[len(wanted) - len(sizes) :]
     changes = {axis: n for axis, (size, n) in enumerate(zip(sizes, wanted, strict=True)) if size not in (1, n)}
     resizing.set_entries(node, op, 1, "shape", changes)
 
@@ -257,4 +278,3 @@ RESIZERS: Mapping[str, Resizer] = MappingProxyType(
     }
 )
 """Operators with sizes to rewrite; all others take theirs from their inputs."""
-

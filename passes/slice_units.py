@@ -29,7 +29,7 @@ class SliceUnits:
         for op in self.trace.ops:
             resizer = RESIZERS.get(op.type) if op.is_standard else None
             node = nodes.get(next((name for name in op.outputs if name), ""))
-            if resizer is not None and node is not None and node.op == op.type:
+            if resizer is not None and node is not None and node.op == op.type and resizing.is_touched(op):
                 resizer(node, op, resizing)
         return Outcome(bool(notes), tuple(notes))
 

@@ -1,4 +1,4 @@
-"""The errors a caller may see. Everything expected derives from `SnpError`; anything else that escapes is a bug of ours."""
+"""The errors a caller may see. Everything expected derives from `SnpError`; anything else is a bug of ours."""
 
 
 class SnpError(Exception):

@@ -89,11 +89,15 @@ def _external_files(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
         info = ExternalDataInfo(tensor)
         file = (folder / info.location).resolve()
         if not file.is_relative_to(folder):
-            raise ModelError(f"{path}: the external data of {tensor.name} lies outside the model's folder: {info.location}")
+            raise ModelError(
+                f"{path}: the external data of {tensor.name} lies outside the model's folder: {info.location}"
+            )
         if not file.is_file():
             raise ModelError(f"{path}: the external data file {info.location} of {tensor.name} is missing")
-        if (info.offset or 0) + (info.length or 0) > file.stat().st_size:
-            raise ModelError(f"{path}: the external data file {info.location} is too short for {tensor.name}: truncated?")
+        if int(info.offset or 0) + int(info.length or 0) > file.stat().st_size:
+            raise ModelError(
+                f"{path}: the external data file {info.location} is too short for {tensor.name}: truncated?"
+            )
         files[file] = None
     return tuple(files)
 
@@ -135,7 +139,7 @@ def with_provenance(proto: onnx.ModelProto, entries: Mapping[str, str]) -> None:
 
 def check_destination(output: Path, source: Path | None, force: bool) -> None:
     """Refuse an output that can't be written, before any work is done."""
-    folder = output.parent if str(output.parent) else Path()
+    folder = output.parent
     if not folder.is_dir():
         raise PlanError(f"{output}: the output folder {folder} doesn't exist: create it first")
     if output.is_dir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -90,5 +91,5 @@ def _steps(paths: Sequence[Path], min_units: int, round_to: int) -> list[_Step]:
     for number, path in enumerate(paths):
         rungs = legal_widths(len(path.group), min_units, round_to)
         thresholds = np.maximum.accumulate(path.threshold)
-        steps += [_Step(float(thresholds[a]), number, b) for a, b in zip(rungs, rungs[1:], strict=False)]
+        steps += [_Step(float(thresholds[a]), number, b) for a, b in pairwise(rungs)]
     return sorted(steps, key=lambda step: (step.threshold, step.path, step.width))

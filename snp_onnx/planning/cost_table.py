@@ -50,9 +50,7 @@ class CostTable:
         return self.cost(self._sizes)
 
 
-def _counts(
-    trace: Trace, factor: tuple[str, int], owner: Widths, sizes: Widths
-) -> tuple[int, Mapping[int, float]]:
+def _counts(trace: Trace, factor: tuple[str, int], owner: Widths, sizes: Widths) -> tuple[int, Mapping[int, float]]:
     """Positions of an axis that no group owns, and positions per unit of every group that owns some."""
     tensor, axis = factor
     if tensor not in trace.axes:

@@ -27,9 +27,7 @@ class Folding:
     unfolded: tuple[str, ...]
 
 
-def fold(
-    model: onnx.ModelProto, trace: Trace, alive: Mask, statistics: Statistics, ridge: float
-) -> Folding:
+def fold(model: onnx.ModelProto, trace: Trace, alive: Mask, statistics: Statistics, ridge: float) -> Folding:
     """W' = W A for every consumer weight with removed inputs, A = `fold_map(G, kept)`; the model isn't changed.
 
     A weight that several nodes share is folded once, on the moments of all their inputs together.
@@ -62,9 +60,7 @@ def _by_weight(trace: Trace) -> Iterator[tuple[str, list[Linear]]]:
     yield from by_weight.items()
 
 
-def _obstacle(
-    trace: Trace, weights: Weights, weight: str, linears: list[Linear], statistics: Statistics
-) -> str | None:
+def _obstacle(trace: Trace, weights: Weights, weight: str, linears: list[Linear], statistics: Statistics) -> str | None:
     if not all(statistics.is_measured(linear) for linear in linears):
         return "its input is not finite on the calibration samples"
     path = weights.path(weight)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -84,7 +84,13 @@ class Choices:
             if number < 1:
                 raise PlanError(f"{option} {number}: give a positive number")
         if self.ridge <= 0:
-            raise PlanError(f"ridge {self.ridge}: give a positive number")
+            raise PlanError(f"--ridge {self.ridge}: give a positive number")
+
+    def record(self) -> dict[str, Any]:
+        """The choices as plain JSON values."""
+        plain = asdict(replace(self, kinds=frozenset()))
+        plain["kinds"] = sorted(str(kind) for kind in self.kinds)
+        return {name: str(value) if isinstance(value, str) else value for name, value in plain.items()}
 
 
 PAPER = Choices()

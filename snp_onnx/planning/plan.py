@@ -99,7 +99,7 @@ class Plan:
             if group is None or len(group) != decision.before:
                 found = "no such group" if group is None else f"{len(group)} units"
                 raise PlanError(
-                    f"plan doesn't fit the model: group {decision.group} has {decision.before} units there, here {found}"
+                    f"the plan's group {decision.group} has {decision.before} units, here {found}: wrong model?"
                 )
             removed.append(_removed(group, decision))
         return trace.alive(removed)
@@ -117,7 +117,7 @@ def _decision(entry: Mapping[str, Any], label: str) -> Decision:
     if kind is None:
         raise PlanError(f"{label}: decisions of type {entry.get('type')!r} are not known to this version")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
-    return kind(**values)
+    return kind(**values)  # type: ignore[arg-type]
 
 
 def widths(decisions: Iterable[Decision], groups: Sequence[Group]) -> npt.NDArray[np.int64]:

@@ -47,7 +47,8 @@ class Statistics:
             reading = self.readings[linear]
             done.add(reading.key)
             gram = self.moments[reading.key].gram
-            part = sum(gram[np.ix_(columns, columns)] for columns in unit_columns(reading.columns, group.labels))
+            slots = unit_columns(reading.columns, group.labels)
+            part: Matrix = np.sum([gram[np.ix_(columns, columns)] for columns in slots], axis=0)
             energy = float(np.trace(part))
             if energy > 0.0:
                 part = part / energy

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import numpy as np
 import onnx
 
+from snp_onnx.tracing.extents import bar_extents, bar_numbers
 from snp_onnx.tracing.facts import Facts, Shape, infer_facts
 from snp_onnx.tracing.groups import Trace, conclude
 from snp_onnx.tracing.op import Op, ops_of
-from snp_onnx.tracing.operands import slice_axes
-from snp_onnx.tracing.rules import RULES, SHAPE_OPERANDS
+from snp_onnx.tracing.rules import RULES
 from snp_onnx.tracing.tracer import Tracer
 
 
@@ -33,9 +32,10 @@ def trace(
     for op in ops:
         _bar_captures(op, tracer)
         if op.index not in followed:
-            _bar_extents_read_as_data(op, tracer)
+            bar_extents(op, tracer)
     for value in model.graph.output:
         tracer.barrier_all(None, value.name, "graph output")
+        bar_numbers(None, tracer, value.name, "its extent is a graph output")
     for sparse in model.graph.sparse_initializer:
         tracer.barrier_all(None, sparse.values.name, "sparse initialiser")
     tracer.products.settle()
@@ -99,6 +99,7 @@ def _bar_captures(op: Op, tracer: Tracer) -> None:
         return
     for name in _names_read_inside(op.node):
         tracer.barrier_all(op, name, "read inside a control-flow body")
+        bar_numbers(op, tracer, name, "its extent is read inside a control-flow body")
 
 
 def _names_read_inside(node: onnx.NodeProto) -> Iterator[str]:
@@ -108,28 +109,3 @@ def _names_read_inside(node: onnx.NodeProto) -> Iterator[str]:
                 yield from inner.input
                 yield from _names_read_inside(inner)
             yield from (value.name for value in graph.output)
-
-
-def _bar_extents_read_as_data(op: Op, tracer: Tracer) -> None:
-    """An extent that enters a computation as a number would change it when the axis shrinks."""
-    facts = tracer.facts
-    for place, name in enumerate(op.inputs):
-        if name not in facts.origins:
-            continue
-        for tensor, axis in facts.origin_axes(name):
-            allowed = (op.type, place) in SHAPE_OPERANDS and _is_own_extent(op, tracer, tensor, axis)
-            if not allowed:
-                tracer.barrier(op, tensor, axis, f"its extent is read as a number by {op.type}")
-
-
-_CUTS = frozenset(("Slice", "Pad", "Split"))
-
-
-def _is_own_extent(op: Op, tracer: Tracer, tensor: str, axis: int) -> bool:
-    """Reshape-like operands are corrected entry by entry; a cut may only follow the extent of the axis it cuts."""
-    if op.type not in _CUTS:
-        return True
-    source = op.input(0)
-    cut = slice_axes(op, tracer, len(tracer.shape(source)))
-    roots = np.unique(tracer.classes.find(tracer.axes(tensor)[axis]))
-    return any(np.isin(roots, tracer.classes.find(tracer.axes(source)[place])).all() for place in cut)

@@ -26,9 +26,26 @@ SMALL = 4096
 """Values of more elements are weights or data: their shape is a fact, their value is not followed."""
 
 _STRUCTURAL = frozenset(
-    "Identity Gather Slice Concat Unsqueeze Squeeze Reshape Transpose Flatten Expand Tile Split".split()
+    [
+        "Identity",
+        "Gather",
+        "Slice",
+        "Concat",
+        "Unsqueeze",
+        "Squeeze",
+        "Reshape",
+        "Transpose",
+        "Flatten",
+        "Expand",
+        "Tile",
+        "Split",
+    ]
 )
-_UNFOLLOWED = frozenset("Constant RandomNormal RandomUniform RandomNormalLike RandomUniformLike Bernoulli".split())
+_KEEPS_SHAPE = frozenset(("GroupNormalization", "MeanVarianceNormalization"))
+"""Operators defined by a function whose body depends on the input's type: onnx doesn't infer their shape."""
+_UNFOLLOWED = frozenset(
+    ["Constant", "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"]
+)
 
 
 @dataclass(slots=True)
@@ -101,6 +118,9 @@ def _follow(facts: Facts, op: Op, model: onnx.ModelProto) -> None:
         _follow_extent(facts, op)
     elif op.type == "Constant" and op.is_standard and (array := op.constant_value()) is not None:
         _know_constant(facts, onnx.numpy_helper.from_array(array, op.outputs[0]))
+    elif op.type in _KEEPS_SHAPE and op.is_standard and op.inputs[0] in facts.shapes:
+        facts.shapes[op.outputs[0]] = facts.shapes[op.inputs[0]]
+        facts.types[op.outputs[0]] = facts.types[op.inputs[0]]
     elif not _follow_values(facts, op):
         _infer_types(facts, op, model)
 
@@ -108,6 +128,10 @@ def _follow(facts: Facts, op: Op, model: onnx.ModelProto) -> None:
 def _follow_extent(facts: Facts, op: Op) -> None:
     source, name = op.inputs[0], op.outputs[0]
     value = _extent_value(op, facts.shapes[source])
+    if source in facts.values and facts.values[source].dtype.kind == "i":  # a vector of sizes is as long as it is
+        facts.shapes[name], facts.types[name], facts.values[name] = value.shape, onnx.TensorProto.INT64, value
+        facts.value_ops.append(op)
+        return
     axes = range(len(facts.shapes[source]))[_shape_window(op)] if op.type == "Shape" else ()
     if op.type == "Size":
         every = frozenset((source, axis) for axis in range(len(facts.shapes[source])))
@@ -197,9 +221,7 @@ def _infer_types(facts: Facts, op: Op, model: onnx.ModelProto) -> None:
     known = {name: _type_proto(facts, name) for name in op.inputs if name in facts.types}
     if any(name and name not in known for name in op.inputs):
         return
-    data = {
-        name: onnx.numpy_helper.from_array(facts.values[name], name) for name in op.inputs if name in facts.values
-    }
+    data = {name: onnx.numpy_helper.from_array(facts.values[name], name) for name in op.inputs if name in facts.values}
     try:
         schema = onnx.defs.get_schema(op.type, op.version, op.domain)
         found = onnx.shape_inference.infer_node_outputs(

@@ -41,6 +41,16 @@ class Group:
         return len(self.labels)
 
 
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A producer's output axis that stays whole, and the barrier that holds it (no node where none does)."""
+
+    weight: str
+    axis: int
+    extent: int
+    barrier: Barrier
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
     """A model's axes as labels, the groups of removable units, and the barriers that stopped a producer."""
@@ -50,6 +60,7 @@ class Trace:
     axes: Mapping[str, Axes]
     groups: tuple[Group, ...]
     barriers: tuple[Barrier, ...]
+    stops: tuple[Stop, ...]
     linears: tuple[Linear, ...]
     products: tuple[Product, ...]
     label_count: int
@@ -82,6 +93,7 @@ def conclude(tracer: Tracer, ops: Sequence[Op]) -> Trace:
         axes,
         groups,
         _telling(tracer, axes),
+        _stops(tracer, axes, groups),
         tuple(tracer.linears),
         tuple(tracer.activation_products),
         len(tracer.classes),
@@ -112,6 +124,8 @@ def _groups(tracer: Tracer, axes: Mapping[str, Axes], removable: Mask) -> tuple[
         for key in dict.fromkeys(signature[ordered].tolist()):
             if key not in taken:
                 taken.add(key)
+                if np.count_nonzero(signature[ordered] == key) < 2:
+                    continue
                 groups.append(_group(tracer, axes, linear, ordered[signature[ordered] == key], len(groups)))
     return _with_unique_ids(groups)
 
@@ -156,3 +170,33 @@ def _telling(tracer: Tracer, axes: Mapping[str, Axes]) -> tuple[Barrier, ...]:
     produced[0] = False
     telling = [b for b, labels in tracer.barriers if produced[tracer.classes.find(labels)].any()]
     return tuple(dict.fromkeys(telling))
+
+
+def _stops(tracer: Tracer, axes: Mapping[str, Axes], groups: Iterable[Group]) -> tuple[Stop, ...]:
+    """Why each producer that is in no group is in none: the first barrier on its output axis, or what it lacks."""
+    grouped = {id(linear) for group in groups for linear in group.producers}
+    first = np.full(len(tracer.classes), -1, dtype=np.int64)
+    for number in reversed(range(len(tracer.barriers))):
+        first[tracer.classes.find(tracer.barriers[number][1])] = number
+    first[0] = -1
+    stops = []
+    for linear in tracer.linears:
+        labels = axes[linear.weight][linear.out_axis]
+        if id(linear) in grouped:
+            continue
+        held = first[labels]
+        if (held >= 0).any():
+            barrier = tracer.barriers[int(held[held >= 0].min())][0]
+        else:
+            reason = "a single position" if len(labels) == 1 else _lacking(tracer, labels)
+            barrier = Barrier(linear.output, linear.output_axis, "", reason)
+        stops.append(Stop(linear.weight, linear.out_axis, len(labels), barrier))
+    return tuple(dict.fromkeys(stops))
+
+
+def _lacking(tracer: Tracer, labels: Labels) -> str:
+    if bool(tracer.classes.has(labels, FIXED).any()):
+        return "tied to an axis that must stay whole"
+    if len(np.unique(tracer.classes.find(labels))) == 1:
+        return "all positions are one unit"
+    return "no weight consumes it, so nothing could take over what is removed"

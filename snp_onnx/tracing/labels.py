@@ -87,7 +87,8 @@ class DisjointSet:
 
     def has(self, labels: Labels, flag: Flag) -> npt.NDArray[np.bool_]:
         """Whether each label's class carries the flag, same shape."""
-        return (self._flags[self.find(labels)] & np.uint8(flag)) != 0
+        carried: npt.NDArray[np.bool_] = np.not_equal(self._flags[self.find(labels)] & np.uint8(flag), 0)
+        return carried
 
     def is_live(self, labels: Labels) -> bool:
         """Whether any position of the axis could still be removed."""

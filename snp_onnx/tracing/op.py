@@ -48,9 +48,7 @@ class Op:
 
     @property
     def has_subgraph(self) -> bool:
-        return any(
-            a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in self.node.attribute
-        )
+        return any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in self.node.attribute)
 
     def input(self, place: int) -> str:
         """The name of an input, empty where it is left out."""

@@ -87,7 +87,7 @@ class Products:
         return None
 
     def settle(self) -> None:
-        """Choose the factor that carries the units of every product: forced choices first, then heads, then the longest."""
+        """Choose the factor that carries each product's units: forced ones first, then heads, then the longest."""
         waiting = list(self._ties)
         while waiting:
             forced = [tie for tie in waiting if len(self._live(tie)) <= 1]

@@ -18,7 +18,7 @@ Axes = tuple[Labels, ...]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Linear:
-    """A node that multiplies by a weight: a producer of its output's units and, ungrouped, a consumer of its input's."""
+    """A node that multiplies by a weight: it produces its output's units and, ungrouped, consumes its input's."""
 
     op: Op
     input: str

@@ -13,7 +13,7 @@ from snp_onnx.tracing.op import Op, ops_of
 
 Array = npt.NDArray[np.generic]
 
-_REVERSIBLE = frozenset("Identity Cast Transpose Reshape Squeeze Unsqueeze Flatten".split())
+_REVERSIBLE = frozenset(["Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,8 @@ class Weights:
             [onnx.helper.make_value_info(tensor, onnx.TypeProto())],
         )
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", op.version)])
-        return np.asarray(ReferenceEvaluator(model).run(None, feed)[0])
+        outcome: list[Array] = list(ReferenceEvaluator(model).run(None, feed))  # type: ignore[arg-type]
+        return np.asarray(outcome[0])
 
     def path(self, tensor: str) -> WeightPath | None:
         """The reversible path from an initialiser to the tensor; None where a node computes or dequantises it."""

@@ -78,20 +78,3 @@ RULES: Mapping[tuple[str, str], Rule] = MappingProxyType(
         ("", "DequantizeLinear"): quantisation.quantise,
     }
 )
-
-SHAPE_OPERANDS: frozenset[tuple[str, int]] = frozenset(
-    {
-        ("Reshape", 1),
-        ("Expand", 1),
-        ("Tile", 1),
-        ("ConstantOfShape", 0),
-        ("Resize", 2),
-        ("Resize", 3),
-        ("Upsample", 1),
-        ("Slice", 1),
-        ("Slice", 2),
-        ("Pad", 1),
-        ("Split", 1),
-    }
-)
-"""(operator, input place) where an extent may be read because the rewrite corrects it."""

@@ -15,6 +15,9 @@ def constant(op: Op, tracer: Tracer) -> None:
 def constant_of_shape(op: Op, tracer: Tracer) -> None:
     """Fresh units on every axis: whatever reads them decides how many are needed."""
     output = op.outputs[0]
+    if tracer.value(op.input(0)) is None:
+        tracer.set_still(output)
+        return
     tracer.set_axes(output, [tracer.classes.fresh(n) for n in tracer.shape(output)])
 
 

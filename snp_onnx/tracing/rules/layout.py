@@ -23,8 +23,8 @@ def reshape(op: Op, tracer: Tracer) -> None:
     """Reshape, Flatten, Squeeze and Unsqueeze: runs of axes with equal products are merged and split again."""
     source, output = op.input(0), op.outputs[0]
     before, after = tracer.shape(source), tracer.shape(output)
-    if 0 in before:
-        opaque(op, tracer, "empty tensor", [source])
+    if op.type == "Reshape" and tracer.value(op.input(1)) is None:
+        opaque(op, tracer, "the shape of this Reshape is computed at run time", [source])
         return
     axes = tracer.axes(source)
     labels: list[Labels] = [still(n) for n in after]
@@ -60,6 +60,9 @@ def _segments(before: Shape, after: Shape) -> Iterator[tuple[list[int], list[int
 def expand(op: Op, tracer: Tracer) -> None:
     """Axes of extent one that are repeated get fresh units: whatever reads them decides how many are needed."""
     source, output = op.input(0), op.outputs[0]
+    if tracer.value(op.input(1)) is None:
+        opaque(op, tracer, "the shape of this Expand is computed at run time", [source])
+        return
     axes, after = tracer.axes(source), tracer.shape(output)
     offset = len(after) - len(axes)
     labels = [
@@ -84,9 +87,8 @@ def tile(op: Op, tracer: Tracer) -> None:
 
 def depth_to_space(op: Op, tracer: Tracer) -> None:
     """The block positions of one output channel are one unit: `blocksize`² input channels."""
-    source, output = op.input(0), op.outputs[0]
     area = int(op.attr("blocksize", 1)) ** 2
-    channels = tracer.axes(source)[1]
+    channels = tracer.axes(op.input(0))[1]
     columns_first = op.attr("mode", "DCR") == "CRD"
     blocks = channels.reshape(-1, area).T if columns_first else channels.reshape(area, -1)
     tracer.classes.unite(blocks, blocks[:1])

@@ -14,7 +14,7 @@ def gather(op: Op, tracer: Tracer) -> None:
     axes = tracer.axes(source)
     axis = int(op.attr("axis", 0)) % len(axes)
     picked = tracer.value(indices)
-    if picked is None:
+    if picked is None or indices in tracer.facts.origins:
         tracer.barrier(op, source, axis, "positions are picked at run time")
         middle = tracer.axes(indices)
     else:
@@ -34,4 +34,3 @@ def _picked(op: Op, tracer: Tracer, source: str, axis: int, indices: Labels) -> 
     if tracer.is_live(source, axis):
         tracer.barrier(op, source, axis, f"picked with indices of rank {indices.ndim}")
     return tracer.axes(op.input(1))
-

@@ -50,6 +50,11 @@ def matmul(op: Op, tracer: Tracer) -> None:
         tracer.linears.append(Linear(op, b, contracted, a, 1, 0, output, last - 1))
     else:
         rest = [(output, axis) for axis in range(len(labels))]
+        for name, rank in zip((a, b), ranks, strict=True):
+            if tracer.is_constant(name):
+                tracer.barrier(
+                    op, *((a, inner) if name == a else (b, contracted)), f"contracted with a constant of rank {rank}"
+                )
         _contract_activations(op, tracer, (a, inner), (b, contracted), rest)
 
 

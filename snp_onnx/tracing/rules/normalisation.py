@@ -23,7 +23,7 @@ def per_channel(op: Op, tracer: Tracer) -> None:
 
 
 def group_norm(op: Op, tracer: Tracer) -> None:
-    """GroupNormalization: the channels that are normalised together are one unit; scale and bias are per group or channel."""
+    """GroupNormalization: channels normalised together are one unit; scale and bias are per group or per channel."""
     axes = tracer.axes(op.input(0))
     groups = int(op.attr("num_groups", 1))
     by_group = axes[1].reshape(groups, -1)

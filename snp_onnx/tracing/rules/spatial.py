@@ -23,6 +23,8 @@ def pool(op: Op, tracer: Tracer) -> None:
 def resize(op: Op, tracer: Tracer) -> None:
     """Resize and Upsample: axes whose extent stays pass, those that are resampled stay whole."""
     source, output = op.input(0), op.outputs[0]
+    if op.input(3) and tracer.value(op.input(3)) is None:
+        tracer.barrier_all(op, source, f"the sizes of this {op.type} are computed at run time")
     labels = []
     extents = zip(tracer.shape(source), tracer.shape(output), strict=True)
     for axis, (before, after) in enumerate(extents):

@@ -1,0 +1,24 @@
+"""snp-onnx: structured pruning of trained ONNX models, without training."""
+
+from snp_onnx._version import __version__
+from snp_onnx.errors import CalibrationError, ModelError, PassError, PlanError, SnpError, TargetError
+from snp_onnx.planning.plan import Plan
+from snp_onnx.verbs.compare import compare
+from snp_onnx.verbs.inspect import inspect
+from snp_onnx.verbs.prune import prune
+from snp_onnx.verbs.result import PruneResult
+
+__all__ = [
+    "CalibrationError",
+    "ModelError",
+    "PassError",
+    "Plan",
+    "PlanError",
+    "PruneResult",
+    "SnpError",
+    "TargetError",
+    "__version__",
+    "compare",
+    "inspect",
+    "prune",
+]

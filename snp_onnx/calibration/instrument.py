@@ -1,0 +1,246 @@
+"""The statistics are part of the graph: a model whose outputs are moments, so that nothing large leaves the session."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from snp_onnx.calibration.emitter import END, PREFIX, Emitter
+from snp_onnx.calibration.moments import MomentRequest
+from snp_onnx.errors import ModelError
+
+PHASE = f"{PREFIX}phase"
+OLDEST_OPSET = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Names of the graph outputs that answer one request."""
+
+    gram: str
+    sum: str
+    count: str
+    cross: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Instrumented:
+    """A model whose only outputs are the moments of `requests`; `sums` in the same order."""
+
+    model: onnx.ModelProto
+    requests: tuple[MomentRequest, ...]
+    sums: tuple[Sums, ...]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Every output once, in the order of the requests."""
+        names = [name for sums in self.sums for name in (sums.gram, sums.sum, sums.count, sums.cross) if name]
+        return tuple(dict.fromkeys(names))
+
+
+def instrument(model: onnx.ModelProto, requests: Sequence[MomentRequest]) -> Instrumented:
+    """A copy of `model` that computes the moments and nothing else; the model itself is not touched.
+
+    Graph outputs are replaced, nodes and weights that no moment needs are left out. A lattice starts at an offset
+    derived from the int64 input `snp_onnx::phase`, shape (1,): while the phase counts up, the offsets of all axes
+    together take every value once. Slice has neither run-time starts nor steps before opset 10: there the offset is
+    always 0 and the input is absent. Columns of patches come out window position by window position; `runner.collect`
+    brings them into the order of `Moments`.
+    """
+    unique = tuple({request.key: request for request in requests}.values())
+    _require_tensors(model.graph, unique)
+    emitter = Emitter(_opset(model))
+    sums = tuple(_sums(emitter, request) for request in unique)
+    instrumented = Instrumented(onnx.ModelProto(), unique, sums)
+    _assemble(instrumented, model, emitter)
+    return instrumented
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            if entry.version < OLDEST_OPSET:
+                raise ModelError(f"the model is of opset {entry.version}: convert it to opset {OLDEST_OPSET} or later")
+            return int(entry.version)
+    raise ModelError("the model imports no opset of the default domain ai.onnx: add it to opset_import")
+
+
+def _require_tensors(graph: onnx.GraphProto, requests: Iterable[MomentRequest]) -> None:
+    known = {value.name for value in [*graph.input, *graph.initializer]}
+    known.update(tensor.values.name for tensor in graph.sparse_initializer)
+    known.update(name for node in graph.node for name in node.output)
+    if any(name.startswith(PREFIX) for name in known):
+        raise ModelError(f"the model already has tensors named {PREFIX}…: instrument the original model")
+    for request in requests:
+        for name in (request.tensor, request.row_mask, request.cross_with):
+            if name is not None and (name not in known or not name):
+                raise ModelError(f"the graph has no tensor {name!r}, of which moments were requested: check the name")
+
+
+def _sums(emitter: Emitter, request: MomentRequest) -> Sums:
+    """The nodes from the requested tensors to their sums."""
+    rows = emitter.transpose(request.tensor, [*request.row_axes, request.axis])
+    offset = _offset(emitter, request, rows)
+    mask = _mask(emitter, request, rows, offset)
+    x = _matrix(emitter, request, _columns(emitter, request, rows, offset), mask)
+    cross = None
+    if request.cross_with is not None:
+        other = emitter.transpose(request.cross_with, [*request.row_axes, request.axis])
+        y = _matrix(emitter, request, _sampled(emitter, request, other, request.rank, offset), mask)
+        cross = emitter.product(x, y)
+    return Sums(emitter.product(x, x), emitter.sum(x, [0]), _count(emitter, request, x, mask), cross)
+
+
+def _count(emitter: Emitter, request: MomentRequest, x: str, mask: str | None) -> str:
+    """How many rows count: int64, one number."""
+    if mask is None:
+        return emitter.emit("Gather", emitter.emit("Shape", x), emitter.ints([0]), axis=0)
+    counted = emitter.sum(emitter.emit("Cast", mask, to=TensorProto.INT64), range(request.rank - 1))
+    return emitter.emit("Mul", counted, emitter.ints([len(request.slots) if request.slots else 1]))
+
+
+def _positions(request: MomentRequest) -> list[int]:
+    """Where the lattice axes lie once the units are the last axis."""
+    return [request.row_axes.index(a) for a in request.lattice_axes]
+
+
+def _extents(emitter: Emitter, request: MomentRequest, rows: str) -> str:
+    """How many row positions each lattice axis has: int64 vector."""
+    extents = emitter.emit("Gather", emitter.emit("Shape", rows), emitter.ints(_positions(request)), axis=0)
+    window = request.window
+    if window is None:
+        return extents
+    rank = len(window.kernel)
+    slack = [
+        window.pads[i] + window.pads[i + rank] - window.dilations[i] * (window.kernel[i] - 1) - 1 for i in range(rank)
+    ]
+    moves = emitter.emit("Div", emitter.emit("Add", extents, emitter.ints(slack)), emitter.ints(window.strides))
+    return emitter.emit("Add", moves, emitter.ints([1] * rank))
+
+
+def _offset(emitter: Emitter, request: MomentRequest, rows: str) -> str | None:
+    """Where the lattice starts: the phase in mixed radix, one digit an axis, so that no two axes move together."""
+    if not request.lattice or emitter.opset < 10:
+        return None
+    radix = np.cumprod([1, *request.lattice[:-1]])
+    shifted = emitter.emit("Div", PHASE, emitter.ints(radix.tolist()))
+    digits = emitter.emit("Mod", shifted, emitter.ints(request.lattice))
+    # an axis shorter than its stride must still be read
+    return emitter.emit("Mod", digits, _extents(emitter, request, rows))
+
+
+def _sampled(emitter: Emitter, request: MomentRequest, rows: str, rank: int, offset: str | None) -> str:
+    """The lattice positions of a tensor laid out as rows, with or without a unit axis behind them."""
+    axes = _positions(request)
+    steps = request.lattice or (1,) * len(axes)
+    return emitter.every(rows, rank, axes, offset or [0] * len(axes), [END] * len(axes), steps)
+
+
+def _columns(emitter: Emitter, request: MomentRequest, rows: str, offset: str | None) -> str:
+    """The lattice positions with all their columns, float32."""
+    if request.window is not None:
+        return _patches(emitter, request, _float(emitter, rows), offset)
+    if emitter.opset >= 10:
+        return _float(emitter, _sampled(emitter, request, rows, request.rank, offset))
+    return _sampled(emitter, request, _float(emitter, rows), request.rank, offset)
+
+
+def _float(emitter: Emitter, x: str) -> str:
+    return emitter.emit("Cast", x, to=TensorProto.FLOAT)
+
+
+def _patches(emitter: Emitter, request: MomentRequest, rows: str, offset: str | None) -> str:
+    """Shifted slices of the padded input, one for each window position, side by side on the last axis."""
+    window = request.window
+    assert window is not None
+    rank = len(window.kernel)
+    padded = emitter.pad(rows, [0, *window.pads[:rank], 0, 0, *window.pads[rank:], 0])
+    steps = [stride * step for stride, step in zip(window.strides, request.lattice or (1,) * rank, strict=True)]
+    origin = None if offset is None else emitter.emit("Mul", offset, emitter.ints(window.strides))
+    taps = []
+    for tap in product(*(range(size) for size in window.kernel)):
+        shift = [k * dilation for k, dilation in zip(tap, window.dilations, strict=True)]
+        # an end counted from the back leaves room for the rest of the window: every tap gets the same positions
+        room = [d * (size - 1 - k) for d, size, k in zip(window.dilations, window.kernel, tap, strict=True)]
+        starts = shift if origin is None else emitter.emit("Add", origin, emitter.ints(shift))
+        ends = [-r if r else END for r in room]
+        taps.append(emitter.every(padded, request.rank, range(1, rank + 1), starts, ends, steps))
+    return emitter.emit("Concat", *taps, axis=rank + 1) if len(taps) > 1 else taps[0]
+
+
+def _mask(emitter: Emitter, request: MomentRequest, rows: str, offset: str | None) -> str | None:
+    """Which lattice positions count: bool, the shape of the row axes."""
+    if request.row_mask is None:
+        return None
+    whole = _extents(emitter, request, rows)
+    if 0 in request.row_axes:
+        batch = emitter.emit("Gather", emitter.emit("Shape", rows), emitter.ints([0]), axis=0)
+        whole = emitter.emit("Concat", batch, whole, axis=0)
+    mask = emitter.emit("Cast", request.row_mask, to=TensorProto.BOOL)
+    mask = emitter.emit("Cast", mask, to=TensorProto.FLOAT)  # the type that every runtime can expand and slice
+    mask = _sampled(emitter, request, emitter.emit("Expand", mask, whole), request.rank - 1, offset)
+    return emitter.emit("Cast", mask, to=TensorProto.BOOL)
+
+
+def _matrix(emitter: Emitter, request: MomentRequest, columns: str, mask: str | None) -> str:
+    """(n, C): slots become rows, masked rows become zero, whatever they held."""
+    rank = request.rank
+    if request.slots is not None:
+        columns = emitter.emit("Gather", columns, emitter.constant(np.asarray(request.slots, np.int64)), axis=rank - 1)
+        rank += 1
+    if mask is not None:
+        wide = emitter.unsqueeze(mask, range(request.rank - 1, rank))
+        columns = emitter.emit("Where", wide, columns, emitter.constant(np.zeros((), np.float32)))
+    return emitter.emit("Flatten", columns, axis=rank - 1)
+
+
+def _assemble(instrumented: Instrumented, model: onnx.ModelProto, emitter: Emitter) -> None:
+    """Fill the empty model: what the moments need of the old graph, then their own nodes."""
+    result, graph = instrumented.model, model.graph
+    needed, nodes = _reached(graph, [name for node in emitter.nodes for name in node.input])
+    result.ir_version = model.ir_version
+    result.opset_import.extend(model.opset_import)
+    result.functions.extend(model.functions)
+    result.graph.name = f"{PREFIX}moments"
+    result.graph.node.extend([*nodes, *emitter.nodes])
+    result.graph.input.extend(value for value in graph.input if value.name in needed)
+    result.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in needed)
+    result.graph.sparse_initializer.extend(t for t in graph.sparse_initializer if t.values.name in needed)
+    result.graph.value_info.extend(value for value in graph.value_info if value.name in needed)
+    if PHASE in needed:
+        result.graph.input.append(helper.make_tensor_value_info(PHASE, TensorProto.INT64, [1]))
+    counts = {sums.count for sums in instrumented.sums}
+    vectors = {sums.sum for sums in instrumented.sums}
+    for name in instrumented.outputs:
+        kind = TensorProto.INT64 if name in counts else TensorProto.FLOAT
+        shape = [None] if name in counts | vectors else [None, None]
+        result.graph.output.append(helper.make_tensor_value_info(name, kind, shape))
+
+
+def _reached(graph: onnx.GraphProto, names: Iterable[str]) -> tuple[set[str], list[onnx.NodeProto]]:
+    """Every tensor these are computed from, themselves included, and the nodes in between in graph order."""
+    producer = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+    needed, waiting, nodes = set[str](), list(names), set[int]()
+    while waiting:
+        name = waiting.pop()
+        if name in needed:
+            continue
+        needed.add(name)
+        index = producer.get(name)
+        if index is not None and index not in nodes:
+            nodes.add(index)
+            waiting.extend(_read_by(graph.node[index]))
+    return needed, [node for i, node in enumerate(graph.node) if i in nodes]
+
+
+def _read_by(node: onnx.NodeProto) -> list[str]:
+    """Inputs of a node and of everything in its subgraphs, captured or not."""
+    names = [name for name in node.input if name]
+    for attribute in node.attribute:
+        for body in [attribute.g, *attribute.graphs] if attribute.type in (5, 10) else []:
+            names.extend(name for inner in body.node for name in _read_by(inner))
+            names.extend(value.name for value in body.output)
+    return names

@@ -1,0 +1,172 @@
+"""Moments: what a request asks of a tensor, and the sums that answer it."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snp_onnx.errors import CalibrationError, PlanError
+
+
+class View(StrEnum):
+    """What a row of X holds: the units at one position, or the units under a whole convolution window."""
+
+    CHANNELS = "channels"
+    PATCHES = "patches"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The window of a convolution, ONNX attribute order; `auto_pad` is resolved by the caller."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[int, ...]  # all begins, then all ends
+
+    def __post_init__(self) -> None:
+        rank = len(self.kernel)
+        if not rank or len(self.strides) != rank or len(self.dilations) != rank or len(self.pads) != 2 * rank:
+            raise PlanError(f"{self} is not a window: give n kernel sizes, n strides, n dilations and 2n pads")
+        if min(self.kernel + self.strides + self.dilations) < 1 or min(self.pads) < 0:
+            raise PlanError(f"{self} is not a window: sizes, strides and dilations start at 1, pads at 0")
+
+
+@dataclass(frozen=True, slots=True)
+class MomentRequest:
+    """One description of a statistic: the rows X taken from a tensor, and optionally the rows Y of another.
+
+    `axis` carries the units; all other axes are row axes. `slots` (S, U) says that U units hold S positions of the axis
+    each (a flattened channel): each slot is one more row. `lattice` strides over the row axes other than axis 0, in
+    axis order (for patches: over output positions). `row_mask` names a tensor shaped like the row axes or broadcastable
+    to them, where 0 means that the row does not count. `cross_with` names a tensor with the same rows and unit axis.
+    """
+
+    tensor: str
+    axis: int
+    rank: int
+    slots: tuple[tuple[int, ...], ...] | None = None
+    view: View = View.CHANNELS
+    window: Window | None = None
+    lattice: tuple[int, ...] = ()
+    row_mask: str | None = None
+    cross_with: str | None = None
+
+    def __post_init__(self) -> None:
+        reason = self._refusal()
+        if reason:
+            raise PlanError(f"moment request on tensor {self.tensor!r}: {reason}")
+
+    def _refusal(self) -> str | None:
+        if not 0 <= self.axis < self.rank:
+            return f"axis {self.axis} is outside a tensor of rank {self.rank}"
+        if self.lattice and (len(self.lattice) != len(self.lattice_axes) or min(self.lattice) < 1):
+            return f"lattice {self.lattice} must give a stride of 1 or more for each of the axes {self.lattice_axes}"
+        if self.slots is not None and (not self.slots or len({len(slot) for slot in self.slots}) != 1):
+            return "slots must be a rectangle (S, U) with at least one slot"
+        if self.slots is not None and self.cross_with is not None:
+            return "slots have no rows in common with another tensor, so cross_with cannot be used with them"
+        if (self.view is View.PATCHES) != (self.window is not None):
+            return "the view patches needs a window and no other view takes one"
+        if self.window is not None and (
+            self.axis != 1 or len(self.window.kernel) != self.rank - 2 or self.slots is not None
+        ):
+            return f"patches need units on axis 1, a window over the other {self.rank - 2} axes, and no slots"
+        return None
+
+    @property
+    def row_axes(self) -> tuple[int, ...]:
+        """Every axis but the unit axis."""
+        return tuple(a for a in range(self.rank) if a != self.axis)
+
+    @property
+    def lattice_axes(self) -> tuple[int, ...]:
+        """The axes that `lattice` strides over."""
+        return tuple(a for a in self.row_axes if a != 0)
+
+    @property
+    def taps(self) -> int:
+        """Columns of X per unit: the size of the window, 1 for channels."""
+        return prod(self.window.kernel) if self.window is not None else 1
+
+    @property
+    def key(self) -> str:
+        """The same for equal requests, different for different ones, in every process."""
+        fields = (self.axis, self.rank, self.slots, str(self.view), self.lattice, self.row_mask, self.cross_with)
+        window = self.window and (self.window.kernel, self.window.strides, self.window.dilations, self.window.pads)
+        digest = hashlib.sha256(repr((self.tensor, fields, window)).encode()).hexdigest()
+        return f"{self.tensor}/{self.view}/{digest[:16]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Sums over rows: XᵀX, Σx, how many, and XᵀY where it was asked for.
+
+    `gram_sum` (C, C) and `cross_sum` (C, D) in activation² units, `sum` (C,) in activation units, all float64. Columns
+    of patches are ordered like `W.reshape(O, -1)`: unit by unit, window positions innermost.
+    """
+
+    gram_sum: NDArray[np.float64]
+    sum: NDArray[np.float64]
+    count: int
+    cross_sum: NDArray[np.float64] | None = None
+
+    def __add__(self, other: "Moments") -> "Moments":
+        if (self.cross_sum is None) != (other.cross_sum is None):
+            raise PlanError("moments with and without a cross term cannot be added: ask both for the same")
+        cross = None if self.cross_sum is None or other.cross_sum is None else self.cross_sum + other.cross_sum
+        return Moments(self.gram_sum + other.gram_sum, self.sum + other.sum, self.count + other.count, cross)
+
+    @property
+    def gram(self) -> NDArray[np.float64]:
+        """G = XᵀX / n, (C, C), not centred."""
+        return self.gram_sum / self._rows()
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Mean row, (C,)."""
+        return self.sum / self._rows()
+
+    @property
+    def cross(self) -> NDArray[np.float64] | None:
+        """XᵀY / n, (C, D)."""
+        return None if self.cross_sum is None else self.cross_sum / self._rows()
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every sum is: a model that overflows on the calibration data has no usable moments."""
+        parts = [self.gram_sum, self.sum, *([] if self.cross_sum is None else [self.cross_sum])]
+        return all(bool(np.isfinite(part).all()) for part in parts)
+
+    def _rows(self) -> int:
+        if not self.count:
+            raise CalibrationError("no row was counted for these moments: check the row mask and the number of samples")
+        return self.count
+
+
+def row_strides(
+    shape: Sequence[int], axis: int, samples: int, units: int, per_unit: int = 64, at_least: int = 16
+) -> tuple[int, ...]:
+    """A lattice that reads about max(at_least, per_unit · units / samples) positions of each sample.
+
+    The largest stride, the same on every row axis but never more than its extent, that still reads that many whatever
+    the offset; () where all positions are needed. `shape` is the tensor's (for patches: the output positions').
+
+    >>> row_strides((1, 16, 32, 32), axis=1, samples=512, units=144)
+    (6, 6)
+    """
+    extents = [extent for a, extent in enumerate(shape) if a not in (0, axis)]
+    wanted = max(at_least, per_unit * units / max(samples, 1))
+    stride = 1
+    while stride < max(extents, default=1) and _reads(extents, stride + 1) >= wanted:
+        stride += 1
+    lattice = tuple(min(stride, extent) for extent in extents)
+    return () if all(step <= 1 for step in lattice) else lattice
+
+
+def _reads(extents: Sequence[int], stride: int) -> int:
+    return prod(extent // min(stride, extent) for extent in extents)

@@ -1,0 +1,193 @@
+"""The samples of a calibration source: checked, split, in batches, as often as wanted, in constant memory.
+
+Held out is sample i with i % 10 == 9, at most 256 of them. A part that comes out empty (under ten samples, or too few
+for a fixed batch) is all samples instead, with a note.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from math import prod
+from types import MappingProxyType
+from typing import Self
+
+import numpy as np
+
+from snp_onnx.calibration.arrays import Stored
+from snp_onnx.calibration.batching import Chunk, Feed, Part, count_grouped, group
+from snp_onnx.calibration.feeds import check_beside, collect
+from snp_onnx.calibration.inputs import Array, InputSpec, fixed_batch, has_batch_axis
+from snp_onnx.calibration.matching import Matcher, with_layout
+from snp_onnx.calibration.preprocess import Preprocess, check_options, convert, first_not_finite
+from snp_onnx.calibration.sources import Request, open_source
+from snp_onnx.calibration.spool import Spool
+from snp_onnx.errors import CalibrationError
+
+__all__ = ["Part", "Preprocess", "Samples", "open_samples"]
+
+_PLAIN = Preprocess()
+_NO_SHAPES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+_LABELS_AT_ONCE = 1024
+
+
+@dataclass(slots=True)
+class Samples:
+    """Re-iterable samples; a context manager that removes what it spooled.
+
+    `count` is the number of samples, `notes` are one-line remarks for the user, `largest_shapes` the largest dimension
+    seen on every axis of every input at batch 1, `is_random` says that the data are made up.
+    """
+
+    count: int
+    notes: list[str]
+    largest_shapes: Mapping[str, tuple[int, ...]]
+    is_random: bool
+    _specs: tuple[InputSpec, ...] = field(repr=False)
+    _preprocess: Preprocess = field(repr=False)
+    _feeds: Sequence[Feed] = field(repr=False)
+    _labels_beside: Stored | None = field(repr=False)
+    _spool: Spool = field(repr=False)
+
+    def batches(self, batch_size: int, part: Part) -> Iterator[Mapping[str, Array]]:
+        """Feeds of `batch_size` samples in order, fewer at the end and where shapes change.
+
+        A fixed batch of the model replaces `batch_size`, and what doesn't fill one is left out; without a batch axis
+        every batch is one sample.
+        """
+        if batch_size < 1:
+            raise CalibrationError(f"--batch-size {batch_size} is less than 1; give a positive number")
+        return map(self._read, self._grouped(part, batch_size))
+
+    def labels(self, part: Part) -> Array | None:
+        """The labels of what `batches` gives for this part, in the same order; `None` without a label array."""
+        chunks = [chunk for batch in self._grouped(part, _LABELS_AT_ONCE) for chunk in batch]
+        if self._labels_beside is not None:
+            return self._labels_beside.read(np.concatenate([chunk.samples for chunk in chunks]))
+        found = [
+            place.view.read(place.array, chunk.rows) for chunk in chunks if (place := chunk.feed.labels) is not None
+        ]
+        if not found:
+            return None
+        shapes = sorted({labels.shape[1:] for labels in found})
+        if len(shapes) > 1:
+            name = self._preprocess.label_array
+            raise CalibrationError(
+                f"label array {name!r} has samples of shape {shapes[0]} and of {shapes[1]}; make them alike"
+            )
+        return np.concatenate(found)
+
+    def part_count(self, part: Part) -> int:
+        """How many samples `batches` gives for this part."""
+        return count_grouped(self._feeds, self._effective(part), fixed_batch(self._specs))
+
+    def close(self) -> None:
+        """Remove what was spooled; the samples can't be read any more."""
+        self._spool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _effective(self, part: Part) -> Part:
+        return part if count_grouped(self._feeds, part, fixed_batch(self._specs)) else Part.ALL
+
+    def _grouped(self, part: Part, batch_size: int) -> Iterator[list[Chunk]]:
+        fixed = fixed_batch(self._specs)
+        size = (fixed or batch_size) if has_batch_axis(self._specs) else 1
+        return group(self._feeds, self._effective(part), size, keep_partial=fixed is None)
+
+    def _read(self, batch: Sequence[Chunk]) -> dict[str, Array]:
+        return {spec.name: self._read_input(spec, batch) for spec in self._specs}
+
+    def _read_input(self, spec: InputSpec, batch: Sequence[Chunk]) -> Array:
+        parts = [self._read_chunk(spec, chunk) for chunk in batch]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _read_chunk(self, spec: InputSpec, chunk: Chunk) -> Array:
+        place = chunk.feed.places[spec.name]
+        raw = place.view.read(place.array, None if chunk.feed.whole else chunk.rows)
+        values = convert(raw, spec, place.name, self._preprocess)
+        bad = first_not_finite(values)
+        if bad is not None:
+            sample = chunk.samples[0 if chunk.feed.whole else bad]
+            raise CalibrationError(
+                f"array {place.name!r} of shape {place.array.shape} has NaN or infinity as {spec.dtype} "
+                f"in sample {sample} for input {spec.name!r}; remove or repair that sample"
+            )
+        return values
+
+
+def open_samples(
+    source: object,
+    specs: Sequence[InputSpec],
+    preprocess: Preprocess = _PLAIN,
+    samples: int | None = None,
+    seed: int = 0,
+    random_shapes: Mapping[str, tuple[int, ...]] = _NO_SHAPES,
+) -> Samples:
+    """The first `samples` samples of any `SOURCE`, every array matched to its input and checked but for its values.
+
+    What can be read only once is spooled here; nothing beyond the last sample asked for is read.
+    """
+    specs = tuple(specs)
+    if samples is not None and samples < 1:
+        raise CalibrationError(f"--samples {samples} is less than 1; give a positive number")
+    check_options(preprocess, specs)
+    spool = Spool()
+    try:
+        return _open(source, Request(specs, preprocess, samples, seed, random_shapes), spool)
+    except BaseException:
+        spool.close()
+        raise
+
+
+def _open(source: object, request: Request, spool: Spool) -> Samples:
+    found = open_source(source, request)
+    data = request.preprocess
+    used = Preprocess(label_array=data.label_array) if found.is_random else with_layout(data, found.layout)
+    matcher = Matcher(request.specs, has_batch_axis(request.specs), used, found.single)
+    with closing(found.feeds):
+        feeds, notes = collect(found, matcher, request.samples, spool)
+    count = sum(feed.count for feed in feeds)
+    if not count:
+        raise CalibrationError(f"{found.origin} has no samples; give at least one")
+    if found.labels is not None:
+        check_beside(found.labels, count, is_all=count != request.samples)
+    largest = _largest_shapes(request.specs, feeds)
+    opened = Samples(count, notes, largest, found.is_random, request.specs, used, feeds, found.labels, spool)
+    _check_fixed_batch(opened, found.origin)
+    return opened
+
+
+def _check_fixed_batch(opened: Samples, origin: str) -> None:
+    """No batch at all is an error; what is left over, and parts that fall back to all samples, are noted."""
+    fixed = fixed_batch(opened._specs)
+    if not opened.part_count(Part.ALL):
+        raise CalibrationError(
+            f"the {opened.count} samples of {origin} fill no batch of the model's fixed size {fixed}; "
+            "give more of equal shapes"
+        )
+    for part in (Part.CALIBRATION, Part.HELD_OUT):
+        if opened._effective(part) is not part:
+            opened.notes.append(
+                f"too few samples ({opened.count}) to hold any back: the {part.value} part is all of them"
+            )
+        dropped = count_grouped(opened._feeds, opened._effective(part), None) - opened.part_count(part)
+        if dropped:
+            opened.notes.append(
+                f"{part.value}: {dropped} samples dropped, they do not fill the model's fixed batch of {fixed}"
+            )
+
+
+def _largest_shapes(specs: Sequence[InputSpec], feeds: Sequence[Feed]) -> dict[str, tuple[int, ...]]:
+    largest: dict[str, tuple[int, ...]] = {}
+    for feed in feeds:
+        for spec in specs:
+            shape = feed.places[spec.name].shape
+            shape = shape if feed.whole else (1, *shape[1:])
+            seen = largest.get(spec.name, shape)
+            alike = len(seen) == len(shape)
+            largest[spec.name] = tuple(map(max, seen, shape)) if alike else max(seen, shape, key=prod)
+    return largest

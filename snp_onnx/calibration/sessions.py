@@ -1,0 +1,137 @@
+"""Sessions of the runtime: which provider, which libraries, and what to say when a model cannot be loaded or run."""
+
+import re
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from snp_onnx.calibration.spill import is_large, spill
+from snp_onnx.errors import CalibrationError, ModelError, PlanError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+ERRORS_ONLY = 3
+FOLDER_OF_WEIGHTS = "session.model_external_initializers_file_folder_path"
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """Where models run: `cpu`, `cuda`, or any provider of the installed onnxruntime by name.
+
+    `threads` None is the runtime's own choice; `custom_ops` are paths of libraries with custom operators.
+    """
+
+    provider: str = "cpu"
+    threads: int | None = None
+    custom_ops: tuple[str, ...] = ()
+
+
+def open_session(
+    model: onnx.ModelProto | bytes | str | Path, runtime: Runtime, weights_folder: str | Path | None = None
+) -> "onnxruntime.InferenceSession":
+    """A session for a model in memory, serialised or at a path; `weights_folder`: external data of one in memory."""
+    if isinstance(model, onnx.ModelProto) and is_large(model):
+        with tempfile.TemporaryDirectory(prefix="snp_onnx-", ignore_cleanup_errors=True) as folder:
+            return open_session(spill(model, Path(folder)), runtime)
+    ort = _onnxruntime()
+    options = _options(ort, runtime, weights_folder)
+    providers = _providers(ort, runtime.provider)
+    payload = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
+    if isinstance(payload, str | Path) and not Path(payload).is_file():
+        raise ModelError(f"there is no model file {str(payload)!r}: check the path")
+    try:
+        session = ort.InferenceSession(
+            payload if isinstance(payload, bytes) else str(payload), options, providers=providers
+        )
+    except Exception as error:
+        raise ModelError(_load_failure(ort, payload, error)) from error
+    if len(providers) > 1 and CUDA not in session.get_providers():
+        _warn_about_cuda("its libraries failed to load")
+    return session
+
+
+def run(session: "onnxruntime.InferenceSession", feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """All outputs by name; arrays that are no input of the session are left out of the feed."""
+    wanted = [value.name for value in session.get_inputs()]
+    missing = [name for name in wanted if name not in feed]
+    if missing:
+        raise CalibrationError(f"the batch lacks the input {missing[0]!r}: it has {sorted(feed)}")
+    names = [value.name for value in session.get_outputs()]
+    try:
+        results = session.run(names, {name: feed[name] for name in wanted})
+    except Exception as error:
+        shapes = ", ".join(f"{name} {np.shape(feed[name])}" for name in wanted)
+        raise CalibrationError(f"the runtime cannot run the batch ({shapes}): {_first_line(error)}") from error
+    return dict(zip(names, results, strict=True))
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise PlanError("onnxruntime is not installed: pip install snp-onnx[cpu]") from None
+    return onnxruntime
+
+
+def _options(ort: Any, runtime: Runtime, weights_folder: str | Path | None) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    if runtime.threads is not None:
+        options.intra_op_num_threads = runtime.threads
+    if weights_folder is not None:
+        options.add_session_config_entry(FOLDER_OF_WEIGHTS, str(weights_folder))
+    for library in runtime.custom_ops:
+        if not Path(library).is_file():
+            raise ModelError(f"there is no custom operator library {library!r}: check the path")
+        try:
+            options.register_custom_ops_library(str(library))
+        except Exception as error:
+            raise ModelError(f"the custom operator library {library!r} cannot be used: {_first_line(error)}") from error
+    return options
+
+
+def _providers(ort: Any, name: str) -> list[Any]:
+    """What onnxruntime takes; a CUDA that is not there becomes the CPU, said aloud."""
+    available = ort.get_available_providers()
+    by_name = {provider.lower(): provider for provider in available}
+    by_name |= {provider.removesuffix("ExecutionProvider").lower(): provider for provider in available}
+    provider = by_name.get(name.lower())
+    if provider == CUDA:
+        return [(CUDA, {"use_tf32": "0"}), CPU]
+    if provider is not None:
+        return [provider] if provider == CPU else [provider, CPU]
+    if name.lower() in ("cuda", CUDA.lower()):
+        _warn_about_cuda(f"onnxruntime {ort.__version__} has no CUDA: pip install snp-onnx[gpu]")
+        return [CPU]
+    raise PlanError(f"onnxruntime has no provider {name!r}: choose from {', '.join(sorted(available))}")
+
+
+def _warn_about_cuda(reason: str) -> None:
+    warnings.warn(f"running on the CPU, not on CUDA: {reason}", RuntimeWarning, stacklevel=3)
+
+
+def _load_failure(ort: Any, payload: bytes | str | Path, error: Exception) -> str:
+    reason = f"onnxruntime {ort.__version__} cannot load the model: {_first_line(error)}"
+    if not re.search(r"opset|ir.?version", reason, re.IGNORECASE):
+        return reason
+    try:
+        proto = onnx.ModelProto.FromString(payload if isinstance(payload, bytes) else Path(payload).read_bytes())
+    except Exception:  # the reason stands without the versions
+        return reason
+    opsets = ", ".join(f"{entry.domain or 'ai.onnx'} {entry.version}" for entry in proto.opset_import)
+    versions = f"IR version {proto.ir_version} and opset {opsets}"
+    return f"{reason} (the model has {versions}: convert it or update onnxruntime)"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,56 @@
+"""The command line.
+
+Exit codes: 0 done; 2 wrong input, data, options or environment; 3 target out of reach or nothing prunable; 130
+interrupted; 1 a bug of ours, failed verification included.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+import typer
+
+from snp_onnx.cli.commands import app
+from snp_onnx.errors import PassError, SnpError, TargetError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point: every failure is one line on stderr and an exit code."""
+    sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _run(arguments: list[str]) -> int:
+    warnings.showwarning = _one_line_warning
+    try:
+        code = app(args=arguments, prog_name="snp-onnx", standalone_mode=False)
+        return int(code or 0)
+    except TargetError as error:
+        return _fail(error, 3)
+    except PassError as error:
+        return _fail(error, 1)
+    except SnpError as error:
+        return _fail(error, 2)
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a mistyped option or argument
+            return _fail(error.format_message(), 2)
+        if os.environ.get("SNP_ONNX_TRACEBACK") == "1":
+            raise
+        return _fail(f"{type(error).__name__}: {error}: a bug of snp-onnx; SNP_ONNX_TRACEBACK=1 shows where", 1)
+
+
+def _fail(message: object, code: int) -> int:
+    print("error: " + " ".join(str(message).split()), file=sys.stderr)
+    return code
+
+
+def _one_line_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print("warning: " + " ".join(str(message).split()), file=sys.stderr)

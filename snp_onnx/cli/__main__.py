@@ -1,0 +1,5 @@
+"""`python -m snp_onnx.cli`."""
+
+from snp_onnx.cli import main
+
+main()

@@ -1,0 +1,107 @@
+"""The commands: parse, call one verb, print. Results go to stdout, progress, notes and warnings to stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from snp_onnx._version import __version__
+from snp_onnx.cli.options import CHOICES, CUSTOM_OPS, DATA, INPUT_SHAPE, JSON, QUIET, TARGETS, takes, verb_options
+from snp_onnx.cli.progress import shown_progress
+from snp_onnx.cli.write import Destinations
+from snp_onnx.report.json_report import to_json
+from snp_onnx.report.table import comparison_table, inspection_table, pruning_table
+
+app = typer.Typer(add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Structured pruning of trained ONNX models, without training."""
+
+
+@app.command()
+@takes(*TARGETS, *DATA, *CHOICES, QUIET)
+def prune(
+    model: Annotated[Path, typer.Argument(help="The trained model.")],
+    output: Annotated[Path | None, typer.Argument(help="Where the pruned model goes.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the report as FILE.json.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="Write the plan as FILE.json, folded weights beside it.")] = None,
+    apply_plan: Annotated[Path | None, typer.Option(help="Carry out a plan instead of deciding.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Decide and verify; write no model.")] = False,
+    save_as_external_data: Annotated[
+        bool, typer.Option("--save-as-external-data", help="Keep the weights in a file beside the model.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="OUTPUT may be MODEL.")] = False,
+    **options: Any,
+) -> None:
+    """Prune MODEL to a target and write OUTPUT."""
+    from snp_onnx.verbs.prune import prune as run
+
+    destinations = Destinations(output, report, plan, dry_run, save_as_external_data)
+    destinations.check(model, force)
+    quiet = options.pop("quiet")
+    with shown_progress(quiet) as progress:
+        result = run(model, options.pop("calibration"), plan=apply_plan, progress=progress, **verb_options(options))
+    destinations.write(result)
+    _show(pruning_table(result.report), result.report.notes, result.report.warnings, quiet)
+
+
+@app.command()
+@takes(INPUT_SHAPE, CUSTOM_OPS, JSON, QUIET)
+def inspect(model: Annotated[Path, typer.Argument(help="The model to look at.")], **options: Any) -> None:
+    """Show groups, widths, costs, and every barrier with its reason."""
+    from snp_onnx.verbs.inspect import inspect as run
+
+    quiet, as_json = options.pop("quiet"), options.pop("json")
+    inspection = run(model, **verb_options(options))
+    if as_json:
+        print(to_json(inspection), end="")
+    else:
+        _show(inspection_table(inspection), inspection.notes, (), quiet)
+
+
+@app.command()
+@takes(*DATA, JSON, QUIET)
+def compare(
+    dense: Annotated[Path, typer.Argument(help="The dense model.")],
+    pruned: Annotated[Path, typer.Argument(help="The pruned model.")],
+    latency: Annotated[bool, typer.Option("--latency", help="Time both models in turn.")] = False,
+    latency_batch: Annotated[int, typer.Option(help="Rows of the timed batch.")] = 1,
+    **options: Any,
+) -> None:
+    """Run both models on the same samples: cost, fidelity, accuracy, latency."""
+    from snp_onnx.verbs.compare import compare as run
+
+    quiet, as_json, source = options.pop("quiet"), options.pop("json"), options.pop("calibration")
+    comparison = run(dense, pruned, source, latency=latency, latency_batch=latency_batch, **verb_options(options))
+    if as_json:
+        print(to_json(comparison), end="")
+    else:
+        _show(comparison_table(comparison), comparison.notes, comparison.warnings, quiet)
+
+
+def _show(table: Any, notes: Sequence[str], cautions: Sequence[str], quiet: bool) -> None:
+    """Tables to stdout, wide enough to be read when piped; notes and warnings to stderr, a line each."""
+    for line in cautions:
+        print(f"warning: {line}", file=sys.stderr)
+    if quiet:
+        return
+    for line in notes:
+        print(f"note: {line}", file=sys.stderr)
+    Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)

@@ -1,0 +1,136 @@
+"""Options as tables: several commands take the same ones, and a verb gets them as keyword arguments."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from snp_onnx.errors import PlanError
+
+Command = Callable[..., None]
+
+
+def _option(name: str, kind: Any, default: Any, text: str, *flags: str) -> inspect.Parameter:
+    annotation = Annotated[kind, typer.Option(*flags, help=text)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+QUIET = _option("quiet", bool, False, "Warnings and errors only.", "--quiet")
+JSON = _option("json", bool, False, "Print JSON instead of tables.", "--json")
+INPUT_SHAPE = _option("input_shape", list[str] | None, None, "NAME:1,3,224,224; may be repeated.")
+CUSTOM_OPS = _option("custom_ops", list[Path] | None, None, "A library of custom operators; may be repeated.")
+
+DATA = (
+    _option(
+        "calibration",
+        str | None,
+        None,
+        "SOURCE: data.npz, data.npy, a folder of them or of images, loader.py[:function], or random.",
+    ),
+    _option("input_array", str | None, None, "The array that feeds a one-input model."),
+    _option("label_array", str | None, None, "The array with class labels, for accuracies."),
+    _option("mean", str | None, None, "Per channel, comma separated: (x*scale - mean) / std."),
+    _option("std", str | None, None, "Per channel, comma separated."),
+    _option("scale", float, 1.0, "Factor before mean and std, such as 0.00392156862745098."),
+    _option("layout", str | None, None, "Layout of the data: nchw or nhwc."),
+    _option("samples", int | None, None, "Use the first N samples."),
+    _option("batch_size", int, 32, "Rows a run, where the model's batch is dynamic."),
+    INPUT_SHAPE,
+    _option("seed", int, 0, "For random orders and random calibration."),
+    _option("provider", str, "cpu", "cpu, cuda, or a provider of onnxruntime by name."),
+    _option("threads", int | None, None, "Intra-op threads of the runtime."),
+    CUSTOM_OPS,
+)
+
+TARGETS = (
+    _option("target_macs", float | None, None, "Keep at most this fraction of the MACs."),
+    _option("target_params", float | None, None, "Keep at most this fraction of the parameters."),
+    _option("target_size", float | None, None, "Keep at most this fraction of the bytes on disk."),
+    _option("variance", float | None, None, "The paper's τ: the share of ΣD every group keeps."),
+)
+
+CHOICES = (
+    _option("preset", str, "paper", "paper"),
+    _option("units", str | None, None, "Kinds that may be removed, of channels,heads."),
+    _option("order", str | None, None, "zca, saw, magnitude, natural or random."),
+    _option("fold", str | None, None, "channel or none."),
+    _option("ratios", str | None, None, "variance or uniform."),
+    _option("streams", bool | None, None, "Cut convolutional residual streams too.", "--streams/--no-streams"),
+    _option("include", str | None, None, "Only groups with a producer node matching this."),
+    _option("exclude", str | None, None, "No groups with a producer node matching this."),
+    _option("min_units", int, 1, "Keep at least so many units of every group."),
+    _option("round_to", int, 1, "Keep multiples of this, or the dense width."),
+    _option("ridge", float | None, None, "Ridge relative to each unit's energy."),
+)
+
+
+def takes(*options: inspect.Parameter) -> Callable[[Command], Command]:
+    """Give a command that ends in `**options` these options, as if its signature had them written out."""
+
+    def declare(command: Command) -> Command:
+        own = inspect.signature(command, eval_str=True)
+        named = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        signature = own.replace(parameters=[*named, *options])
+        command.__signature__ = signature  # type: ignore[attr-defined]
+        command.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
+        return command
+
+    return declare
+
+
+def verb_options(options: dict[str, Any]) -> dict[str, Any]:
+    """What a verb takes, from what the command line gave: texts become numbers, shapes and words."""
+    values = dict(options)
+    if values.get("layout") not in (None, "nchw", "nhwc"):
+        raise PlanError(f"--layout {values['layout']!r}: give nchw or nhwc")
+    for name in ("mean", "std"):
+        if name in values:
+            values[name] = split_numbers(values[name], f"--{name}")
+    if "units" in values:
+        values["units"] = split_words(values["units"])
+    values["input_shapes"] = parse_shapes(values.pop("input_shape"))
+    values["custom_ops"] = tuple(map(str, values.get("custom_ops") or ()))
+    return values
+
+
+def split_words(text: str | None) -> list[str] | None:
+    """`a,b` as a list.
+
+    >>> split_words("channels, heads")
+    ['channels', 'heads']
+    """
+    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
+
+
+def split_numbers(text: str | None, option: str) -> tuple[float, ...]:
+    """`0.5,0.25` as numbers.
+
+    >>> split_numbers("0.5,0.25", "--mean")
+    (0.5, 0.25)
+    """
+    try:
+        return tuple(float(word) for word in split_words(text) or ())
+    except ValueError:
+        raise PlanError(f"{option} {text!r}: give numbers separated by commas") from None
+
+
+def parse_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
+    """`x:1,3,224,224` as a shape by input name.
+
+    >>> parse_shapes(["x:1,3,8,8"])
+    {'x': (1, 3, 8, 8)}
+    """
+    shapes = {}
+    for text in texts or ():
+        name, _, numbers = text.rpartition(":")
+        try:
+            shapes[name] = tuple(int(word) for word in numbers.split(","))
+        except ValueError:
+            shapes[name] = ()
+        if not name or not shapes[name]:
+            raise PlanError(f"--input-shape {text!r}: give NAME:1,3,224,224")
+    return shapes

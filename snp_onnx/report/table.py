@@ -1,0 +1,138 @@
+"""Tables: dense and pruned side by side, widths of groups, axes that stay whole, fidelity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from snp_onnx.cost import Cost
+from snp_onnx.verbs.fidelity import Fidelity
+from snp_onnx.verbs.latency import Latency
+from snp_onnx.verbs.result import Comparison, GroupReport, Inspection, Report, StopReport
+
+
+def pruning_table(report: Report) -> RenderableType:
+    """What `prune` shows."""
+    parts: list[RenderableType] = [_costs(report.dense, report.pruned), _groups(report.groups)]
+    if report.barriers:
+        parts.append(_barriers(report.barriers))
+    if report.fidelity:
+        parts.append(_fidelity(report.fidelity, "fidelity on the samples held back"))
+    return Group(*parts)
+
+
+def inspection_table(inspection: Inspection) -> RenderableType:
+    """What `inspect` shows."""
+    cost = inspection.dense
+    shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in inspection.input_shapes.items())
+    head = (
+        f"{_number(cost.macs)} MACs, {_number(cost.params)} parameters, {_bytes(cost.bytes)}; "
+        f"{inspection.nodes} nodes, opset {inspection.opset}; inputs {shapes}"
+    )
+    parts: list[RenderableType] = [Text(head)]
+    if inspection.groups:
+        parts.append(_widths(inspection.groups))
+    parts.append(_barriers(inspection.barriers) if inspection.barriers else Text("every axis may be cut"))
+    return Group(*parts)
+
+
+def comparison_table(comparison: Comparison) -> RenderableType:
+    """What `compare` shows."""
+    parts: list[RenderableType] = [_costs(comparison.dense, comparison.pruned)]
+    parts.append(_fidelity(comparison.fidelity, "fidelity over all samples"))
+    if comparison.latency:
+        parts.append(_latency(comparison.latency))
+    return Group(*parts)
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if place == 0 else "right", overflow="fold")
+    return table
+
+
+def _costs(dense: Cost, pruned: Cost) -> Table:
+    table = _table("cost", ("", "dense", "pruned", "kept"))
+    rows = (
+        ("MACs", dense.macs, pruned.macs, _number),
+        ("parameters", dense.params, pruned.params, _number),
+        ("file size", dense.bytes, pruned.bytes, _bytes),
+    )
+    for name, before, after, show in rows:
+        table.add_row(name, show(before), show(after), f"{after / before:.3f}" if before else "-")
+    return table
+
+
+def _groups(groups: Iterable[GroupReport]) -> Table:
+    table = _table("groups", ("first producer:axis", "kind", "before", "after", "error"))
+    for group in groups:
+        error = "-" if group.error is None else f"{group.error:.4f}"
+        after = str(group.after) if not group.note else f"{group.after} ({group.note})"
+        table.add_row(group.id, _kind(group), str(group.before), after, error)
+    return table
+
+
+def _widths(groups: Iterable[GroupReport]) -> Table:
+    table = _table("groups that may be cut", ("first producer:axis", "kind", "units"))
+    for group in groups:
+        table.add_row(group.id, _kind(group), str(group.before))
+    return table
+
+
+def _kind(group: GroupReport) -> str:
+    return f"{group.kind}, stream" if group.is_stream else group.kind
+
+
+def _barriers(stops: Iterable[StopReport]) -> Table:
+    table = _table("axes that stay whole", ("weight", "axis", "extent", "barrier at"))
+    table.add_column("reason", justify="left", overflow="fold")
+    for stop in stops:
+        place = f"{stop.tensor} axis {stop.axis}"
+        reason = f"{stop.reason} ({stop.node})" if stop.node else stop.reason
+        table.add_row(stop.weight, str(stop.weight_axis), str(stop.extent), place, reason)
+    return table
+
+
+def _fidelity(outputs: Iterable[Fidelity], title: str) -> Table:
+    outputs = list(outputs)
+    labelled = any(entry.dense_accuracy is not None for entry in outputs)
+    columns = ["output", "samples", "cosine", "relative L2", "top-1 agreement"]
+    table = _table(title, columns + (["dense top-1", "pruned top-1"] if labelled else []))
+    for entry in outputs:
+        row = [entry.output, str(entry.samples), f"{entry.cosine:.4f}", f"{entry.relative_l2:.4f}"]
+        row.append(_share(entry.agreement))
+        if labelled:
+            row += [_share(entry.dense_accuracy), _share(entry.pruned_accuracy)]
+        table.add_row(*row)
+    return table
+
+
+def _latency(entries: Iterable[Latency]) -> Table:
+    table = _table("latency, interleaved runs", ("batch", "dense ms", "pruned ms", "ratio", "quartiles", "runs"))
+    for entry in entries:
+        quartiles = f"{entry.ratio_low:.3f} .. {entry.ratio_high:.3f}"
+        times = f"{entry.dense_ms:.3f}", f"{entry.pruned_ms:.3f}", f"{entry.ratio:.3f}"
+        table.add_row(str(entry.batch), *times, quartiles, str(entry.rounds))
+    return table
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _number(value: float) -> str:
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if value >= limit:
+            return f"{value / (1e3 if unit == 'k' else limit):.2f} {unit}"
+    return f"{value:.0f}"
+
+
+def _bytes(value: float) -> str:
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= limit:
+            return f"{value / limit:.2f} {unit}"
+    return f"{value:.0f} B"

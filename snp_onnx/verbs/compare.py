@@ -1,0 +1,78 @@
+"""Compare: a dense and a pruned model on the same samples; cost, fidelity, accuracy where labels are, latency."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import onnx
+
+from snp_onnx.calibration.inputs import Array, input_specs
+from snp_onnx.calibration.samples import Part, Samples, open_samples
+from snp_onnx.calibration.sessions import open_session
+from snp_onnx.cost import Cost
+from snp_onnx.errors import CalibrationError, ModelError
+from snp_onnx.verbs.fidelity import measure_fidelity
+from snp_onnx.verbs.latency import Latency, measure_latency
+from snp_onnx.verbs.result import Comparison
+from snp_onnx.verbs.settings import DATA_OPTIONS, Data, check_options, data_from, runtime_from
+from snp_onnx.verbs.subject import load_subject, resolve_shapes, trace_at
+
+
+def compare(
+    dense: str | os.PathLike[str] | onnx.ModelProto,
+    pruned: str | os.PathLike[str] | onnx.ModelProto,
+    calibration: Any,
+    *,
+    latency: bool = False,
+    latency_batch: int | None = None,
+    **options: Any,
+) -> Comparison:
+    """Run both models on every sample.
+
+    `latency` also times them in turn, with `latency_batch` rows (default 1). Options: input_array, label_array, mean,
+    std, scale, layout, samples, batch_size, input_shapes, seed, provider, threads, custom_ops.
+    """
+    check_options(options, DATA_OPTIONS)
+    data, runtime = data_from(calibration, options), runtime_from(options)
+    if data.source is None:
+        raise CalibrationError("no samples given: pass a SOURCE (--calibration data.npz)")
+    models = [load_subject(model) for model in (dense, pruned)]
+    _require_same_surface(models[0][0].proto, models[1][0].proto)
+    specs = input_specs(models[0][0].proto)
+    with open_samples(data.source, specs, data.preprocess, data.samples, data.seed, data.input_shapes) as samples:
+        shapes = resolve_shapes(models[0][0].proto, data.input_shapes, samples.largest_shapes)
+        costs = [_cost(*model, shapes, runtime) for model in models]
+        sessions = [open_session(model[0].proto, runtime) for model in models]
+        batches = samples.batches(data.batch_size, Part.ALL)
+        fidelity = measure_fidelity(sessions[0], sessions[1], batches, samples.labels(Part.ALL))
+        timed = _latency(sessions, samples, data, latency_batch or 1) if latency else ()
+        warnings = ("RANDOM samples: the figures say nothing about real inputs",) if samples.is_random else ()
+        return Comparison(costs[0], costs[1], fidelity, shapes, timed, tuple(samples.notes), warnings)
+
+
+def _cost(
+    model: Any, prepared: onnx.ModelProto, notes: Any, shapes: Mapping[str, tuple[int, ...]], runtime: Any
+) -> Cost:
+    return trace_at(model, prepared, notes, shapes, runtime).dense_cost()
+
+
+def _require_same_surface(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> None:
+    ours, theirs = ([(s.name, s.dtype, s.shape) for s in input_specs(model)] for model in (dense, pruned))
+    if ours != theirs:
+        raise ModelError(
+            f"the two models have different inputs: {_names(ours)} and {_names(theirs)}: compare like with like"
+        )
+    outputs = [{value.name for value in model.graph.output} for model in (dense, pruned)]
+    if not outputs[0] & outputs[1]:
+        raise ModelError(f"the two models share no output: {sorted(outputs[0])} and {sorted(outputs[1])}")
+
+
+def _names(specs: list[tuple[Any, ...]]) -> str:
+    return ", ".join(f"{name} {shape}" for name, _, shape in specs)
+
+
+def _latency(sessions: list[Any], samples: Samples, data: Data, batch: int) -> tuple[Latency, ...]:
+    feed: Mapping[str, Array] = next(iter(samples.batches(batch, Part.ALL)))
+    return (measure_latency(sessions[0], sessions[1], feed),)

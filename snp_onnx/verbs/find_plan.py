@@ -1,0 +1,104 @@
+"""Finding a plan: decide widths, carry them out, and see whether the result meets the target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from snp_onnx.cost import Term, byte_terms, mac_terms, param_terms
+from snp_onnx.errors import TargetError
+from snp_onnx.planning.cost_table import CostTable
+from snp_onnx.planning.decide import decide, eligible
+from snp_onnx.planning.options import Choices, Ratios, Target, TargetKind
+from snp_onnx.planning.paths import Path, find_paths
+from snp_onnx.planning.plan import Plan
+from snp_onnx.planning.statistics import Statistics
+from snp_onnx.tracing import Group
+from snp_onnx.tracing.weights import Weights
+from snp_onnx.verbs.carry_out import Candidate, Work, carry_out
+from snp_onnx.verbs.subject import Subject
+
+CostOf = Callable[[npt.NDArray[np.int64]], float]
+
+
+def find_candidate(work: Work, target: Target) -> Candidate:
+    """Decide and carry out; a size target is decided again, a little lower, until the bytes on disk keep it."""
+    subject, chosen = work.subject, work.choices
+    groups = eligible(subject.trace, chosen)
+    with work.clock("decide"):
+        statistics = work.measured.statistics
+        read = Weights(subject.prepared).array
+        paths = find_paths(
+            subject.trace, _foldable(groups, statistics), statistics, _with_implied_ratios(chosen, target), read
+        )
+        if not paths:
+            raise TargetError(_nothing_prunable(subject))
+    if target.kind is TargetKind.SIZE:
+        return _within_bytes(work, target, paths)
+    table = CostTable(_terms(subject, target), subject.trace, [path.group for path in paths])
+    return _decided(work, target, paths, table.cost, _dense_cost(subject, target))
+
+
+def _with_implied_ratios(chosen: Choices, target: Target) -> Choices:
+    """The paper's τ is a statement about variance: it implies those ratios."""
+    return replace(chosen, ratios=Ratios.VARIANCE) if target.kind is TargetKind.VARIANCE else chosen
+
+
+def _foldable(groups: tuple[Group, ...], statistics: Statistics) -> list[Group]:
+    """Groups all of whose consumers were measured: the others would be cut blindly."""
+    return [group for group in groups if not statistics.unmeasured(group)]
+
+
+def _terms(subject: Subject, target: Target) -> list[Term]:
+    if target.kind is TargetKind.PARAMS:
+        return param_terms(subject.prepared)
+    return mac_terms(subject.prepared, subject.trace.facts.shapes)
+
+
+def _dense_cost(subject: Subject, target: Target) -> float:
+    cost = subject.dense_cost()
+    return float(cost.params if target.kind is TargetKind.PARAMS else cost.macs)
+
+
+def _decided(work: Work, target: Target, paths: tuple[Path, ...], cost: CostOf, dense: float) -> Candidate:
+    subject = work.subject
+    with work.clock("decide"):
+        decisions = decide(paths, target, cost, dense, work.choices)
+        record = {"kind": str(target.kind), "value": target.value}
+        plan = Plan(subject.dense.sha256, decisions, record, work.choices.record(), dict(subject.input_shapes))
+    return carry_out(work, plan)
+
+
+def _within_bytes(work: Work, target: Target, paths: tuple[Path, ...]) -> Candidate:
+    """Bytes on disk are weights plus a remainder that the widths hardly change: it is measured, not modelled."""
+    subject = work.subject
+    table = CostTable(byte_terms(subject.prepared), subject.trace, [path.group for path in paths])
+    limit = target.value * subject.dense.bytes
+    remainder = subject.prepared.ByteSize() - table.dense()
+    for _ in range(6):
+        cost = _with_remainder(table, remainder)
+        candidate = _decided(work, target, paths, cost, subject.dense.bytes)
+        excess = candidate.cost.bytes - limit
+        if excess <= 0:
+            return candidate
+        remainder += excess
+    raise TargetError(f"--target-size {target.value:g} can't be met: {candidate.cost.bytes:,} bytes remain")
+
+
+def _with_remainder(table: CostTable, remainder: float) -> CostOf:
+    return lambda widths: table.cost(widths) + remainder
+
+
+def _nothing_prunable(subject: Subject) -> str:
+    """One line that says, axis by axis, why nothing may be cut."""
+    stops = subject.trace.stops
+    left_out = len(subject.trace.groups)
+    reasons = [f"{stop.weight} axis {stop.axis}: {stop.barrier.reason}" for stop in stops[:8]]
+    if len(stops) > 8:
+        reasons.append(f"{len(stops) - 8} more (see snp-onnx inspect)")
+    if left_out:
+        reasons.insert(0, f"{left_out} groups are left out by the options or could not be measured")
+    return "nothing can be pruned: " + ("; ".join(reasons) or "the model has no weights with units")

@@ -1,0 +1,41 @@
+"""Inspect: what could be pruned, what could not and why, without running anything but shape inference."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import onnx
+
+from snp_onnx.calibration.sessions import Runtime
+from snp_onnx.verbs.result import GroupReport, Inspection, stop_reports
+from snp_onnx.verbs.subject import load_subject, resolve_shapes, trace_at
+
+
+def inspect(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    *,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    custom_ops: tuple[str, ...] = (),
+) -> Inspection:
+    """Groups, costs and barriers of a model; `input_shapes` is needed where other axes than the batch are dynamic."""
+    dense, prepared, notes = load_subject(model)
+    shapes = resolve_shapes(prepared, dict(input_shapes or {}))
+    subject = trace_at(dense, prepared, notes, shapes, Runtime(custom_ops=tuple(custom_ops)))
+    groups = tuple(
+        GroupReport(group.id, str(group.kind), len(group), len(group), None, group.is_stream)
+        for group in subject.trace.groups
+    )
+    return Inspection(
+        subject.dense_cost(),
+        groups,
+        stop_reports(subject.trace),
+        dict(subject.input_shapes),
+        _opset(dense.proto),
+        len(dense.proto.graph.node),
+        tuple(f"{note.subject}: {note.text}" for note in notes),
+    )
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)

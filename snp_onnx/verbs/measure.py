@@ -1,0 +1,73 @@
+"""Measuring: one pass over the calibration samples for the moments that deciding and folding need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from snp_onnx.calibration.moments import Moments
+from snp_onnx.calibration.runner import collect
+from snp_onnx.calibration.samples import Part, Samples
+from snp_onnx.calibration.sessions import Runtime
+from snp_onnx.planning.decide import eligible
+from snp_onnx.planning.options import Choices
+from snp_onnx.planning.readings import Reading, readings
+from snp_onnx.planning.statistics import Statistics
+from snp_onnx.tracing import Linear
+from snp_onnx.verbs.result import Stopwatch
+from snp_onnx.verbs.settings import Data, Progress
+from snp_onnx.verbs.subject import Subject
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """Readings, their moments, and what the user should be warned of."""
+
+    readings: Mapping[Linear, Reading]
+    moments: Mapping[str, Moments]
+    warnings: tuple[str, ...]
+
+    @property
+    def statistics(self) -> Statistics:
+        return Statistics(self.readings, self.moments)
+
+
+def measure(
+    subject: Subject,
+    chosen: Choices,
+    samples: Samples,
+    data: Data,
+    runtime: Runtime,
+    clock: Stopwatch,
+    progress: Progress,
+) -> Measured:
+    """One pass over the calibration samples: moments at the input of every consumer of eligible units."""
+    count = samples.part_count(Part.CALIBRATION)
+    wanted = readings(subject.trace, eligible(subject.trace, chosen), count)
+    requests = {reading.key: reading.request for reading in wanted.values()}
+    batches = -(-count // data.batch_size)
+    with clock("calibrate"):
+        moments = collect(
+            subject.prepared,
+            list(requests.values()),
+            samples.batches(data.batch_size, Part.CALIBRATION),
+            runtime,
+            progress=lambda done: progress("calibrate", done, batches),
+        )
+    return Measured(wanted, moments, _warnings(wanted, moments))
+
+
+def _warnings(wanted: Mapping[Linear, Reading], moments: Mapping[str, Moments]) -> tuple[str, ...]:
+    lines: dict[str, None] = {}
+    for linear, reading in wanted.items():
+        found = moments[reading.key]
+        if not found.is_finite:
+            lines[
+                f"layer {linear.op.name}: its input {linear.input} is not finite on the calibration samples: not cut"
+            ] = None
+        elif found.count < len(reading.columns):
+            lines[
+                f"layer {linear.op.name}: {found.count} calibration positions for {len(reading.columns)} units: "
+                "give more samples"
+            ] = None
+    return tuple(lines)

@@ -1,0 +1,210 @@
+"""Prune: trace, measure, decide, rewrite, verify."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from snp_onnx import model_io
+from snp_onnx.calibration.inputs import input_specs
+from snp_onnx.calibration.samples import Part, Samples, open_samples
+from snp_onnx.calibration.sessions import Runtime, open_session
+from snp_onnx.errors import CalibrationError, PlanError
+from snp_onnx.planning.options import Choices, Target, choices
+from snp_onnx.planning.plan import Folds, Plan, load_plan
+from snp_onnx.verbs.carry_out import Candidate, Work, candidate_from_plan
+from snp_onnx.verbs.fidelity import Fidelity, measure_fidelity
+from snp_onnx.verbs.find_plan import find_candidate
+from snp_onnx.verbs.measure import Measured, measure
+from snp_onnx.verbs.result import PruneResult, Report, Stopwatch, stop_reports, versions
+from snp_onnx.verbs.settings import (
+    DATA_OPTIONS,
+    Data,
+    Progress,
+    check_options,
+    data_from,
+    runtime_from,
+    target_from,
+)
+from snp_onnx.verbs.subject import Subject, load_subject, resolve_shapes, trace_at
+from snp_onnx.verbs.verify import verify
+
+CHOICE_OPTIONS = ["order", "fold", "ratios", "streams", "include", "exclude", "min_units", "round_to", "ridge"]
+
+
+def prune(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    calibration: Any = None,
+    *,
+    target_macs: float | None = None,
+    target_params: float | None = None,
+    target_size: float | None = None,
+    variance: float | None = None,
+    preset: str = "paper",
+    units: Sequence[str] | None = None,
+    plan: Plan | str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> PruneResult:
+    """Prune a model to a target, or by a plan made earlier.
+
+    Parameters
+    ----------
+    model : path or onnx.ModelProto; never changed.
+    calibration : any SOURCE: a path (.npz, .npy, folder, loader.py, "random"), arrays, an iterable of feeds, or an
+        object with `get_next`.
+    target_macs, target_params, target_size : fraction of the dense model's cost to keep at most.
+    variance : the paper's τ. Exactly one target, unless `plan` is given.
+    preset : "paper". units : kinds that may be removed, of "channels" and "heads".
+    plan : a Plan or the path of a saved one, to carry out instead of deciding.
+    progress : called as `progress(stage, done, total)`.
+    options : order, fold, ratios, streams, include, exclude, min_units, round_to, ridge; input_array, label_array,
+        mean, std, scale, layout, samples, batch_size, input_shapes, seed, provider, threads, custom_ops: as on the
+        command line.
+
+    Raises
+    ------
+    ModelError, CalibrationError, PlanError for wrong input; TargetError if the target can't be met or nothing
+    is prunable; PassError if the result fails verification.
+    """
+    check_options(options, DATA_OPTIONS + CHOICE_OPTIONS)
+    given = {"macs": target_macs, "params": target_params, "size": target_size, "variance": variance}
+    if plan is not None and any(value is not None for value in given.values()):
+        raise PlanError("a plan and a target were given: give one of them")
+    target = None if plan is not None else target_from(given)
+    chosen = choices(
+        preset, kinds=units, seed=options.get("seed"), **{name: options.get(name) for name in CHOICE_OPTIONS}
+    )
+    if target is not None and calibration is None:
+        raise CalibrationError("no calibration samples given: pass a SOURCE (--calibration data.npz)")
+    job = _Job(chosen, target, data_from(calibration, options), runtime_from(options), progress or _silent)
+    earlier = _read_plan(plan)
+    return job.run(model, earlier)
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """No progress shown."""
+
+
+def _read_plan(plan: Plan | str | os.PathLike[str] | None) -> tuple[Plan, Folds | None] | None:
+    if plan is None:
+        return None
+    return (plan, None) if isinstance(plan, Plan) else load_plan(Path(plan))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    """One run of `prune` with its options checked."""
+
+    choices: Choices
+    target: Target | None
+    data: Data
+    runtime: Runtime
+    progress: Progress
+
+    def run(
+        self, model: str | os.PathLike[str] | onnx.ModelProto, earlier: tuple[Plan, Folds | None] | None
+    ) -> PruneResult:
+        clock = Stopwatch()
+        self.progress("prepare", 0, 0)
+        with clock("prepare"):
+            dense, prepared, notes = load_subject(model)
+        if self.data.source is None:
+            return self._carry_out(clock, self._traced(clock, dense, prepared, notes, None), None, earlier)
+        with clock("read samples"):
+            samples = self._open_samples(prepared)
+        with samples:
+            subject = self._traced(clock, dense, prepared, notes, samples)
+            return self._carry_out(clock, subject, samples, earlier)
+
+    def _open_samples(self, prepared: onnx.ModelProto) -> Samples:
+        data = self.data
+        return open_samples(
+            data.source, input_specs(prepared), data.preprocess, data.samples, data.seed, data.input_shapes
+        )
+
+    def _traced(
+        self, clock: Stopwatch, dense: model_io.Model, prepared: onnx.ModelProto, notes: Any, samples: Samples | None
+    ) -> Subject:
+        with clock("trace"):
+            seen = samples.largest_shapes if samples is not None else None
+            shapes = resolve_shapes(prepared, self.data.input_shapes, seen)
+            return trace_at(dense, prepared, notes, shapes, self.runtime)
+
+    def _carry_out(
+        self,
+        clock: Stopwatch,
+        subject: Subject,
+        samples: Samples | None,
+        earlier: tuple[Plan, Folds | None] | None,
+    ) -> PruneResult:
+        """Decide or take the plan over, rewrite, verify, and compare on the samples held back."""
+        measured = Measured({}, {}, ())
+        if samples is not None:
+            measured = measure(subject, self.choices, samples, self.data, self.runtime, clock, self.progress)
+        work = Work(subject, measured, self.choices, clock)
+        if earlier is None:
+            assert self.target is not None  # `prune` asks for one where no plan is given
+            candidate = find_candidate(work, self.target)
+        else:
+            candidate = candidate_from_plan(work, *earlier)
+        self.progress("verify", 0, 0)
+        with clock("verify"):
+            feed = next(iter(samples.batches(self.data.batch_size, Part.HELD_OUT))) if samples is not None else None
+            verify(subject.dense.proto, candidate.model, self.runtime, feed)
+        with clock("fidelity"):
+            fidelity = self._fidelity(subject, candidate, samples)
+        return self._result(subject, candidate, measured, samples, fidelity, clock)
+
+    def _fidelity(self, subject: Subject, candidate: Candidate, samples: Samples | None) -> tuple[Fidelity, ...]:
+        if samples is None:
+            return ()
+        dense = open_session(subject.dense.proto, self.runtime)
+        pruned = open_session(candidate.model, self.runtime)
+        batches = samples.batches(self.data.batch_size, Part.HELD_OUT)
+        return measure_fidelity(dense, pruned, batches, samples.labels(Part.HELD_OUT))
+
+    def _result(
+        self,
+        subject: Subject,
+        candidate: Candidate,
+        measured: Measured,
+        samples: Samples | None,
+        fidelity: tuple[Fidelity, ...],
+        clock: Stopwatch,
+    ) -> PruneResult:
+        notes = [f"{note.subject}: {note.text}" for note in subject.notes] + list(candidate.notes)
+        warnings = [*measured.warnings, *candidate.warnings]
+        if samples is not None:
+            notes += samples.notes
+            if samples.is_random:
+                warnings.insert(
+                    0, "RANDOM calibration: statistics of noise; expect the accuracy to suffer, use real inputs"
+                )
+        report = Report(
+            subject.dense_cost(),
+            candidate.cost,
+            candidate.groups(subject),
+            stop_reports(subject.trace),
+            fidelity,
+            dict(clock.seconds),
+            dict(candidate.plan.target),
+            self._options(samples),
+            versions(),
+            dict(subject.input_shapes),
+            tuple(notes),
+            tuple(warnings),
+        )
+        return PruneResult(candidate.model, report, candidate.plan, candidate.folds)
+
+    def _options(self, samples: Samples | None) -> dict[str, Any]:
+        used = self.choices.record()
+        used["samples"] = samples.count if samples is not None else 0
+        used["batch_size"] = self.data.batch_size
+        used["provider"] = self.runtime.provider
+        return used

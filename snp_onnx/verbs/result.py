@@ -1,0 +1,150 @@
+"""What the verbs give back: facts only; `snp_onnx.report` turns them into text and JSON."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from snp_onnx import model_io
+from snp_onnx.cost import Cost
+from snp_onnx.planning.plan import Folds, Plan, save_plan
+from snp_onnx.tracing import Stop, Trace
+from snp_onnx.verbs.fidelity import Fidelity
+from snp_onnx.verbs.latency import Latency
+
+
+@dataclass(frozen=True, slots=True)
+class GroupReport:
+    """One group: its width before and after, and the share of ΣD that was removed."""
+
+    id: str
+    kind: str
+    before: int
+    after: int
+    error: float | None = None
+    is_stream: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StopReport:
+    """One weight axis that stays whole: the barrier's tensor, axis, node and reason."""
+
+    weight: str
+    weight_axis: int
+    extent: int
+    tensor: str
+    axis: int
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything about one pruning run."""
+
+    dense: Cost
+    pruned: Cost
+    groups: tuple[GroupReport, ...]
+    barriers: tuple[StopReport, ...]
+    fidelity: tuple[Fidelity, ...]
+    timings: Mapping[str, float]
+    target: Mapping[str, Any]
+    options: Mapping[str, Any]
+    versions: Mapping[str, str]
+    input_shapes: Mapping[str, tuple[int, ...]]
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PruneResult:
+    """The pruned model with its report and plan; nothing is on disk before `save`."""
+
+    model: onnx.ModelProto
+    report: Report
+    plan: Plan
+    folds: Folds
+
+    def save(self, path: str | os.PathLike[str], save_as_external_data: bool = False) -> int:
+        """Write the model atomically; returns its bytes on disk."""
+        output = Path(path)
+        model_io.check_destination(output, None, force=True)
+        return model_io.save(self.model, output, save_as_external_data)
+
+    def save_plan(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON and its folded weights beside it as .npz."""
+        save_plan(self.plan, Path(path), self.folds)
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What could be pruned in a model, what could not, and what it costs."""
+
+    dense: Cost
+    groups: tuple[GroupReport, ...]
+    barriers: tuple[StopReport, ...]
+    input_shapes: Mapping[str, tuple[int, ...]]
+    opset: int
+    nodes: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A dense and a pruned model on the same samples."""
+
+    dense: Cost
+    pruned: Cost
+    fidelity: tuple[Fidelity, ...]
+    input_shapes: Mapping[str, tuple[int, ...]]
+    latency: tuple[Latency, ...] = ()
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Seconds by stage, summed where a stage runs several times."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def stop_reports(trace: Trace) -> tuple[StopReport, ...]:
+    """The trace's stops, flat."""
+    return tuple(_stop(stop) for stop in trace.stops)
+
+
+def _stop(stop: Stop) -> StopReport:
+    barrier = stop.barrier
+    return StopReport(stop.weight, stop.axis, stop.extent, barrier.tensor, barrier.axis, barrier.node, barrier.reason)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decided the result."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from snp_onnx._version import __version__
+
+    found = {"snp_onnx": __version__}
+    for package in ("onnx", "onnxruntime", "onnxruntime-gpu", "onnx-graphsurgeon", "numpy", "scipy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,96 @@
+"""What every verb may be told: data, shapes and runtime; checked once, here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from snp_onnx.calibration.samples import Preprocess
+from snp_onnx.calibration.sessions import Runtime
+from snp_onnx.errors import PlanError
+from snp_onnx.planning.options import Target, TargetKind
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, how much of it is done, and how much there is (0: unknown)."""
+
+DEFAULT_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """A calibration source and how to read it; see `snp_onnx.calibration.samples`."""
+
+    source: Any = None
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    samples: int | None = None
+    batch_size: int = DEFAULT_BATCH
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise PlanError(f"--batch-size {self.batch_size}: give a positive number")
+        if self.samples is not None and self.samples < 1:
+            raise PlanError(f"--samples {self.samples}: give a positive number")
+
+
+def data_from(calibration: Any, options: Mapping[str, Any]) -> Data:
+    """Data from the flat keyword arguments that the verbs share."""
+    preprocess = Preprocess(
+        scale=options.get("scale", 1.0),
+        mean=tuple(options.get("mean") or ()),
+        std=tuple(options.get("std") or ()),
+        layout=options.get("layout"),
+        input_array=options.get("input_array"),
+        label_array=options.get("label_array"),
+    )
+    shapes = {name: tuple(shape) for name, shape in (options.get("input_shapes") or {}).items()}
+    return Data(
+        calibration,
+        preprocess,
+        options.get("samples"),
+        options.get("batch_size") or DEFAULT_BATCH,
+        shapes,
+        options.get("seed", 0),
+    )
+
+
+def runtime_from(options: Mapping[str, Any]) -> Runtime:
+    """The runtime from the flat keyword arguments that the verbs share."""
+    return Runtime(options.get("provider", "cpu"), options.get("threads"), tuple(options.get("custom_ops") or ()))
+
+
+def target_from(given: Mapping[str, float | None]) -> Target:
+    """The one target that was given; PlanError for none or several."""
+    chosen = [(kind, value) for kind, value in given.items() if value is not None]
+    names = ", ".join(f"--{'variance' if kind == 'variance' else f'target-{kind}'}" for kind in TargetKind)
+    if len(chosen) != 1:
+        problem = "no target" if not chosen else f"{len(chosen)} targets"
+        raise PlanError(f"{problem} given: give exactly one of {names}")
+    kind, value = chosen[0]
+    return Target(TargetKind(kind), float(value))
+
+
+DATA_OPTIONS = [
+    "input_array",
+    "label_array",
+    "mean",
+    "std",
+    "scale",
+    "layout",
+    "samples",
+    "batch_size",
+    "input_shapes",
+    "seed",
+    "provider",
+    "threads",
+    "custom_ops",
+]
+
+
+def check_options(options: Mapping[str, Any], known: list[str]) -> None:
+    """Refuse misspelt keyword arguments, as Python does for named ones."""
+    for name in options:
+        if name not in known:
+            raise TypeError(f"unexpected keyword argument {name!r}; known are {', '.join(sorted(known))}")

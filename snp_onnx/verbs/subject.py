@@ -1,0 +1,119 @@
+"""The subject of a verb: a model loaded, prepared and traced at concrete shapes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from snp_onnx import model_io
+from snp_onnx.calibration.inputs import InputSpec, input_specs
+from snp_onnx.calibration.sessions import Runtime, open_session, run
+from snp_onnx.cost import Cost, mac_terms, param_terms, total, weights
+from snp_onnx.errors import PlanError
+from snp_onnx.passes import Note, prepare
+from snp_onnx.tracing import Trace, trace, unknown_shapes
+from snp_onnx.tracing.facts import Shape
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """The dense model as given, its prepared form, and the trace of that."""
+
+    dense: model_io.Model
+    prepared: onnx.ModelProto
+    trace: Trace
+    input_shapes: Mapping[str, Shape]
+    notes: tuple[Note, ...]
+
+    def dense_cost(self) -> Cost:
+        """MACs at the recorded shapes; parameters and bytes of the file as given."""
+        sizes = {name: tuple(tensor.dims) for name, tensor in weights(self.dense.proto)}
+        shapes = self.trace.facts.shapes
+        macs = total(mac_terms(self.prepared, shapes), lambda tensor, axis: shapes[tensor][axis])
+        params = total(param_terms(self.dense.proto), lambda tensor, axis: sizes[tensor][axis])
+        return Cost(macs, params, self.dense.bytes)
+
+
+def load_subject(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+) -> tuple[model_io.Model, onnx.ModelProto, tuple[Note, ...]]:
+    """Load and prepare; the model given is never changed."""
+    dense = model_io.load(model)
+    prepared = prepare(dense.proto)
+    return dense, prepared.model, prepared.notes
+
+
+def trace_at(
+    dense: model_io.Model,
+    prepared: onnx.ModelProto,
+    notes: tuple[Note, ...],
+    shapes: Mapping[str, Shape],
+    runtime: Runtime,
+) -> Subject:
+    """Trace at concrete input shapes; what inference can't tell is observed in one run of the runtime."""
+    found = trace(prepared, shapes)
+    unknown = unknown_shapes(prepared, found.facts)
+    if unknown:
+        observed = _observe(prepared, unknown, shapes, runtime)
+        found = trace(prepared, shapes, observed)
+    return Subject(dense, prepared, found, dict(shapes), notes)
+
+
+def resolve_shapes(
+    model: onnx.ModelProto, given: Mapping[str, Shape], seen: Mapping[str, Shape] | None = None
+) -> dict[str, Shape]:
+    """One concrete shape for every input: as given, as seen in the samples, or the model's own with batch 1."""
+    specs = input_specs(model)
+    names = [spec.name for spec in specs]
+    for name in given:
+        if name not in names:
+            raise PlanError(f"--input-shape {name}: the model has no such input; its inputs are {', '.join(names)}")
+    return {spec.name: _resolve(spec, given.get(spec.name), (seen or {}).get(spec.name)) for spec in specs}
+
+
+def _resolve(spec: InputSpec, given: Shape | None, seen: Shape | None) -> Shape:
+    declared = spec.shape
+    if given is not None:
+        fits = declared is None or (
+            len(declared) == len(given) and all(d in (None, g) for d, g in zip(declared, given, strict=True))
+        )
+        if not fits or min(given, default=1) < 1:
+            raise PlanError(f"--input-shape {spec.name}:{_text(given)}: the model wants {_text(declared or ())}")
+        return tuple(given)
+    if seen is not None:
+        return tuple(seen)
+    shape = None if declared is None else tuple(1 if d is None and a == 0 else d for a, d in enumerate(declared))
+    if shape is None or None in shape:
+        raise PlanError(
+            f"input {spec.name} has dynamic axes ({_text(declared or ())}): give --input-shape {spec.name}:N,N,..."
+        )
+    return tuple(d for d in shape if d is not None)
+
+
+def _text(shape: tuple[int | None, ...]) -> str:
+    return ",".join("?" if d is None else str(d) for d in shape)
+
+
+def _observe(
+    model: onnx.ModelProto, tensors: tuple[str, ...], shapes: Mapping[str, Shape], runtime: Runtime
+) -> dict[str, Shape]:
+    """Shapes of tensors as a run shows them."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    outputs = {value.name for value in copy.graph.output}
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in outputs)
+    session = open_session(copy, runtime)
+    results = run(session, {spec.name: _plain_values(spec, shapes[spec.name]) for spec in input_specs(model)})
+    return {name: tuple(np.shape(results[name])) for name in tensors if name in results}
+
+
+def _plain_values(spec: InputSpec, shape: Shape) -> np.ndarray[Any, Any]:
+    """Harmless values: zeros for integers, small normal numbers for floats."""
+    if spec.dtype.kind == "f":
+        return np.random.default_rng(0).standard_normal(shape).astype(spec.dtype)
+    return np.zeros(shape, dtype=spec.dtype)

@@ -1,0 +1,88 @@
+"""Verify: nothing is handed over that the checker, shape inference, the runtime or the numbers object to."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from snp_onnx.calibration.sessions import Runtime, open_session, run
+from snp_onnx.calibration.spill import is_large, spill
+from snp_onnx.errors import PassError, SnpError
+
+Array = npt.NDArray[Any]
+
+
+def verify(dense: onnx.ModelProto, pruned: onnx.ModelProto, runtime: Runtime, feed: Mapping[str, Array] | None) -> None:
+    """Raise PassError if the pruned model is worse formed than the dense one.
+
+    Full checker and strict shape inference (a failure that the dense model has too is not ours: the checker doesn't
+    know fused operators that runtimes load), same inputs and outputs, a session, and one run on `feed` that is finite
+    wherever the dense model's is.
+    """
+    _same_surface(dense, pruned)
+    for name, check in (("the full ONNX checker", _check), ("strict shape inference", _infer)):
+        failure = _failure(check, pruned)
+        if failure and not _failure(check, dense):
+            raise PassError(f"the pruned model fails {name}: {failure}: nothing was written, please report this")
+    try:
+        session = open_session(pruned, runtime)
+        if feed is not None:
+            _same_finiteness(run(open_session(dense, runtime), feed), run(session, feed))
+    except PassError:
+        raise
+    except SnpError as error:
+        raise PassError(f"the pruned model can't be run: {error}: nothing was written, please report this") from error
+
+
+def _same_surface(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> None:
+    constants = {tensor.name for tensor in dense.graph.initializer}
+    inputs = [value for value in dense.graph.input if value.name not in constants]
+    for ours, theirs, what in (
+        (pruned.graph.input, inputs, "inputs"),
+        (pruned.graph.output, dense.graph.output, "outputs"),
+    ):
+        if [value.SerializeToString() for value in ours] != [value.SerializeToString() for value in theirs]:
+            raise PassError(f"the pruned model's {what} differ from the dense model's: nothing was written")
+
+
+def _failure(check: Callable[[onnx.ModelProto | str], object], model: onnx.ModelProto) -> str | None:
+    try:
+        if is_large(model):
+            with tempfile.TemporaryDirectory(prefix="snp_onnx-") as folder:
+                check(str(spill(model, Path(folder))))
+        else:
+            check(model)
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        return lines[0] if lines else type(error).__name__
+    return None
+
+
+def _check(model: onnx.ModelProto | str) -> None:
+    onnx.checker.check_model(model, full_check=True)
+
+
+def _infer(model: onnx.ModelProto | str) -> None:
+    if isinstance(model, str):
+        onnx.shape_inference.infer_shapes_path(model, strict_mode=True, data_prop=True)
+    else:
+        onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+
+
+def _same_finiteness(dense: Mapping[str, Array], pruned: Mapping[str, Array]) -> None:
+    for name, expected in dense.items():
+        found = pruned[name]
+        if expected.dtype.kind == "f" and np.isfinite(expected).all() and not np.isfinite(found).all():
+            raise PassError(
+                f"output {name} of the pruned model is not finite on a calibration batch: nothing was written"
+            )
+        if expected.dtype.kind == "f" and expected.shape != found.shape:
+            raise PassError(
+                f"output {name} changed its shape from {expected.shape} to {found.shape}: nothing was written"
+            )

@@ -1,0 +1,223 @@
+"""Samples: batches, the split, labels, constant memory, and nothing left behind."""
+
+import tracemalloc
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from snp_onnx.calibration.inputs import Array, InputSpec
+from snp_onnx.calibration.samples import Part, Preprocess, Samples, open_samples
+from snp_onnx.errors import CalibrationError
+
+LABELLED = Preprocess(label_array="y")
+
+
+def spec(name: str = "x", shape: tuple[int | None, ...] | None = (None, 2), dtype: type = np.float32) -> InputSpec:
+    return InputSpec(name, np.dtype(dtype), shape)
+
+
+def numbered(count: int, start: int = 0) -> Array:
+    """Samples of which the first value is their index."""
+    return np.stack([np.arange(start, start + count), np.ones(count)], axis=1).astype(np.float32)
+
+
+def indices(samples: Samples, part: Part, batch_size: int = 8) -> list[int]:
+    return [int(row[0]) for feed in samples.batches(batch_size, part) for row in feed["x"]]
+
+
+def sizes(samples: Samples, batch_size: int, part: Part = Part.ALL) -> list[int]:
+    return [len(feed["x"]) for feed in samples.batches(batch_size, part)]
+
+
+@pytest.mark.parametrize("count", [10, 37, 256, 4000])
+def test_the_split_is_disjoint_complete_and_capped(count: int) -> None:
+    with open_samples(numbered(count), [spec()]) as samples:
+        kept, held_out = indices(samples, Part.CALIBRATION), indices(samples, Part.HELD_OUT)
+        assert sorted(kept + held_out) == indices(samples, Part.ALL) == list(range(count))
+        assert len(held_out) == samples.part_count(Part.HELD_OUT) == min(count // 10, 256)
+        assert all(index % 10 == 9 for index in held_out)
+        assert samples.part_count(Part.CALIBRATION) == len(kept)
+
+
+def test_under_ten_samples_the_held_out_part_is_all_of_them() -> None:
+    with open_samples(numbered(9), [spec()]) as samples:
+        assert indices(samples, Part.HELD_OUT) == indices(samples, Part.CALIBRATION) == list(range(9))
+        assert samples.part_count(Part.HELD_OUT) == 9
+        assert any("hold any back" in note for note in samples.notes)
+
+
+def test_feeds_are_regrouped_across_their_borders() -> None:
+    feeds = [{"x": numbered(count, start)} for count, start in ((3, 0), (0, 3), (7, 3), (1, 10))]
+    with open_samples(feeds, [spec()]) as samples:
+        assert sizes(samples, 4) == [4, 4, 3]
+        assert sizes(samples, 100) == [11]
+        assert indices(samples, Part.ALL, 4) == list(range(11))
+
+
+def test_samples_of_other_shapes_start_a_new_batch() -> None:
+    feeds = [{"x": np.ones((count, width), np.float32)} for count, width in ((3, 2), (2, 2), (4, 6), (1, 2))]
+    with open_samples(feeds, [spec(shape=(None, None))]) as samples:
+        shapes = [feed["x"].shape for feed in samples.batches(4, Part.ALL)]
+        assert samples.largest_shapes == {"x": (1, 6)}
+    assert shapes == [(4, 2), (1, 2), (4, 6), (1, 2)]
+
+
+def test_a_fixed_batch_wins_and_what_is_left_over_is_dropped() -> None:
+    with open_samples({"x": numbered(43), "y": np.arange(43)}, [spec(shape=(4, 2))], LABELLED) as samples:
+        assert sizes(samples, 16) == [4] * 10
+        assert indices(samples, Part.CALIBRATION)[-1] == 38
+        assert samples.part_count(Part.CALIBRATION) == 36
+        assert samples.part_count(Part.HELD_OUT) == 4
+        labels = samples.labels(Part.CALIBRATION)
+        assert labels is not None
+        assert labels.tolist() == indices(samples, Part.CALIBRATION)
+        assert "calibration: 3 samples dropped, they do not fill the model's fixed batch of 4" in samples.notes
+
+
+def test_a_fixed_batch_that_the_held_out_part_cannot_fill_takes_all() -> None:
+    with open_samples(numbered(20), [spec(shape=(4, 2))]) as samples:
+        assert indices(samples, Part.HELD_OUT) == list(range(20))
+        assert any("held-out part is all" in note for note in samples.notes)
+
+
+def test_a_fixed_batch_of_one_drops_nothing() -> None:
+    with open_samples(numbered(11), [spec(shape=(1, 2))]) as samples:
+        assert sizes(samples, 8) == [1] * 11
+        assert samples.notes == []
+
+
+def test_without_a_batch_axis_a_feed_is_a_sample() -> None:
+    feeds = [{"x": numbered(3, index), "b": np.zeros(5, np.float32), "y": np.array(index)} for index in range(12)]
+    with open_samples(feeds, [spec(shape=(3, 2)), spec("b", (5,))], LABELLED) as samples:
+        assert samples.count == 12
+        got = [int(feed["x"][0, 0]) for feed in samples.batches(8, Part.CALIBRATION)]
+        assert got == [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11]
+        labels = samples.labels(Part.CALIBRATION)
+        assert labels is not None
+        assert labels.tolist() == got
+        assert samples.largest_shapes == {"x": (3, 2), "b": (5,)}
+
+
+@pytest.mark.parametrize("form", ["npz", "mapping", "feeds", "directory", "singles", "beside", "together"])
+def test_labels_stay_with_their_samples(form: str, tmp_path: Path) -> None:
+    x, y = numbered(23), np.arange(23) * 10
+    source: object = tmp_path
+    if form == "npz":
+        np.savez(tmp_path / "d.npz", x=x, y=y)
+        source = tmp_path / "d.npz"
+    elif form == "mapping":
+        source = {"x": x, "y": y}
+    elif form == "feeds":
+        source = ({"x": x[rows], "y": y[rows]} for rows in (slice(0, 9), slice(9, 23)))
+    elif form == "directory":
+        for index, rows in enumerate((slice(0, 9), slice(9, 23))):
+            np.savez(tmp_path / f"{index}.npz", x=x[rows], y=y[rows])
+    elif form == "singles":
+        for index in range(23):
+            np.savez(tmp_path / f"{index:02d}.npz", x=x[index], y=y[index])
+    elif form == "beside":
+        np.save(tmp_path / "y.npy", y)
+        for index in range(23):
+            np.save(tmp_path / f"{index:02d}.npy", x[index])
+    else:
+        np.save(tmp_path / "y.npy", y)
+        np.save(tmp_path / "x.npy", x)
+    with open_samples(source, [spec()], LABELLED, samples=21) as samples:
+        for part in Part:
+            labels = samples.labels(part)
+            assert labels is not None
+            assert labels.tolist() == [index * 10 for index in indices(samples, part)]
+        assert samples.part_count(Part.ALL) == 21
+
+
+def test_without_a_label_array_there_are_no_labels() -> None:
+    assert open_samples({"x": numbered(3), "y": np.arange(3)}, [spec()]).labels(Part.ALL) is None
+
+
+def test_a_generator_is_not_read_beyond_the_samples_asked_for() -> None:
+    asked = []
+
+    def feeds() -> Iterator[dict[str, Array]]:
+        try:
+            for index in range(100):
+                asked.append(index)
+                yield {"x": numbered(4, 4 * index)}
+        finally:
+            asked.append(-1)
+
+    with open_samples(feeds(), [spec()], samples=10) as samples:
+        assert asked == [0, 1, 2, -1]
+        assert indices(samples, Part.ALL) == list(range(10))
+
+
+def test_spooled_files_go_on_close_and_on_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    feeds = [{"x": numbered(4)}, {"x": numbered(4, 4)}]
+    with open_samples(feeds, [spec()]) as samples:
+        assert len(list(tmp_path.rglob("*.npy"))) == 2
+        batches = samples.batches(2, Part.ALL)
+        next(batches)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(CalibrationError, match="cannot read"):
+        list(batches)
+    samples.close()
+    with pytest.raises(KeyError), open_samples(feeds, [spec()]):
+        raise KeyError
+    with pytest.raises(CalibrationError), open_samples([*feeds, {"x": numbered(4).T}], [spec()]):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with open_samples(numbered(4), [spec()]) as samples:
+        assert indices(samples, Part.ALL) == [0, 1, 2, 3]
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_members_and_rows_needed_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    np.savez(tmp_path / "d.npz", x=numbered(1000), unused=numbered(1000))
+    with open_samples(tmp_path / "d.npz", [spec()], samples=10) as samples:
+        (unpacked,) = tmp_path.rglob("*.npy")
+        assert np.load(unpacked).shape == (10, 2)
+        assert indices(samples, Part.ALL) == list(range(10))
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.raises(CalibrationError, match=r"cannot spool samples .* set TMPDIR"):
+        open_samples([{"x": numbered(4)}], [spec()])
+
+
+def _peak(source: object, image: InputSpec, hoards: bool = False) -> int:
+    """Bytes allocated at most while all parts are read, keeping one batch, or all of them."""
+    tracemalloc.start()
+    try:
+        with open_samples(source, [image]) as samples:
+            kept: deque[object] = deque(maxlen=None if hoards else 1)
+            kept.extend(feed for part in Part for feed in samples.batches(16, part))
+            assert kept
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_memory_measured_sees_hoarding() -> None:
+    data, image = np.zeros((512, 3, 32, 32), np.float32), spec(shape=(None, 3, 32, 32))
+    assert _peak(data, image, hoards=True) > _peak(data, image) + data.nbytes
+
+
+@pytest.mark.parametrize("form", ["npz", "npy", "feeds"])
+def test_memory_does_not_grow_with_the_samples(form: str, tmp_path: Path) -> None:
+    image = spec(shape=(None, 3, 32, 32))
+    peaks = []
+    for count in (128, 128, 2048):  # the first run warms caches up
+        data = np.random.default_rng(0).integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
+        np.savez(tmp_path / "d.npz", x=data)
+        np.save(tmp_path / "d.npy", data)
+        np.save(tmp_path / "x.npy", data)
+        mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+        feeds = ({"x": np.array(mapped[start : start + 16])} for start in range(0, count, 16))
+        del data
+        peaks.append(_peak(feeds if form == "feeds" else tmp_path / f"d.{form}", image))
+    assert peaks[2] < peaks[1] + 256 * 1024  # the samples themselves grew by 5.9 MB, as float32 by 23.6 MB
