@@ -1,6 +1,6 @@
 """Passes: model-to-model rewrites, one a file, and the pipeline that composes them."""
 
-from snp_onnx.passes.base import Note, Outcome, Pass
+from snp_onnx.passes.base import Note, Outcome, Pass, summarise
 from snp_onnx.passes.eliminate_dead import EliminateDead
 from snp_onnx.passes.fold_batch_norm import FoldBatchNorm
 from snp_onnx.passes.fold_constants import FoldConstants
@@ -25,4 +25,5 @@ __all__ = [
     "SliceUnits",
     "prepare",
     "rewrite",
+    "summarise",
 ]

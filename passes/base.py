@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,21 @@ class Note:
 
     subject: str
     text: str
+
+
+def summarise(notes: Iterable[Note]) -> tuple[str, ...]:
+    """One line for each thing that was done, however many it was done to.
+
+    >>> summarise([Note("a", "folded"), Note("b", "folded"), Note("w", "copied")])
+    ('a and 1 more: folded', 'w: copied')
+    """
+    subjects: dict[str, list[str]] = {}
+    for note in notes:
+        subjects.setdefault(note.text, []).append(note.subject)
+    return tuple(
+        f"{names[0]}: {text}" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more: {text}"
+        for text, names in subjects.items()
+    )
 
 
 @dataclass(frozen=True, slots=True)

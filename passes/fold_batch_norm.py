@@ -30,7 +30,7 @@ class FoldBatchNorm:
             if linear is None:
                 continue
             _fold(graph, norm, linear)
-            notes.append(Note(norm.name or norm.op, f"folded into {linear.name or linear.op}"))
+            notes.append(Note(norm.name or norm.op, "folded into the layer before it"))
         graph.nodes[:] = [node for node in graph.nodes if node.op != "BatchNormalization" or node.outputs]
         return Outcome(bool(notes), tuple(notes))
 

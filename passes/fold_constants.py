@@ -43,9 +43,10 @@ class FoldConstants:
     def __call__(self, graph: gs.Graph) -> Outcome:
         notes = []
         tensors = graph.tensors()
+        outputs = {id(tensor) for tensor in graph.outputs}
         for name, values in self.values.items():
             variable = tensors.get(name)
-            if not isinstance(variable, gs.Variable):
+            if not isinstance(variable, gs.Variable) or id(variable) in outputs:
                 continue
             constant = gs.Constant(name, np.ascontiguousarray(values))
             for consumer in list(variable.outputs):

@@ -1,4 +1,4 @@
-"""Constant nodes that hold a tensor become initialisers, so that one mechanism cuts both."""
+"""Constant nodes become initialisers, and Identity nodes of initialisers go, so that one mechanism cuts all weights."""
 
 from __future__ import annotations
 
@@ -12,26 +12,36 @@ from snp_onnx.passes.base import Outcome
 
 @dataclass(frozen=True, slots=True)
 class LiftConstants:
-    """Replace Constant nodes of the main graph by initialisers of the same name."""
+    """Replace Constant nodes of the main graph by initialisers of the same name, and Identity nodes by what they copy.
+
+    Exporters write equal parameters once and reach them through Identity; the initialiser is then shared openly.
+    """
 
     def __call__(self, graph: gs.Graph) -> Outcome:
         lifted = 0
-        kept_as_output = {id(tensor) for tensor in graph.outputs}
-        for node in [node for node in graph.nodes if node.op == "Constant" and node.domain in (None, "", "ai.onnx")]:
-            values = _held(node)
-            output = node.outputs[0]
-            if values is None or id(output) in kept_as_output:
+        kept_as_output = {id(tensor) for g in (graph, *graph.subgraphs(recursive=True)) for tensor in g.outputs}
+        for node in [node for node in graph.nodes if node.domain in (None, "", "ai.onnx")]:
+            constant = _constant(node)
+            if constant is None or id(node.outputs[0]) in kept_as_output:
                 continue
-            constant = gs.Constant(output.name, values)
+            output = node.outputs[0]
             for consumer in list(output.outputs):
                 for place, tensor in enumerate(consumer.inputs):
                     if tensor is output:
                         consumer.inputs[place] = constant
-            if not _read_in_subgraph(graph, output.name):
-                node.outputs.clear()
-                graph.nodes.remove(node)
-                lifted += 1
+            node.inputs.clear()
+            node.outputs.clear()
+            graph.nodes.remove(node)
+            lifted += 1
         return Outcome(lifted > 0)
+
+
+def _constant(node: gs.Node) -> gs.Constant | None:
+    """The initialiser that can stand for the node's output."""
+    if node.op == "Identity" and isinstance(node.inputs[0], gs.Constant):
+        return node.inputs[0]
+    values = _held(node) if node.op == "Constant" else None
+    return None if values is None else gs.Constant(node.outputs[0].name, values)
 
 
 def _held(node: gs.Node) -> np.ndarray | None:
@@ -43,12 +53,3 @@ def _held(node: gs.Node) -> np.ndarray | None:
     if "value_float" in attrs or "value_floats" in attrs:
         return np.asarray(attrs.get("value_float", attrs.get("value_floats")), dtype=np.float32)
     return None
-
-
-def _read_in_subgraph(graph: gs.Graph, name: str) -> bool:
-    return any(
-        tensor.name == name
-        for subgraph in graph.subgraphs(recursive=True)
-        for node in subgraph.nodes
-        for tensor in node.inputs
-    )

@@ -99,6 +99,8 @@ class Resizing:
 
     def _override(self, node: gs.Node, op: Op, place: int, changes: Mapping[int, int]) -> None:
         """Correct entries of a vector that is computed at run time."""
+        if self._correct_join(node.inputs[place], changes):
+            return
         graph, computed = self._graph, node.inputs[place]
         entries = np.array(sorted(changes), dtype=np.int64)
         kind = onnx.helper.tensor_dtype_to_np_dtype(self.trace.facts.types[op.input(place)])
@@ -110,10 +112,34 @@ class Resizing:
             gs.Constant(fresh_name(graph, f"{computed.name}_sizes"), sizes),
         ]
         scatter = gs.Node(
-            "ScatterElements" if op.version >= 11 else "Scatter", f"{op.name}_sizes", {"axis": 0}, operands, [corrected]
+            "ScatterElements" if op.version >= 11 else "Scatter",
+            f"{op.name}_{corrected.name}",
+            {"axis": 0},
+            operands,
+            [corrected],
         )
         insert_before(graph, node, scatter)
         node.inputs[place] = corrected
+
+    def _correct_join(self, computed: gs.Variable, changes: Mapping[int, int]) -> bool:
+        """Where a Concat joins the vector for this reader alone and the wrong entries are constants, change those."""
+        join = computed.inputs[0] if len(computed.inputs) == 1 else None
+        if join is None or join.op != "Concat" or len(computed.outputs) != 1:
+            return False
+        start, wrong = 0, {}
+        for place, part in enumerate(join.inputs):
+            length = part.values.size if isinstance(part, gs.Constant) else int(np.prod(self.shape(part.name)))
+            own = {entry - start: size for entry, size in changes.items() if start <= entry < start + length}
+            if own and not isinstance(part, gs.Constant):
+                return False
+            wrong[place] = own
+            start += length
+        for place, own in wrong.items():
+            if own:
+                values = np.array(join.inputs[place].values)
+                values[list(own)] = list(own.values())
+                self.set_constant(join, place, values)
+        return True
 
 
 def _reshape(node: gs.Node, op: Op, resizing: Resizing) -> None:

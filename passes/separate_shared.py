@@ -31,7 +31,7 @@ class SeparateShared:
                 for place, tensor in enumerate(user.inputs):
                     if tensor is constant:
                         user.inputs[place] = copy
-            notes.append(Note(constant.name, f"shared by {len(users)} nodes: each has its own copy now"))
+            notes.append(Note(constant.name, "shared by several nodes: each has its own copy now"))
         return Outcome(bool(notes), tuple(notes))
 
 

@@ -48,7 +48,7 @@ class SliceUnits:
         return notes
 
     def _reshape_variables(self, graph: gs.Graph) -> None:
-        """Declared shapes of intermediate tensors, where an extent changed."""
+        """Declared shapes of intermediate tensors, where an extent changed; a symbolic one varies and stays."""
         fixed = {id(tensor) for tensor in (*graph.inputs, *graph.outputs)}
         for tensor in graph.tensors().values():
             axes = self.trace.axes.get(tensor.name)
@@ -57,6 +57,6 @@ class SliceUnits:
             counts = [int(np.count_nonzero(self.alive[labels])) for labels in axes]
             if len(counts) == len(tensor.shape):
                 tensor.shape = [
-                    count if count != len(labels) else declared
+                    count if declared == len(labels) else declared
                     for declared, count, labels in zip(tensor.shape, counts, axes, strict=True)
                 ]

@@ -600,7 +600,8 @@ def test_spilled_models_compute_the_same(tmp_path: Path) -> None:
     assert (tmp_path / "weights.bin").stat().st_size == weight.nbytes
     assert path.stat().st_size < weight.nbytes / 4
     assert model.SerializeToString() == before
-    assert is_large(model, limit=1000) and not is_large(model)
+    assert is_large(model, limit=1000)
+    assert not is_large(model)
 
 
 def test_large_models_go_through_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from snp_onnx.subspace import (
     random,
     ridge_diagonal,
     saw,
+    shrink,
     zca_importance,
 )
 from snp_onnx.subspace.ridge import with_ridge
@@ -367,3 +368,39 @@ def test_bad_indices_and_weights_are_refused() -> None:
     for call, message in refused:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_shrink_leaves_a_gram_with_enough_rows_alone() -> None:
+    rows = np.random.default_rng(0).standard_normal((6, 6))
+    gram = rows.T @ rows / 6
+    assert np.array_equal(shrink(gram, 6), gram)
+
+
+def test_shrink_makes_too_few_rows_regular_and_keeps_every_energy() -> None:
+    rows = np.random.default_rng(1).standard_normal((10, 40)) + 1.0
+    gram = rows.T @ rows / 10
+    shrunk = shrink(gram, 10)
+    assert np.linalg.matrix_rank(gram) == 10
+    assert np.linalg.eigvalsh(shrunk).min() > 1e-3
+    assert np.allclose(np.diag(shrunk), np.diag(gram), rtol=1e-12)
+    off = ~np.eye(40, dtype=bool)
+    ratio = shrunk[off] / gram[off]
+    assert 0.0 < ratio.min() < 1.0
+    assert np.allclose(ratio, ratio[0])
+
+
+def test_shrink_brings_few_rows_closer_to_the_truth() -> None:
+    rng = np.random.default_rng(2)
+    mixing = rng.standard_normal((30, 30)) / 5 + np.eye(30)
+    truth = mixing.T @ mixing
+    rows = rng.standard_normal((12, 30)) @ mixing
+    gram = rows.T @ rows / 12
+    assert np.linalg.norm(shrink(gram, 12) - truth) < 0.9 * np.linalg.norm(gram - truth)
+
+
+def test_shrink_survives_dead_units() -> None:
+    gram = np.zeros((5, 5))
+    gram[:2, :2] = [[2.0, 1.0], [1.0, 1.0]]
+    shrunk = shrink(gram, 3)
+    assert np.isfinite(shrunk).all()
+    assert shrunk[4, 4] == 0.0

@@ -4,6 +4,7 @@ from snp_onnx.subspace.folding import fold_error, fold_map
 from snp_onnx.subspace.ldl import cumulative_variance, ldl
 from snp_onnx.subspace.ordering import Order, magnitude, natural, order_by_importance, random, saw, zca_importance
 from snp_onnx.subspace.ridge import ridge_diagonal
+from snp_onnx.subspace.shrinkage import shrink
 
 __all__ = [
     "Order",
@@ -17,5 +18,6 @@ __all__ = [
     "random",
     "ridge_diagonal",
     "saw",
+    "shrink",
     "zca_importance",
 ]

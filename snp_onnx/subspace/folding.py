@@ -2,6 +2,7 @@
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import linalg
 
 from snp_onnx.subspace.arrays import Indices, Matrix, as_finite, as_gram, as_indices
 from snp_onnx.subspace.ridge import ridge_diagonal, with_ridge
@@ -35,8 +36,8 @@ def fold_map(gram: ArrayLike, keep: ArrayLike, rho: float = 1e-6) -> Matrix:
     ridge = ridge_diagonal(matrix, rho)[kept]
     mapping = np.zeros((len(matrix), len(kept)))
     mapping[kept] = np.eye(len(kept))
-    ridged, _ = with_ridge(matrix[np.ix_(kept, kept)], ridge)
-    mapping[pruned] = np.linalg.solve(ridged, matrix[np.ix_(kept, pruned)]).T
+    _, factor = with_ridge(matrix[np.ix_(kept, kept)], ridge)
+    mapping[pruned] = linalg.cho_solve((factor, True), matrix[np.ix_(kept, pruned)], check_finite=False).T
     return mapping
 
 

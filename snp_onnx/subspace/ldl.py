@@ -2,6 +2,7 @@
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import linalg
 
 from snp_onnx.subspace.arrays import Matrix, Vector, as_finite, as_gram, as_indices
 from snp_onnx.subspace.ridge import ridge_diagonal, with_ridge
@@ -39,11 +40,13 @@ def ldl(gram: ArrayLike, order: ArrayLike, rho: float = 1e-6) -> tuple[Matrix, V
     if len(permutation) != count:
         raise ValueError(f"order has {len(permutation)} units and the gram {count}: give every unit once")
     permuted = matrix[np.ix_(permutation, permutation)]
-    _, factor = with_ridge(permuted, ridge_diagonal(matrix, rho)[permutation])
+    ridge = ridge_diagonal(matrix, rho)[permutation]
+    _, factor = with_ridge(permuted, ridge)
     lower = np.tril(factor / np.diag(factor))
     np.fill_diagonal(lower, 1.0)
-    residual = np.tril(np.linalg.solve(lower, np.eye(count)))
-    energy = np.einsum("ij,ij->i", residual @ permuted, residual)
+    inverse = linalg.solve_triangular(lower, np.eye(count), lower=True, unit_diagonal=True, check_finite=False)
+    # diag(L^-1 (G + Λ) L^-T) is the factor's squared diagonal; Λ's own part of it is taken off
+    energy = np.square(np.diag(factor)) - np.square(inverse) @ ridge
     return lower, np.maximum(energy, 0.0)
 
 

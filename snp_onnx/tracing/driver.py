@@ -70,9 +70,18 @@ def _visit(op: Op, tracer: Tracer) -> None:
         _bar_node(op, tracer, "empty tensor")
     else:
         rule(op, tracer)
+        _bar_lone_positions(op, tracer)
         inputs = [name for name in op.inputs if name]
         if inputs and op.type != "ConstantOfShape" and all(tracer.is_constant(name) for name in inputs):
-            tracer.mark_constant(op.outputs)
+            tracer.mark_constant(op.outputs, inputs[0])
+
+
+def _bar_lone_positions(op: Op, tracer: Tracer) -> None:
+    """A window of one position can't shrink, whatever the axis it was taken from."""
+    for name in op.outputs:
+        for axis, labels in enumerate(tracer.axes(name) if name else ()):
+            if len(labels) == 1:
+                tracer.barrier(op, name, axis, "the only position of its axis")
 
 
 def _is_shape_arithmetic(op: Op, facts: Facts) -> bool:

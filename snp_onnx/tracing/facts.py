@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,10 @@ _STRUCTURAL = frozenset(
         "Split",
     ]
 )
+_MOVED: Mapping[str, tuple[int, ...]] = MappingProxyType(
+    {**dict.fromkeys(_STRUCTURAL, (0,)), "ScatterElements": (0, 2), "Scatter": (0, 2), "Where": (1, 2)}
+)
+"""Operators whose output elements are those of the named inputs, put elsewhere; of Concat it is all inputs."""
 _KEEPS_SHAPE = frozenset(("GroupNormalization", "MeanVarianceNormalization"))
 """Operators defined by a function whose body depends on the input's type: onnx doesn't infer their shape."""
 _UNFOLLOWED = frozenset(
@@ -179,8 +184,8 @@ def _follow_origins(facts: Facts, op: Op, output: str) -> None:
     if op.type == "Cast":
         facts.origins[output] = facts.origins[op.inputs[0]]
         return
-    if op.type in _STRUCTURAL:
-        moved = range(len(op.inputs)) if op.type == "Concat" else range(1)
+    if op.type in _MOVED:
+        moved = range(len(op.inputs)) if op.type == "Concat" else _MOVED[op.type]
         arrays = [
             _origins_of(facts, name) if place in moved else facts.values[name] if name else None
             for place, name in enumerate(op.inputs)

@@ -148,7 +148,7 @@ def _group(tracer: Tracer, axes: Mapping[str, Axes], first: Linear, labels: Labe
     consumers = tuple(x for x in tracer.linears if x.mixes and lead in axes[x.weight][x.in_axis])
     kind = Kind.HEADS if tracer.classes.has(labels, HEAD).any() else Kind.CHANNELS
     summed = bool(tracer.classes.has(labels, SUMMED).any())
-    return Group(f"{first.weight}:{first.out_axis}", kind, labels, producers, consumers, summed)
+    return Group(f"{tracer.root(first.weight)}:{first.out_axis}", kind, labels, producers, consumers, summed)
 
 
 def _with_unique_ids(groups: Sequence[Group]) -> tuple[Group, ...]:

@@ -17,6 +17,8 @@ HEAD = Flag(2)
 """The class counts attention heads: it is a batch axis of a product of two activations."""
 SUMMED = Flag(4)
 """The class is written by the sum of several activations: a residual stream."""
+REPEATED = Flag(8)
+"""The class counts the copies that an Expand makes of one position."""
 
 STILL = 0
 """The label of every position that nothing could ever remove (batch, spatial, axes of extent one)."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from snp_onnx.tracing.labels import FIXED, HEAD, DisjointSet, Labels, still
+from snp_onnx.tracing.labels import FIXED, HEAD, REPEATED, DisjointSet, Labels, still
 
 Whole = npt.NDArray[np.int64]
 
@@ -62,7 +62,8 @@ class Products:
         """Labels of the axes, the slowest first, that an axis is unflattened to."""
         whole = self._classes.find(labels).reshape(tuple(extents))
         moving = [axis for axis in range(whole.ndim) if not (whole == whole.take([0], axis)).all()]
-        if not moving:
+        if not moving:  # one unit or none: the whole axis stays
+            self._classes.flag(labels, FIXED)
             return tuple(still(n) for n in extents)
         core = whole[tuple(slice(None) if axis in moving else 0 for axis in range(whole.ndim))]
         factors = (core,) if len(moving) == 1 else self._factors_of(core)
@@ -91,7 +92,7 @@ class Products:
         waiting = list(self._ties)
         while waiting:
             forced = [tie for tie in waiting if len(self._live(tie)) <= 1]
-            chosen = forced or [waiting[0]]
+            chosen = forced or [next((tie for tie in waiting if self._counts_heads(tie)), waiting[0])]
             for tie in chosen:
                 self._settle(tie)
             waiting = [tie for tie in waiting if not any(tie is done for done in chosen)]
@@ -108,12 +109,20 @@ class Products:
             for labels in tie.factors:
                 self._classes.flag(labels, FIXED)
             return
-        carrier = max(live, key=lambda place: (self._is_head(tie.factors[place]), len(tie.factors[place]), place))
+        carrier = max(live, key=lambda place: self._preference(tie, place))
         for place, labels in enumerate(tie.factors):
             if place == carrier:
                 self._classes.unite(tie.whole, _along(labels, place, tie.whole.ndim))
             else:
                 self._classes.flag(labels, FIXED)
+
+    def _preference(self, tie: _Tie, place: int) -> tuple[bool, bool, int, int]:
+        labels = tie.factors[place]
+        is_copy = bool(self._classes.has(labels, REPEATED).any())
+        return self._is_head(labels), not is_copy, len(labels), place
+
+    def _counts_heads(self, tie: _Tie) -> bool:
+        return any(self._is_head(labels) for labels in (tie.whole.reshape(-1), *tie.factors))
 
     def _is_head(self, labels: Labels) -> bool:
         return bool(self._classes.has(labels, HEAD).any())

@@ -66,6 +66,7 @@ class Tracer:
         self.activation_products: list[Product] = []
         self._axes: dict[str, Axes] = {}
         self._constants = set(constants)
+        self._roots: dict[str, str] = {}
 
     def knows(self, tensor: str) -> bool:
         return tensor in self.facts.shapes
@@ -81,8 +82,15 @@ class Tracer:
         """Whether the tensor is an initialiser or computed from initialisers alone."""
         return tensor in self._constants
 
-    def mark_constant(self, tensors: Sequence[str]) -> None:
+    def mark_constant(self, tensors: Sequence[str], source: str = "") -> None:
+        """Tensors that initialisers alone decide; `source` is the first of what they are computed from."""
         self._constants.update(tensors)
+        if source:
+            self._roots.update({tensor: self.root(source) for tensor in tensors})
+
+    def root(self, tensor: str) -> str:
+        """The initialiser that a constant tensor is made of (the first, where there are several); itself otherwise."""
+        return self._roots.get(tensor, tensor)
 
     def axes(self, tensor: str) -> Axes:
         """Labels of the tensor's axes; a constant gets fresh ones the first time it is asked for."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from snp_onnx.tracing.facts import Shape
-from snp_onnx.tracing.labels import Labels, still
+from snp_onnx.tracing.labels import REPEATED, Labels, still
 from snp_onnx.tracing.op import Op
 from snp_onnx.tracing.rules.joining import opaque
 from snp_onnx.tracing.tracer import Tracer
@@ -65,10 +65,14 @@ def expand(op: Op, tracer: Tracer) -> None:
         return
     axes, after = tracer.axes(source), tracer.shape(output)
     offset = len(after) - len(axes)
-    labels = [
-        axes[axis - offset] if axis >= offset and len(axes[axis - offset]) == n else tracer.classes.fresh(n)
-        for axis, n in enumerate(after)
-    ]
+    labels = []
+    for axis, extent in enumerate(after):
+        if axis >= offset and len(axes[axis - offset]) == extent:
+            labels.append(axes[axis - offset])
+        else:
+            labels.append(tracer.classes.fresh(extent))
+            if extent > 1:
+                tracer.classes.flag(labels[-1], REPEATED)
     tracer.set_axes(output, labels)
 
 

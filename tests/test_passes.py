@@ -1,0 +1,357 @@
+"""The passes one by one: what each changes, what it leaves alone, and that a second run changes nothing more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import pytest
+from onnx import numpy_helper
+
+from snp_onnx.errors import PassError, PlanError
+from snp_onnx.passes import (
+    EliminateDead,
+    FoldBatchNorm,
+    FoldConstants,
+    FoldWeights,
+    LiftConstants,
+    Outcome,
+    Pass,
+    SeparateShared,
+    SliceUnits,
+    prepare,
+    rewrite,
+)
+from snp_onnx.passes.fold_constants import computed_weights
+from tests.graphs import Array, Net, feed_for
+from tests.oracles import cut, difference, half_removed, run, tolerance, traced
+from tests.topologies import CATALOGUE
+
+
+def kinds(model: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in model.graph.node]
+
+
+def held(model: onnx.ModelProto) -> dict[str, Array]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def assert_same_function(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+    onnx.checker.check_model(after, full_check=True)
+    feed = feed_for(before, batch=2)
+    expected = run(before, feed)
+    assert difference(expected, run(after, feed)) <= tolerance(expected)
+
+
+def outcomes(model: onnx.ModelProto, step: Pass) -> tuple[bool, bool]:
+    """Whether a pass changes a graph, and whether it changes it again."""
+    graph = gs.import_onnx(model)
+    return step(graph).changed, step(graph).changed
+
+
+# every pass: once, and not again
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("constant-nodes", LiftConstants()),
+        ("shared-bias", SeparateShared()),
+        ("conv-bn-relu", FoldBatchNorm()),
+        ("weight-norm", FoldConstants(computed_weights(CATALOGUE["weight-norm"].model()))),
+    ],
+)
+def test_a_pass_changes_what_it_is_for_once(name: str, step: Pass) -> None:
+    source = CATALOGUE[name].model("N")
+    before = source.SerializeToString()
+    rewritten = rewrite(source, [step])
+    assert_same_function(source, rewritten.model)
+    assert source.SerializeToString() == before
+    assert outcomes(source, step) == (True, False)
+    net = Net()
+    net.output(net.conv(net.image(), 3, 4))
+    other = net.model()
+    assert outcomes(other, step) == (False, False)
+    assert rewrite(other, [step]).notes == ()
+
+
+@pytest.mark.parametrize("name", sorted(CATALOGUE))
+def test_preparing_twice_changes_nothing_more(name: str) -> None:
+    once = prepare(CATALOGUE[name].model(2)).model
+    again = prepare(once)
+    assert again.notes == ()
+    assert kinds(again.model) == kinds(once)
+    assert {n: a.tobytes() for n, a in held(again.model).items()} == {n: a.tobytes() for n, a in held(once).items()}
+
+
+def test_slicing_twice_changes_nothing_more() -> None:
+    model = CATALOGUE["chain"].model(2)
+    trace = traced(model, feed_for(model, 2))
+    assert outcomes(model, SliceUnits(trace, half_removed(trace))) == (True, False)
+
+
+def test_dead_nodes_go_and_unused_inputs_stay() -> None:
+    net = Net()
+    x = net.conv(net.image(), 3, 4)
+    net.Relu(net.conv(x, 4, 6))
+    net.input("unused", 3)
+    net.output(x)
+    model = net.model()
+    result = rewrite(model, [EliminateDead()]).model
+    assert kinds(result) == ["Conv"]
+    assert set(held(result)) == {"w1", "b1"}
+    assert [value.name for value in result.graph.input] == ["x", "unused"]
+    assert outcomes(model, EliminateDead()) == (True, False)
+
+
+# BatchNormalization
+
+
+def folded(net: Net) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    model = net.model()
+    return model, rewrite(model, [FoldBatchNorm()]).model
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_batch_norm_is_folded_into_a_convolution(bias: bool) -> None:
+    net = Net()
+    net.output(net.Relu(net.bn(net.conv(net.image(), 3, 6, bias=bias), 6)))
+    source, result = folded(net)
+    assert kinds(result) == ["Conv", "Relu"]
+    assert_same_function(source, result)
+
+
+@pytest.mark.parametrize("group", [1, 2, 6])
+def test_batch_norm_is_folded_into_a_transposed_convolution(group: int) -> None:
+    net = Net()
+    net.output(net.bn(net.transposed(net.conv(net.image(), 3, 6), 6, 12, group=group), 12))
+    source, result = folded(net)
+    assert kinds(result) == ["Conv", "ConvTranspose"]
+    assert_same_function(source, result)
+
+
+@pytest.mark.parametrize("trans", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_batch_norm_is_folded_into_a_gemm(trans: bool, bias: bool) -> None:
+    net = Net()
+    net.output(net.bn(net.dense(net.input("x", 5), 5, 6, trans=trans, bias=bias), 6))
+    source, result = folded(net)
+    assert kinds(result) == ["Gemm"]
+    assert_same_function(source, result)
+
+
+def test_batch_norm_stays_where_folding_would_be_wrong() -> None:
+    def scaled(net: Net) -> str:
+        return net.bn(net.Gemm(net.input("x", 5), net.weight(5, 6, fan_in=5), net.bias(6), alpha=0.5), 6)
+
+    def read_twice(net: Net) -> str:
+        x = net.conv(net.image(), 3, 6)
+        return net.Add(net.bn(x, 6), x)
+
+    def shared_weight(net: Net) -> str:
+        x, weight = net.image(), net.weight(6, 3, 3, 3, fan_in=27)
+        return net.Add(net.bn(net.Conv(x, weight), 6), net.Conv(x, weight))
+
+    def given_out(net: Net) -> str:
+        x = net.conv(net.image(), 3, 6)
+        net.output(x)
+        return net.bn(x, 6)
+
+    def weight_given_out(net: Net) -> str:
+        net.output("w1")
+        return net.bn(net.conv(net.image(), 3, 6), 6)
+
+    def before(net: Net) -> str:
+        return net.conv(net.bn(net.image(), 3), 3, 6)
+
+    for draw in (scaled, read_twice, shared_weight, given_out, weight_given_out, before):
+        net = Net()
+        net.output(draw(net))
+        source, result = folded(net)
+        assert kinds(result) == kinds(source), draw.__name__
+        assert_same_function(source, result)
+
+
+def test_metadata_stays_with_the_convolution_that_takes_the_name_of_its_norm() -> None:
+    net = Net(opset=21)
+    net.output(net.bn(net.conv(net.image(), 3, 6), 6))
+    source, result = folded(net)
+    (node,) = result.graph.node
+    assert (node.name, node.doc_string) == ("n1", "about n1")
+    assert node.metadata_props == source.graph.node[0].metadata_props
+
+
+# shared and computed constants
+
+
+def test_shared_vectors_are_separated_and_shared_weights_are_not() -> None:
+    source = CATALOGUE["shared-bias"].model()
+    result = rewrite(source, [SeparateShared()])
+    biases = [node.input[2] for node in result.model.graph.node if node.op_type == "Conv"]
+    assert len(set(biases)) == len(biases)
+    assert [note.subject for note in result.notes] == ["c1"]
+    tied = rewrite(CATALOGUE["tied-weights"].model(), [SeparateShared()]).model
+    weights = [node.input[1] for node in tied.graph.node if node.op_type == "Conv"]
+    assert len(set(weights)) == len(weights) - 1
+
+
+def test_a_bias_shared_for_good_is_cut_for_each_layer_alone() -> None:
+    prepared = prepare(CATALOGUE["shared-bias"].model(2)).model
+    trace = traced(prepared, feed_for(prepared, 2))
+    alive = trace.alive([trace.group("w1:0").labels[:5]])
+    result = cut(prepared, trace, alive)
+    sizes = {node.input[1]: len(held(result)[node.input[2]]) for node in result.graph.node if node.op_type == "Conv"}
+    assert sizes == {"w1": 3, "w2": 8, "w3": 8, "w4": 4}
+
+
+def test_constants_of_every_kind_are_lifted() -> None:
+    net = Net()
+    x = net.input("x", 4)
+    for attribute, value in (("value_float", 2.0), ("value_floats", [1.0, 2.0, 3.0, 4.0])):
+        x = net.Add(x, net.op("Constant", **{attribute: value}))
+    shape = net.op("Constant", value_ints=[-1, 2, 2])
+    net.output(net.Gather(net.Reshape(x, shape), net.op("Constant", value_int=1), axis=1))
+    source = net.model()
+    result = rewrite(source, [LiftConstants()]).model
+    assert "Constant" not in kinds(result)
+    assert [(a.dtype, a.shape) for a in held(result).values()] == [
+        (np.float32, ()),
+        (np.float32, (4,)),
+        (np.int64, (3,)),
+        (np.int64, ()),
+    ]
+    assert_same_function(source, result)
+
+
+def test_a_constant_that_is_given_out_stays_a_node() -> None:
+    net = Net()
+    shift = net.op("Constant", value_floats=[1.0, 2.0])
+    net.output(net.Add(net.input("x", 2), shift), shift)
+    source = net.model()
+    result = rewrite(source, [LiftConstants()]).model
+    assert kinds(result) == ["Constant", "Add"]
+    assert_same_function(source, result)
+
+
+def test_a_constant_that_a_branch_reads_is_lifted_too() -> None:
+    source = CATALOGUE["if-captures-constant"].model("N")
+    result = rewrite(source, [LiftConstants()]).model
+    assert "Constant" not in kinds(result)
+    assert_same_function(source, result)
+
+
+def test_a_computed_weight_that_is_given_out_stays_computed() -> None:
+    net = Net()
+    weight = net.Mul(net.normal(4, 5), net.normal(4, 1))
+    net.output(net.MatMul(net.input("x", 4), weight), weight)
+    source = net.model()
+    result = prepare(source).model
+    assert kinds(result) == ["Mul", "MatMul"]
+    assert_same_function(source, result)
+
+
+# folded weights
+
+
+def test_folded_weights_are_written_in_the_type_of_the_old() -> None:
+    source = CATALOGUE["half-flatten-gemm"].model()
+    values = np.arange(held(source)["w3"].size, dtype=np.float64).reshape(held(source)["w3"].shape)
+    result = rewrite(source, [FoldWeights({"w3": values})])
+    assert held(result.model)["w3"].dtype == np.float16
+    np.testing.assert_array_equal(held(result.model)["w3"], values)
+    assert [note.subject for note in result.notes] == ["w3"]
+    assert rewrite(result.model, [FoldWeights({"w3": values})]).notes == ()
+
+
+def test_folded_weights_of_another_shape_are_refused() -> None:
+    with pytest.raises(PassError, match=r"FoldWeights.*w2 has shape"):
+        rewrite(CATALOGUE["chain"].model(), [FoldWeights({"w2": np.zeros((2, 2))})])
+
+
+# operands that name sizes
+
+
+def test_a_shape_joined_of_numbers_is_corrected_where_it_is_joined() -> None:
+    """No nodes are added: the number inside the Concat is changed."""
+    source = CATALOGUE["separate-computed"].model("N")
+    trace = traced(source, feed_for(source, 1))
+    result = cut(source, trace, half_removed(trace))
+    assert kinds(result) == kinds(source)
+
+
+def test_a_shape_that_several_read_is_corrected_for_one() -> None:
+    """One computed shape for two maps that are cut differently: entries are overwritten in front of the reader."""
+    net = Net(batch="N")
+    x = net.conv_relu(net.image(), 3, 6)
+    y = net.conv_relu("x", 3, 6)
+    shape = net.computed_shape(net.extent(x, 0), 6, 64)
+    parts = [net.Reshape(part, shape) for part in (x, y)]
+    net.output(net.conv(parts[0], 6, 2, rank=1), net.conv(parts[1], 6, 2, rank=1))
+    source = net.model()
+    trace = traced(source, feed_for(source, 1))
+    assert [len(group) for group in trace.groups] == [6, 6]
+    alive = trace.alive([trace.groups[0].labels[:1], trace.groups[1].labels[:4]])
+    result = cut(source, trace, alive)
+    assert kinds(result).count("ScatterElements") == 2
+    assert [output.shape for output in run(result, feed_for(source, 3))] == [(3, 2, 64), (3, 2, 64)]
+
+
+@pytest.mark.parametrize(("opset", "kind"), [(9, "Scatter"), (10, "Scatter"), (11, "ScatterElements")])
+def test_computed_entries_are_overwritten_in_old_opsets_too(opset: int, kind: str) -> None:
+    source = CATALOGUE["shuffle-dynamic"].model("N", opset)
+    trace = traced(source, feed_for(source, 1))
+    result = cut(source, trace, half_removed(trace))
+    assert kind in kinds(result)
+    run(result, feed_for(source, 3))
+
+
+def test_declared_shapes_follow_and_symbolic_ones_stay() -> None:
+    source = CATALOGUE["merged-with-batch"].model("N")
+    trace = traced(source, feed_for(source, 1))
+    result = cut(source, trace, half_removed(trace))
+    before, after = (
+        {v.name: [d.dim_value or None for d in v.type.tensor_type.shape.dim] for v in m.graph.value_info}
+        for m in (source, result)
+    )
+    kept = set(after) & set(before)
+    assert any(after[name] != before[name] for name in kept)
+    for name in kept:
+        assert [n is None for n in after[name]] == [n is None for n in before[name]], name
+
+
+# the pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """A pass that breaks."""
+
+    error: Exception
+
+    def __call__(self, graph: gs.Graph) -> Outcome:
+        raise self.error
+
+
+def test_a_pass_that_breaks_is_named() -> None:
+    with pytest.raises(PassError, match="pass Failing failed: KeyError: 'x'"):
+        rewrite(CATALOGUE["chain"].model(), [Failing(KeyError("x"))])
+    with pytest.raises(PlanError, match="said already"):
+        rewrite(CATALOGUE["chain"].model(), [Failing(PlanError("said already"))])
+
+
+def test_listed_initialisers_become_plain_ones_and_that_is_said() -> None:
+    source = CATALOGUE["listed-initialisers-ir3"].model()
+    prepared = prepare(source)
+    assert prepared.model.ir_version == 4
+    assert [value.name for value in prepared.model.graph.input] == ["x"]
+    assert any("were listed as graph inputs" in note.text for note in prepared.notes)
+    onnx.checker.check_model(prepared.model, full_check=True)
+
+
+def test_local_functions_are_inlined_and_that_is_said() -> None:
+    prepared = prepare(CATALOGUE["local-function"].model())
+    assert not prepared.model.functions
+    assert kinds(prepared.model) == ["Conv", "Mul", "Relu", "Conv", "Mul", "Relu", "Conv"]
+    assert any("inlined" in note.text for note in prepared.notes)

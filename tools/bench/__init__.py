@@ -1,0 +1,1 @@
+"""Benchmarks: one command each, tables to tools/bench/RESULTS.md."""

@@ -1,0 +1,103 @@
+"""What the pass costs: calibration and decisions as a multiple of one plain onnxruntime pass, and peak memory.
+
+Medians over interleaved runs. Reading the samples is part of both sides; imports, session creation and verification
+are reported apart.
+
+    python -m tools.bench.pass_cost
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import snp_onnx
+from snp_onnx.calibration.inputs import input_specs
+from snp_onnx.calibration.samples import Part, Preprocess, open_samples
+from snp_onnx.calibration.sessions import Runtime, open_session, run
+from snp_onnx.model_io import load
+from tools.bench import material
+
+ROUNDS = 5
+WORK = ("calibrate", "decide", "fold")
+
+
+def main() -> None:
+    """Print both tables; with arguments, one memory probe."""
+    if len(sys.argv) > 1:
+        _probe(int(sys.argv[1]))
+        return
+    print(f"{datetime.now(UTC):%Y-%m-%d}; {material.machine()}; preset paper, medians of {ROUNDS} interleaved runs\n")
+    pictures, _ = material.imagenet()
+    mobile = {"input": material.nchw(pictures, 1 / 128, 128.0)}
+    images, _ = material.cifar("train12k", 4096)
+    cases: list[tuple[str, Any, dict[str, Any]]] = [
+        ("resnet56_cifar10_ts.onnx", {"input": images}, {"layout": "nhwc", **material.CIFAR}),
+        ("mobilenetv2_1.0_224_imagenet.onnx", mobile, {}),
+    ]
+    columns = (
+        "model",
+        "samples",
+        "calibrate + decide + fold, plain passes",
+        "plain session",
+        "prepare + trace",
+        "rewrite + verify",
+    )
+    print(material.table(columns, [_measure(*case) for case in cases]))
+    print()
+    peaks = [(count, _peak(count)) for count in (128, 512, 2048)]
+    print(material.table(("samples", "peak memory, MB"), peaks))
+
+
+def _measure(name: str, source: Any, options: dict[str, Any]) -> tuple[object, ...]:
+    model = material.model(name)
+    plain, ours, opened, before, after = [], [], [], [], []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        session = open_session(model, Runtime())
+        opened.append(time.perf_counter() - start)
+        plain.append(_plain_pass(model, session, source, options))
+        timings = snp_onnx.prune(model, source, target_macs=0.5, **options).report.timings
+        ours.append(sum(timings[stage] for stage in WORK))
+        before.append(timings["prepare"] + timings["trace"])
+        after.append(timings["rewrite"] + timings["verify"])
+    unit = np.array(plain)
+    shares = [f"{np.median(np.array(part) / unit):.3f}" for part in (ours, opened, before, after)]
+    return (name, len(next(iter(source.values()))), *shares)
+
+
+def _plain_pass(model: Path, session: Any, source: Any, options: dict[str, Any]) -> float:
+    """The same samples through the dense model, with the same reading and batches."""
+    preprocess = Preprocess(**options)
+    with open_samples(source, input_specs(load(model).proto), preprocess) as samples:
+        start = time.perf_counter()
+        for batch in samples.batches(32, Part.CALIBRATION):
+            run(session, batch)
+        return time.perf_counter() - start
+
+
+def _peak(samples: int) -> str:
+    """Peak resident memory of a fresh process that prunes ResNet-56 from a file with so many samples."""
+    command = [sys.executable, "-m", "tools.bench.pass_cost", str(samples)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _probe(samples: int) -> None:
+    source = material.data("cifar10_train12k.npz")
+    model = material.model("resnet56_cifar10_ts.onnx")
+    snp_onnx.prune(
+        model, source, target_macs=0.5, samples=samples, input_array="images", layout="nhwc", **material.CIFAR
+    )
+    status = Path("/proc/self/status").read_text()  # not getrusage: its peak is inherited from the parent process
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    print(f"{int(peak.split()[1]) / 1024:.0f}")
+
+
+if __name__ == "__main__":
+    main()
