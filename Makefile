@@ -1,5 +1,5 @@
 # Every target sets itself up with plain pip: .venv for development, .venv-core for what a user gets (no torch).
-# On Linux, `PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make check` avoids torch's CUDA packages.
+# On Linux, torch's index of CPU wheels in pip's settings avoids gigabytes of CUDA packages.
 PYTHON ?= python3
 ARGS ?=
 
@@ -40,8 +40,10 @@ types: .venv/.ready ## run mypy, strict
 size: ## show the largest files and functions; fail above the limits
 	$(PYTHON) tools/size.py
 
-bench: .venv/.ready ## measure accuracy, cost and time (ARGS go to tools/bench.py)
-	$(DEV)/python tools/bench.py $(ARGS)
+bench: .venv/.ready ## measure accuracy, validity and cost on the benchmark models (SNP_ONNX_BENCH_DATA names their folder)
+	$(DEV)/python -m tools.bench.paper
+	$(DEV)/python -m tools.bench.every_model
+	$(DEV)/python -m tools.bench.pass_cost
 
 clean: ## remove the environments, caches and build products
 	rm -rf .venv .venv-core build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
