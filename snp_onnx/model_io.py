@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
 from snp_onnx.errors import ModelError, PlanError
+
+_DATA_FROM = 1024
+"""Bytes from which on a weight is kept in the external data file."""
+
+_ALIGNMENT = 64
+
+_WHOLE_BYTES = frozenset(range(onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16 + 1)) - {onnx.TensorProto.STRING}
+"""Element types of one byte or more."""
 
 MAX_PROTOBUF = 2**31 - 2**20
 """Bytes of a single protobuf file; larger models keep their weights as external data."""
@@ -46,19 +57,21 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> Model:
         _require_graph(proto, "the model")
         if any(uses_external_data(tensor) for tensor in proto.graph.initializer):
             raise ModelError("the model in memory refers to external data: load it with onnx.load first")
+        _require_whole(proto, "the model")
         return Model(proto, None, _hash_in_memory(proto), _size_in_memory(proto))
     path = Path(source)
     proto = _parse(path)
-    data_files = _external_files(proto, path)
+    files = _external_files(proto, path)
     try:
         load_external_data_for_model(proto, str(path.parent))
     except Exception as error:
         raise ModelError(f"{path}: its external data can't be read: {_first_line(error)}") from error
+    _require_whole(proto, str(path))
     digest = hashlib.sha256()
-    for file in (path, *data_files):
+    for file in (path, *files):
         _hash_file(digest, file)
-    size = sum(file.stat().st_size for file in (path, *data_files))
-    return Model(proto, path, digest.hexdigest(), size, bool(data_files))
+    size = sum(file.stat().st_size for file in (path, *files))
+    return Model(proto, path, digest.hexdigest(), size, bool(files))
 
 
 def _parse(path: Path) -> onnx.ModelProto:
@@ -79,6 +92,27 @@ def _require_graph(proto: onnx.ModelProto, label: str) -> None:
         raise ModelError(f"{label}: not an ONNX model: it has no graph with nodes and outputs")
 
 
+def _require_whole(proto: onnx.ModelProto, label: str) -> None:
+    """Every weight kept as bytes has as many as its shape asks for."""
+    for tensor in proto.graph.initializer:
+        if not tensor.HasField("raw_data") or tensor.data_type not in _WHOLE_BYTES:
+            continue
+        wanted = math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        if len(tensor.raw_data) != wanted:
+            raise ModelError(
+                f"{label}: the weight {tensor.name} holds {len(tensor.raw_data)} bytes, its shape wants {wanted}: "
+                "the file is damaged, export it again"
+            )
+
+
+def data_files(path: Path) -> tuple[Path, ...]:
+    """The external data files of a model on disk; none for anything else."""
+    try:
+        return _external_files(_parse(path), path)
+    except ModelError:
+        return ()
+
+
 def _external_files(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
     """The files the weights are kept in, each checked to lie inside the model's folder and to be long enough."""
     folder = path.parent.resolve()
@@ -94,12 +128,17 @@ def _external_files(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
             )
         if not file.is_file():
             raise ModelError(f"{path}: the external data file {info.location} of {tensor.name} is missing")
-        if int(info.offset or 0) + int(info.length or 0) > file.stat().st_size:
+        if _end(info) > file.stat().st_size:
             raise ModelError(
                 f"{path}: the external data file {info.location} is too short for {tensor.name}: truncated?"
             )
         files[file] = None
     return tuple(files)
+
+
+def _end(info: Any) -> int:
+    """Where a tensor's bytes end in its file; offset and length may be left out."""
+    return int(info.offset or 0) + int(info.length or 0)
 
 
 def _hash_file(digest: hashlib._Hash, file: Path) -> None:
@@ -144,6 +183,8 @@ def check_destination(output: Path, source: Path | None, force: bool) -> None:
         raise PlanError(f"{output}: the output folder {folder} doesn't exist: create it first")
     if output.is_dir():
         raise PlanError(f"{output}: the output is a folder: name a file")
+    if output.exists() and not output.is_file():
+        raise PlanError(f"{output}: the output is a device or a pipe, which would be replaced: name a file")
     if not os.access(folder, os.W_OK):
         raise PlanError(f"{output}: the output folder {folder} is not writable")
     if source is not None and not force and output.exists() and output.resolve() == source.resolve():
@@ -153,49 +194,111 @@ def check_destination(output: Path, source: Path | None, force: bool) -> None:
 def save(proto: onnx.ModelProto, output: Path, external_data: bool = False) -> int:
     """Write a model so that at every moment the old file or the new one is there, whole; returns its bytes on disk.
 
-    External data goes to a file named by its content, so that neither an old nor a new model ever meets the other's.
+    External data goes to a file named by its content, so that neither an old nor a new model ever meets the other's;
+    data files of earlier writes to the same output are removed.
     """
     free = _free_bytes(output.parent)
     needed = _size_in_memory(proto)
     if free is not None and needed > free:
         raise PlanError(f"{output}: needs {needed:,} bytes, only {free:,} are free there")
-    if not external_data and needed < MAX_PROTOBUF:
-        _replace(output, proto.SerializeToString(deterministic=True))
-        return output.stat().st_size
-    return _save_external(proto, output)
-
-
-def _save_external(proto: onnx.ModelProto, output: Path) -> int:
     stale = _data_files_of(output)
-    thin = onnx.ModelProto()
-    thin.CopyFrom(proto)
-    with tempfile.TemporaryDirectory(prefix=".snp-", dir=output.parent) as scratch:
-        data = Path(scratch, "data")
-        onnx.save_model(
-            thin, str(Path(scratch, "model")), save_as_external_data=True, all_tensors_to_one_file=True,
-            location="data", size_threshold=1024, convert_attribute=False,
-        )  # fmt: skip
-        if not data.exists():
-            _replace(output, proto.SerializeToString(deterministic=True))
-            return output.stat().st_size
-        digest = hashlib.sha256()
-        _hash_file(digest, data)
-        name = f"{output.name}.{digest.hexdigest()[:12]}.data"
-        written = onnx.load(str(Path(scratch, "model")), load_external_data=False)
-        for tensor in written.graph.initializer:
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    entry.value = name
-        os.replace(data, output.parent / name)
-        _replace(output, written.SerializeToString(deterministic=True))
-    for file in stale - {output.parent / name}:
+    data = None
+    if external_data or needed >= MAX_PROTOBUF:
+        data = _write_data(proto, output)
+    thin = proto if data is None else _thin(proto, data.name)
+    try:
+        _replace(output, thin.SerializeToString(deterministic=True))
+    except BaseException:
+        if data is not None and data not in stale:
+            data.unlink(missing_ok=True)
+        raise
+    for file in stale - {data}:
         file.unlink(missing_ok=True)
-    return output.stat().st_size + (output.parent / name).stat().st_size
+    return output.stat().st_size + (data.stat().st_size if data else 0)
+
+
+def bytes_on_disk(proto: onnx.ModelProto, external_as: str | None = None) -> int:
+    """What `save` would write: one file, or a file of the name `external_as` and one with the weights."""
+    places = _places(proto) if external_as else []
+    if not external_as or not places:
+        return _size_in_memory(proto)
+    _, offset, length = places[-1]
+    return int(_thin(proto, _data_name(external_as, "0" * 64)).ByteSize()) + offset + length
+
+
+def _places(proto: onnx.ModelProto) -> list[tuple[int, int, int]]:
+    """Number, offset and length of every weight that goes to the data file, in order."""
+    places, end = [], 0
+    for number, tensor in enumerate(proto.graph.initializer):
+        if len(tensor.raw_data) >= _DATA_FROM:
+            offset = -(-end // _ALIGNMENT) * _ALIGNMENT
+            end = offset + len(tensor.raw_data)
+            places.append((number, offset, len(tensor.raw_data)))
+    return places
+
+
+def _data_name(output: str, digest: str) -> str:
+    return f"{output}.{digest[:12]}.data"
+
+
+def _write_data(proto: onnx.ModelProto, output: Path) -> Path | None:
+    """The data file beside `output`, named by its content; None where no weight is large enough for it."""
+    places = _places(proto)
+    if not places:
+        return None
+    digest = hashlib.sha256()
+    handle, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            for number, offset, _ in places:
+                for part in (b"\0" * (offset - stream.tell()), proto.graph.initializer[number].raw_data):
+                    stream.write(part)
+                    digest.update(part)
+            stream.flush()
+            os.fsync(stream.fileno())
+        data = output.parent / _data_name(output.name, digest.hexdigest())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, data)
+        return data
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _thin(proto: onnx.ModelProto, data: str) -> onnx.ModelProto:
+    """The model without the weights that lie in the data file, and where they lie; the weights aren't copied."""
+    thin = onnx.ModelProto()
+    _copy_fields(proto, thin, "graph")
+    _copy_fields(proto.graph, thin.graph, "initializer")
+    places = {number: (offset, length) for number, offset, length in _places(proto)}
+    for number, tensor in enumerate(proto.graph.initializer):
+        written = thin.graph.initializer.add()
+        if number not in places:
+            written.CopyFrom(tensor)
+            continue
+        _copy_fields(tensor, written, "raw_data")
+        written.data_location = onnx.TensorProto.EXTERNAL
+        offset, length = places[number]
+        for key, value in (("location", data), ("offset", str(offset)), ("length", str(length))):
+            written.external_data.add(key=key, value=value)
+    return thin
+
+
+def _copy_fields(source: Any, target: Any, but: str) -> None:
+    for field, value in source.ListFields():
+        if field.name == but:
+            continue
+        if isinstance(value, str | int | bytes | float):
+            setattr(target, field.name, value)
+        elif hasattr(value, "extend"):
+            getattr(target, field.name).extend(value)
+        else:
+            getattr(target, field.name).CopyFrom(value)
 
 
 def _data_files_of(output: Path) -> set[Path]:
-    """Data files that an earlier write to the same output left, recognised by their name."""
-    return {file for file in output.parent.glob(f"{output.name}.*.data") if file.is_file()}
+    """Data files that earlier writes to the same output left, recognised by their name."""
+    pattern = re.compile(re.escape(output.name) + r"\.[0-9a-f]{12}\.data")
+    return {file for file in output.parent.iterdir() if pattern.fullmatch(file.name) and file.is_file()}
 
 
 def _replace(output: Path, content: bytes) -> None:

@@ -523,7 +523,7 @@ def test_batches_are_read_as_they_are_needed() -> None:
             yield batch
 
     collect(relu_model(2), [MomentRequest("h", 1, 2)], source(), CPU, progress=lambda done: seen.append(("done", done)))
-    assert seen == [(what, index) for index in (1, 2, 3) for what in ("read", "done")]
+    assert seen == [("done", 0), *((what, index) for index in (1, 2, 3) for what in ("read", "done"))]
 
 
 def test_no_batch_and_no_request() -> None:

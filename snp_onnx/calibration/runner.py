@@ -61,8 +61,9 @@ def collect(
 
     Batches may run in any executor, a few at a time; sums are taken in float64 in the order of the batches, so the
     result does not depend on the executor. Memory does not grow with the number of batches. `progress` hears how many
-    batches are done. Moments that are not finite are returned as they are. A model above 1.5 GB goes through a
-    temporary file that all workers must see; `weights_folder` is where the external data of `model` lies.
+    batches are done, 0 when the session stands. Moments that are not finite are returned as they are. A model above
+    1.5 GB goes through a temporary file that all workers must see; `weights_folder` is where the external data of
+    `model` lies.
     """
     if not requests:
         return {}
@@ -71,6 +72,8 @@ def collect(
         program = _program(instrumented.model, Path(folder), weights_folder)
         if executor is None or isinstance(executor, ThreadPoolExecutor):
             _session(program, runtime)  # before the first batch is read, and once for all threads
+        if progress is not None:
+            progress(0)
         try:
             return _added_up(instrumented, _answers(program, batches, runtime, executor), progress)
         finally:
@@ -86,7 +89,7 @@ def answer(task: Task) -> dict[str, NDArray[Any]]:
 @lru_cache(maxsize=1)
 def _session(program: Program, runtime: Runtime) -> Any:
     """The session of this process; workers keep it from batch to batch."""
-    return open_session(program.payload, runtime, program.weights_folder)
+    return open_session(program.payload, runtime, program.weights_folder, for_one_pass=True)
 
 
 def _program(model: onnx.ModelProto, folder: Path, weights_folder: str | Path | None) -> Program:

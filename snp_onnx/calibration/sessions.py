@@ -37,14 +37,22 @@ class Runtime:
 
 
 def open_session(
-    model: onnx.ModelProto | bytes | str | Path, runtime: Runtime, weights_folder: str | Path | None = None
+    model: onnx.ModelProto | bytes | str | Path,
+    runtime: Runtime,
+    weights_folder: str | Path | None = None,
+    for_one_pass: bool = False,
 ) -> "onnxruntime.InferenceSession":
-    """A session for a model in memory, serialised or at a path; `weights_folder`: external data of one in memory."""
+    """A session for a model in memory, serialised, or at a path; `weights_folder` has the external data of the former.
+
+    `for_one_pass` does without the memory plan that the runtime makes in the first run: over a few batches it costs
+    more than it saves.
+    """
     if isinstance(model, onnx.ModelProto) and is_large(model):
         with tempfile.TemporaryDirectory(prefix="snp_onnx-", ignore_cleanup_errors=True) as folder:
-            return open_session(spill(model, Path(folder)), runtime)
+            return open_session(spill(model, Path(folder)), runtime, for_one_pass=for_one_pass)
     ort = _onnxruntime()
     options = _options(ort, runtime, weights_folder)
+    options.enable_mem_pattern = not for_one_pass
     providers = _providers(ort, runtime.provider)
     payload = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
     if isinstance(payload, str | Path) and not Path(payload).is_file():
@@ -134,4 +142,6 @@ def _load_failure(ort: Any, payload: bytes | str | Path, error: Exception) -> st
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """The runtime's own first line, less the place in its C++ source."""
+    lines = str(error).strip().splitlines()
+    return re.sub(r"/\S+\.(cc|h):\d+ .*?\) (?=[A-Z])", "", lines[0]) if lines else type(error).__name__

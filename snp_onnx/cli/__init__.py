@@ -6,6 +6,7 @@ interrupted; 1 a bug of ours, failed verification included.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -19,6 +20,9 @@ from snp_onnx.errors import PassError, SnpError, TargetError
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: every failure is one line on stderr and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console that knows no τ shows a question mark, not a traceback
     sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -26,7 +30,8 @@ def _run(arguments: list[str]) -> int:
     warnings.showwarning = _one_line_warning
     try:
         code = app(args=arguments, prog_name="snp-onnx", standalone_mode=False)
-        return int(code or 0)
+        sys.stdout.flush()
+        return int(code or 0) if code != 130 else _interrupted()
     except TargetError as error:
         return _fail(error, 3)
     except PassError as error:
@@ -34,17 +39,23 @@ def _run(arguments: list[str]) -> int:
     except SnpError as error:
         return _fail(error, 2)
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
+        return _interrupted()
+    except (BrokenPipeError, SystemExit):  # typer exits where nobody reads stdout any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
     except Exception as error:
         if hasattr(error, "format_message"):  # a mistyped option or argument
             return _fail(error.format_message(), 2)
         if os.environ.get("SNP_ONNX_TRACEBACK") == "1":
             raise
         return _fail(f"{type(error).__name__}: {error}: a bug of snp-onnx; SNP_ONNX_TRACEBACK=1 shows where", 1)
+
+
+def _interrupted() -> int:
+    print("interrupted: nothing was written", file=sys.stderr)
+    return 130
 
 
 def _fail(message: object, code: int) -> int:

@@ -43,7 +43,9 @@ def prune(
     report: Annotated[Path | None, typer.Option(help="Write the report as FILE.json.")] = None,
     plan: Annotated[Path | None, typer.Option(help="Write the plan as FILE.json, folded weights beside it.")] = None,
     apply_plan: Annotated[Path | None, typer.Option(help="Carry out a plan instead of deciding.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Decide and verify; write no model.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Decide and verify; write no model (--plan and --report are).")
+    ] = False,
     save_as_external_data: Annotated[
         bool, typer.Option("--save-as-external-data", help="Keep the weights in a file beside the model.")
     ] = False,
@@ -54,10 +56,11 @@ def prune(
     from snp_onnx.verbs.prune import prune as run
 
     destinations = Destinations(output, report, plan, dry_run, save_as_external_data)
-    destinations.check(model, force)
-    quiet = options.pop("quiet")
+    quiet, source = options.pop("quiet"), options.pop("calibration")
+    destinations.check(model, force, [apply_plan, source and Path(source)])
+    values = verb_options(options)
     with shown_progress(quiet) as progress:
-        result = run(model, options.pop("calibration"), plan=apply_plan, progress=progress, **verb_options(options))
+        result = run(model, source, plan=apply_plan, external_as=destinations.external_as, progress=progress, **values)
     destinations.write(result)
     _show(pruning_table(result.report), result.report.notes, result.report.warnings, quiet)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from snp_onnx.errors import PlanError
-from snp_onnx.model_io import check_destination, written_whole
+from snp_onnx.model_io import check_destination, data_files, written_whole
+from snp_onnx.planning.plan import check_sidecar, sidecar_of
 from snp_onnx.report.json_report import to_json
 from snp_onnx.verbs.result import PruneResult
 
@@ -21,8 +23,13 @@ class Destinations:
     dry_run: bool
     external_data: bool
 
-    def check(self, model: Path, force: bool) -> None:
-        """Refuse what can't be written."""
+    @property
+    def external_as(self) -> str | None:
+        """The name of the model file if its weights are to lie beside it."""
+        return (self.output.name if self.output else "model.onnx") if self.external_data else None
+
+    def check(self, model: Path, force: bool, inputs: Iterable[Path | None]) -> None:
+        """Refuse what can't be written, and what would overwrite an input of the run."""
         if self.output is None and not self.dry_run:
             raise PlanError("no OUTPUT given: name the file to write, or add --dry-run")
         if self.output is not None:
@@ -32,12 +39,24 @@ class Destinations:
                 raise PlanError(f"{option} {path}: give a file name that ends in .json")
             if path is not None:
                 check_destination(path, model, force=False)
-        paths = [path.resolve() for path in (self.output, self.report, self.plan) if path is not None]
-        if len(set(paths)) < len(paths):
-            raise PlanError("two outputs have the same name: give each its own file")
+        sidecar = None
+        if self.plan is not None:
+            sidecar = sidecar_of(self.plan)
+            check_sidecar(self.plan)
+        paths = [path for path in (self.output, self.report, self.plan, sidecar) if path is not None]
+        for number, path in enumerate(paths):
+            if path.resolve() in [other.resolve() for other in paths[:number]]:
+                raise PlanError(f"{path}: two outputs have this name: give each its own file")
+        _keep_inputs(paths, model, [path for path in inputs if path is not None])
 
     def write(self, result: PruneResult) -> None:
         """The plan, the model, and the report that has the model's bytes on disk."""
+        try:
+            self._write(result)
+        except OSError as error:
+            raise PlanError(f"can't write {error.filename or self.output}: {error.strerror or error}") from error
+
+    def _write(self, result: PruneResult) -> None:
         facts = result.report
         if self.plan is not None:
             result.save_plan(self.plan)
@@ -47,3 +66,13 @@ class Destinations:
         if self.report is not None:
             with written_whole(self.report) as temporary:
                 temporary.write_text(to_json(facts))
+
+
+def _keep_inputs(outputs: Sequence[Path], model: Path, inputs: Sequence[Path]) -> None:
+    """No output may be a file that the run reads; the model itself is `check_destination`'s."""
+    for path in outputs:
+        if not path.exists():
+            continue
+        for source in (*inputs, *data_files(model)):
+            if source.exists() and source.samefile(path):
+                raise PlanError(f"{path}: this file is an input of the run: name another one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 
@@ -21,15 +22,21 @@ def eligible(trace: Trace, choices: Choices) -> tuple[Group, ...]:
     `--include` wants a producer's node name to match, `--exclude` none of them; a convolutional residual stream is cut
     only if `streams` says so.
     """
-    return tuple(group for group in trace.groups if _is_allowed(group, choices))
+    return tuple(group for group in trace.groups if left_out(group, choices) is None)
 
 
-def _is_allowed(group: Group, choices: Choices) -> bool:
+def left_out(group: Group, choices: Choices) -> str | None:
+    """The option that keeps a group whole, or None."""
     names = [linear.op.name for linear in group.producers]
-    included = choices.include is None or any(re.search(choices.include, name) for name in names)
-    excluded = choices.exclude is not None and any(re.search(choices.exclude, name) for name in names)
-    stream = group.is_stream and group.kind is Kind.CHANNELS and not choices.streams
-    return group.kind in choices.kinds and included and not excluded and not stream
+    if group.kind not in choices.kinds:
+        return "--units"
+    if group.is_stream and group.kind is Kind.CHANNELS and not choices.streams:
+        return "--no-streams"
+    if choices.include is not None and not any(re.search(choices.include, name) for name in names):
+        return "--include"
+    if choices.exclude is not None and any(re.search(choices.exclude, name) for name in names):
+        return "--exclude"
+    return None
 
 
 def decide(
@@ -44,7 +51,7 @@ def decide(
         return _decisions(paths, widths)
     within = widths_within(paths, cost, target.value * dense, choices.min_units, choices.round_to)
     if within is None:
-        least = cost(smallest(paths, choices.min_units, choices.round_to)) / dense
+        least = math.ceil(1000 * cost(smallest(paths, choices.min_units, choices.round_to)) / dense) / 1000
         raise TargetError(
             f"--{target.option} {target.value:g} can't be reached: with these options the smallest model keeps "
             f"{least:.3f} of the dense {target.kind}: allow more units (--units, --streams, --include, --min-units)"

@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from snp_onnx.planning.parallel import side_by_side
 from snp_onnx.planning.plan import Folds
 from snp_onnx.planning.statistics import Statistics
 from snp_onnx.subspace import fold_map
 from snp_onnx.tracing import Linear, Trace
 from snp_onnx.tracing.groups import Mask
-from snp_onnx.tracing.weights import Weights
+from snp_onnx.tracing.weights import WeightPath, Weights
 
 Matrix = npt.NDArray[np.float64]
 
@@ -33,21 +34,26 @@ def fold(model: onnx.ModelProto, trace: Trace, alive: Mask, statistics: Statisti
     A weight that several nodes share is folded once, on the moments of all their inputs together.
     """
     weights = Weights(model)
-    values: dict[str, npt.NDArray[np.generic]] = {}
     unfolded = []
+    work: list[tuple[WeightPath, list[Linear]]] = []
     for weight, linears in _by_weight(trace):
         if alive[trace.axes[weight][linears[0].in_axis]].all():
             continue
-        reason = _obstacle(trace, weights, weight, linears, statistics)
-        if reason:
-            unfolded.append(f"{weight}: cut without folding: {reason}")
-            continue
-        dense = np.asarray(weights.array(weight), dtype=np.float64)
-        folded = _folded(dense, linears, alive, statistics, ridge)
         path = weights.path(weight)
-        assert path is not None  # _obstacle has seen to it
+        reason = _obstacle(trace, path, linears, statistics)
+        if path is None or reason:
+            unfolded.append(f"{weight}: cut without folding: {reason}")
+        else:
+            work.append((path, linears))
+
+    def folded(item: tuple[WeightPath, list[Linear]]) -> npt.NDArray[np.generic]:
+        path, linears = item
+        dense = np.asarray(weights.array(linears[0].weight), dtype=np.float64)
         root = weights.array(path.root)
-        values[path.root] = path.undo(folded, root.shape, root.dtype)
+        return path.undo(_folded(dense, linears, alive, statistics, ridge), root.shape, root.dtype)
+
+    found = side_by_side(folded, work, lambda item: len(statistics.readings[item[1][0]].columns))
+    values = dict(zip((path.root for path, _ in work), found, strict=True))
     return Folding(values, tuple(unfolded))
 
 
@@ -60,10 +66,9 @@ def _by_weight(trace: Trace) -> Iterator[tuple[str, list[Linear]]]:
     yield from by_weight.items()
 
 
-def _obstacle(trace: Trace, weights: Weights, weight: str, linears: list[Linear], statistics: Statistics) -> str | None:
+def _obstacle(trace: Trace, path: WeightPath | None, linears: list[Linear], statistics: Statistics) -> str | None:
     if not all(statistics.is_measured(linear) for linear in linears):
         return "its input is not finite on the calibration samples"
-    path = weights.path(weight)
     if path is None:
         return "the weight is quantised or computed"
     readers = {op.index for op in trace.ops if path.root in op.inputs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -83,12 +84,14 @@ class Choices:
         for option, number in (("--min-units", self.min_units), ("--round-to", self.round_to)):
             if number < 1:
                 raise PlanError(f"{option} {number}: give a positive number")
-        if self.ridge <= 0:
+        if not 0.0 < self.ridge < math.inf:
             raise PlanError(f"--ridge {self.ridge}: give a positive number")
+        if not self.kinds:
+            raise PlanError(f"--units names none: choose from {', '.join(Kind)}")
 
     def record(self) -> dict[str, Any]:
         """The choices as plain JSON values."""
-        plain = asdict(replace(self, kinds=frozenset()))
+        plain = {name: value for name, value in asdict(self).items() if name != "kinds"}
         plain["kinds"] = sorted(str(kind) for kind in self.kinds)
         return {name: str(value) if isinstance(value, str) else value for name, value in plain.items()}
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snp_onnx.planning.options import Choices, Ratios
+from snp_onnx.planning.parallel import side_by_side
 from snp_onnx.planning.statistics import Statistics, unit_columns
 from snp_onnx.subspace import (
     Order,
@@ -49,17 +50,20 @@ def find_paths(
     trace: Trace, groups: Sequence[Group], statistics: Statistics, choices: Choices, read: Reader
 ) -> tuple[Path, ...]:
     """The path of every group that was measured."""
-    found = []
-    for number, group in enumerate(groups):
+
+    def find(numbered: tuple[int, Group]) -> Path | None:
+        number, group = numbered
         gram = statistics.group_gram(group)
         if gram is None:
-            continue
-        scores = _scores(trace, group, gram, choices, read, number)
-        order = order_by_importance(scores)
+            return None
+        order = order_by_importance(_scores(trace, group, gram, choices, read, number))
         _, added = ldl(gram, order, choices.ridge)
         variance = cumulative_variance(added)
-        found.append(Path(group, order, variance, _threshold(variance, choices.ratios)))
-    return tuple(found)
+        return Path(group, order, variance, _threshold(variance, choices.ratios))
+
+    return tuple(
+        path for path in side_by_side(find, enumerate(groups), lambda numbered: len(numbered[1])) if path is not None
+    )
 
 
 def _threshold(variance: Vector, ratios: Ratios) -> Vector:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path as FilePath
@@ -20,6 +21,10 @@ VERSION = 1
 
 Folds = Mapping[str, npt.NDArray[np.generic]]
 """Folded weights by initialiser name, in the dense shape, zero where units were removed."""
+
+
+_DENSE = "__dense_sha256__"
+_PLAN = "__plan__"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,7 @@ class UnitDecision:
     @property
     def error(self) -> float | None:
         """The share of ΣD that the removed units added; None where no statistics were taken."""
-        return 1.0 - self.variance[self.after - 1] if self.variance else None
+        return 1.0 - self.variance[self.after - 1] if len(self.variance) >= self.after else None
 
 
 Decision = UnitDecision
@@ -90,6 +95,11 @@ class Plan:
         widths = {d.group: [d.before, d.after] for d in self.decisions if d.after < d.before}
         return json.dumps({"digest": self.digest(), "target": dict(self.target), "widths": widths}, sort_keys=True)
 
+    def groups(self, trace: Trace) -> tuple[Group, ...]:
+        """The groups of a trace that lose units."""
+        cut = {decision.group for decision in self.decisions if decision.after < decision.before}
+        return tuple(group for group in trace.groups if group.id in cut)
+
     def alive(self, trace: Trace) -> Mask:
         """Which labels of a trace stay; PlanError where the plan was made for another graph."""
         groups = {group.id: group for group in trace.groups}
@@ -117,6 +127,8 @@ def _decision(entry: Mapping[str, Any], label: str) -> Decision:
     if kind is None:
         raise PlanError(f"{label}: decisions of type {entry.get('type')!r} are not known to this version")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
+    if not all(type(number) is int for number in (values["before"], *values["kept"])):
+        raise PlanError(f"{label}: the units of group {values['group']!r} are not whole numbers: make the plan anew")
     return kind(**values)  # type: ignore[arg-type]
 
 
@@ -130,30 +142,53 @@ def save_plan(plan: Plan, path: FilePath, folds: Folds | None) -> None:
     """Write the JSON and, beside it with suffix .npz, the folded weights it was carried out with."""
     from snp_onnx.model_io import written_whole
 
-    sidecar = path.with_suffix(".npz")
+    sidecar = sidecar_of(path)
+    check_sidecar(path)
     if folds:
+        marks = {_DENSE: np.array(plan.dense_sha256), _PLAN: np.array(plan.digest())}
         with written_whole(sidecar) as temporary, temporary.open("wb") as stream:
-            np.savez_compressed(stream, __dense_sha256__=np.array(plan.dense_sha256), **dict(folds))  # type: ignore[arg-type]
+            np.savez_compressed(stream, **marks, **dict(folds))  # type: ignore[arg-type]
     else:
         sidecar.unlink(missing_ok=True)
     with written_whole(path) as temporary:
         temporary.write_text(plan.to_json())
 
 
+def sidecar_of(path: FilePath) -> FilePath:
+    """Where the folded weights of a plan lie."""
+    return path.with_suffix(".npz")
+
+
+def check_sidecar(path: FilePath) -> None:
+    """Refuse a plan whose sidecar would take the place of a file that isn't one: `data.json` beside `data.npz`."""
+    sidecar = sidecar_of(path)
+    if not sidecar.exists():
+        return
+    try:
+        with zipfile.ZipFile(sidecar) as archive:
+            is_ours = f"{_DENSE}.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        is_ours = False
+    if not is_ours:
+        raise PlanError(
+            f"{path}: its folded weights would overwrite {sidecar}, which isn't a plan's: name it otherwise"
+        )
+
+
 def load_plan(path: FilePath) -> tuple[Plan, Folds | None]:
-    """A plan and the folded weights of its sidecar, if there is one of the same dense model."""
+    """A plan and the folded weights of its sidecar, if there is one of this very plan."""
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"{path}: can't be read as a plan: {error}") from error
     plan = Plan.from_json(text, str(path))
-    sidecar = path.with_suffix(".npz")
+    sidecar = sidecar_of(path)
     if not sidecar.is_file():
         return plan, None
     try:
         with np.load(sidecar, allow_pickle=False) as arrays:
             folds = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise PlanError(f"{sidecar}: can't be read as the plan's folded weights: {error}") from error
-    owner = folds.pop("__dense_sha256__", None)
-    return plan, folds if owner is not None and str(owner) == plan.dense_sha256 else None
+    marks = str(folds.pop(_DENSE, "")), str(folds.pop(_PLAN, ""))
+    return plan, folds if marks == (plan.dense_sha256, plan.digest()) else None

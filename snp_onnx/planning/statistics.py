@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from snp_onnx.calibration.moments import Moments
 from snp_onnx.planning.readings import Reading
+from snp_onnx.subspace import shrink
 from snp_onnx.tracing import Group, Linear
 from snp_onnx.tracing.labels import Labels
 
@@ -30,7 +31,7 @@ class Statistics:
     def gram(self, linears: Iterable[Linear]) -> Matrix:
         """G = XᵀX / n over the inputs of consumers that share one weight, (C, C)."""
         first, *others = [self.moments[self.readings[linear].key] for linear in linears]
-        return sum(others, start=first).gram
+        return _settled(sum(others, start=first))
 
     def group_gram(self, group: Group) -> Matrix | None:
         """The joint Gram of a group's units over all its consumers, (U, U); None if none was measured.
@@ -46,7 +47,7 @@ class Statistics:
                 continue
             reading = self.readings[linear]
             done.add(reading.key)
-            gram = self.moments[reading.key].gram
+            gram = _settled(self.moments[reading.key])
             slots = unit_columns(reading.columns, group.labels)
             part: Matrix = np.sum([gram[np.ix_(columns, columns)] for columns in slots], axis=0)
             energy = float(np.trace(part))
@@ -58,6 +59,11 @@ class Statistics:
     def unmeasured(self, group: Group) -> list[Linear]:
         """Consumers whose input was not finite: without moments they can't be folded."""
         return [linear for linear in group.consumers if not self.is_measured(linear)]
+
+
+def _settled(moments: Moments) -> Matrix:
+    """The Gram matrix, shrunk where it has fewer rows than columns: exact as long as there are enough."""
+    return shrink(moments.gram, moments.count)
 
 
 def unit_columns(columns: Labels, units: Labels) -> npt.NDArray[np.int64]:

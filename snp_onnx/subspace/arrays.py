@@ -13,8 +13,8 @@ ASYMMETRY = 1e-3  # of the largest entry: far above rounding of float32 sums, fa
 def as_finite(values: ArrayLike, name: str) -> NDArray[np.float64]:
     """`values` as float64; ValueError naming the first entry that is not finite."""
     array = np.asarray(values, dtype=np.float64)
-    bad = np.argwhere(~np.isfinite(array))
-    if bad.size:
+    if not np.isfinite(array).all():
+        bad = np.argwhere(~np.isfinite(array))
         where = tuple(int(i) for i in bad[0])
         raise ValueError(f"{name} has {len(bad)} non-finite entries, the first at {where}: check the calibration data")
     return array

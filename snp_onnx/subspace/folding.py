@@ -5,7 +5,7 @@ from numpy.typing import ArrayLike
 from scipy import linalg
 
 from snp_onnx.subspace.arrays import Indices, Matrix, as_finite, as_gram, as_indices
-from snp_onnx.subspace.ridge import ridge_diagonal, with_ridge
+from snp_onnx.subspace.ridge import ridge_of, with_ridge
 
 
 def fold_map(gram: ArrayLike, keep: ArrayLike, rho: float = 1e-6) -> Matrix:
@@ -33,7 +33,7 @@ def fold_map(gram: ArrayLike, keep: ArrayLike, rho: float = 1e-6) -> Matrix:
     matrix = as_gram(gram)
     kept = _ascending(keep, len(matrix))
     pruned = np.setdiff1d(np.arange(len(matrix)), kept)
-    ridge = ridge_diagonal(matrix, rho)[kept]
+    ridge = ridge_of(np.diag(matrix), rho)[kept]
     mapping = np.zeros((len(matrix), len(kept)))
     mapping[kept] = np.eye(len(kept))
     _, factor = with_ridge(matrix[np.ix_(kept, kept)], ridge)

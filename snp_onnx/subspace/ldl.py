@@ -2,10 +2,10 @@
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import linalg
+from scipy.linalg import lapack
 
 from snp_onnx.subspace.arrays import Matrix, Vector, as_finite, as_gram, as_indices
-from snp_onnx.subspace.ridge import ridge_diagonal, with_ridge
+from snp_onnx.subspace.ridge import ridge_of, with_ridge
 
 
 def ldl(gram: ArrayLike, order: ArrayLike, rho: float = 1e-6) -> tuple[Matrix, Vector]:
@@ -40,11 +40,11 @@ def ldl(gram: ArrayLike, order: ArrayLike, rho: float = 1e-6) -> tuple[Matrix, V
     if len(permutation) != count:
         raise ValueError(f"order has {len(permutation)} units and the gram {count}: give every unit once")
     permuted = matrix[np.ix_(permutation, permutation)]
-    ridge = ridge_diagonal(matrix, rho)[permutation]
+    ridge = ridge_of(np.diag(permuted), rho)
     _, factor = with_ridge(permuted, ridge)
     lower = np.tril(factor / np.diag(factor))
     np.fill_diagonal(lower, 1.0)
-    inverse = linalg.solve_triangular(lower, np.eye(count), lower=True, unit_diagonal=True, check_finite=False)
+    inverse, _ = lapack.dtrtri(lower, lower=1, unitdiag=1)
     # diag(L^-1 (G + Λ) L^-T) is the factor's squared diagonal; Λ's own part of it is taken off
     energy = np.square(np.diag(factor)) - np.square(inverse) @ ridge
     return lower, np.maximum(energy, 0.0)

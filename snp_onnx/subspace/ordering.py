@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from snp_onnx.subspace.arrays import Indices, Vector, as_finite, as_gram
-from snp_onnx.subspace.ridge import ridge_diagonal
+from snp_onnx.subspace.ridge import ridge_of
 
 
 class Order(StrEnum):
@@ -57,7 +57,7 @@ def zca_importance(gram: ArrayLike, rho: float = 1e-6) -> Vector:
     [4.0, 0.0, 9.0]
     """
     matrix = as_gram(gram)
-    ridge = ridge_diagonal(matrix, rho)
+    ridge = ridge_of(np.diag(matrix), rho)
     live = np.flatnonzero(np.diag(matrix) > 0.0)  # a dead unit's row is zero: without it no other score changes
     values, vectors = np.linalg.eigh(matrix[np.ix_(live, live)] + np.diag(ridge[live]))
     # G is positive semi-definite but for rounding, so no eigenvalue lies below the smallest ridge

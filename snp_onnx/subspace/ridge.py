@@ -28,7 +28,15 @@ def ridge_diagonal(gram: ArrayLike, rho: float, floor: float = 1e-3) -> Vector:
     >>> ridge_diagonal(np.diag([2.0, 0.0]), rho=0.5, floor=0.25).tolist()
     [1.0, 0.125]
     """
-    energy = np.diag(as_gram(gram)).copy()
+    return ridge_of(np.diag(as_gram(gram)), rho, floor)
+
+
+def ridge_of(energy: Vector, rho: float, floor: float = 1e-3) -> Vector:
+    """`ridge_diagonal` from the diagonal of a Gram matrix that was checked already.
+
+    >>> ridge_of(np.array([2.0, 0.0]), rho=0.5, floor=0.25).tolist()
+    [1.0, 0.125]
+    """
     mean = float(energy.mean())
     least = floor * mean if mean > 0.0 else 1.0
     return np.maximum(as_rho(rho) * np.maximum(energy, least), np.finfo(np.float64).tiny)

@@ -12,7 +12,7 @@ from snp_onnx.calibration.inputs import Array, input_specs
 from snp_onnx.calibration.samples import Part, Samples, open_samples
 from snp_onnx.calibration.sessions import open_session
 from snp_onnx.cost import Cost
-from snp_onnx.errors import CalibrationError, ModelError
+from snp_onnx.errors import CalibrationError, ModelError, PlanError
 from snp_onnx.verbs.fidelity import measure_fidelity
 from snp_onnx.verbs.latency import Latency, measure_latency
 from snp_onnx.verbs.result import Comparison
@@ -38,7 +38,9 @@ def compare(
     data, runtime = data_from(calibration, options), runtime_from(options)
     if data.source is None:
         raise CalibrationError("no samples given: pass a SOURCE (--calibration data.npz)")
-    models = [load_subject(model) for model in (dense, pruned)]
+    if latency_batch is not None and latency_batch < 1:
+        raise PlanError(f"--latency-batch {latency_batch}: give a positive number")
+    models = [load_subject(model, runtime) for model in (dense, pruned)]
     _require_same_surface(models[0][0].proto, models[1][0].proto)
     specs = input_specs(models[0][0].proto)
     with open_samples(data.source, specs, data.preprocess, data.samples, data.seed, data.input_shapes) as samples:

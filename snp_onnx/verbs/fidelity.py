@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snp_onnx.calibration.sessions import run
+from snp_onnx.errors import ModelError
 
 Array = npt.NDArray[Any]
 
@@ -82,6 +83,11 @@ def measure_fidelity(
     for start, before, after in _runs(dense, pruned, batches):
         for name, expected in before.items():
             if expected.dtype.kind in "fiub" and name in after:
+                if expected.shape != after[name].shape:
+                    raise ModelError(
+                        f"output {name} has shape {expected.shape} in the one model and {after[name].shape} in the "
+                        "other: compare like with like"
+                    )
                 rows = expected.shape[0] if expected.ndim else 1
                 part = None if labels is None else np.asarray(labels[start : start + rows]).reshape(-1)
                 known = part is not None and len(part) == rows

@@ -8,20 +8,22 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from snp_onnx.cost import Term, byte_terms, mac_terms, param_terms
+from snp_onnx.cost import Term, byte_terms, param_terms
 from snp_onnx.errors import TargetError
 from snp_onnx.planning.cost_table import CostTable
 from snp_onnx.planning.decide import decide, eligible
 from snp_onnx.planning.options import Choices, Ratios, Target, TargetKind
 from snp_onnx.planning.paths import Path, find_paths
-from snp_onnx.planning.plan import Plan
+from snp_onnx.planning.plan import Plan, widths
 from snp_onnx.planning.statistics import Statistics
 from snp_onnx.tracing import Group
 from snp_onnx.tracing.weights import Weights
-from snp_onnx.verbs.carry_out import Candidate, Work, carry_out
+from snp_onnx.verbs.carry_out import Candidate, Work, carry_out, cut_only
 from snp_onnx.verbs.subject import Subject
 
 CostOf = Callable[[npt.NDArray[np.int64]], float]
+
+_SIZE_TRIES = 8
 
 
 def find_candidate(work: Work, target: Target) -> Candidate:
@@ -39,7 +41,7 @@ def find_candidate(work: Work, target: Target) -> Candidate:
     if target.kind is TargetKind.SIZE:
         return _within_bytes(work, target, paths)
     table = CostTable(_terms(subject, target), subject.trace, [path.group for path in paths])
-    return _decided(work, target, paths, table.cost, _dense_cost(subject, target))
+    return carry_out(work, _decided(work, target, paths, table.cost, _dense_cost(subject, target)))
 
 
 def _with_implied_ratios(chosen: Choices, target: Target) -> Choices:
@@ -55,7 +57,7 @@ def _foldable(groups: tuple[Group, ...], statistics: Statistics) -> list[Group]:
 def _terms(subject: Subject, target: Target) -> list[Term]:
     if target.kind is TargetKind.PARAMS:
         return param_terms(subject.prepared)
-    return mac_terms(subject.prepared, subject.trace.facts.shapes)
+    return subject.mac_terms()
 
 
 def _dense_cost(subject: Subject, target: Target) -> float:
@@ -63,29 +65,37 @@ def _dense_cost(subject: Subject, target: Target) -> float:
     return float(cost.params if target.kind is TargetKind.PARAMS else cost.macs)
 
 
-def _decided(work: Work, target: Target, paths: tuple[Path, ...], cost: CostOf, dense: float) -> Candidate:
+def _decided(work: Work, target: Target, paths: tuple[Path, ...], cost: CostOf, dense: float) -> Plan:
     subject = work.subject
     with work.clock("decide"):
         decisions = decide(paths, target, cost, dense, work.choices)
         record = {"kind": str(target.kind), "value": target.value}
-        plan = Plan(subject.dense.sha256, decisions, record, work.choices.record(), dict(subject.input_shapes))
-    return carry_out(work, plan)
+        return Plan(subject.dense.sha256, decisions, record, work.choices.record(), dict(subject.input_shapes))
 
 
 def _within_bytes(work: Work, target: Target, paths: tuple[Path, ...]) -> Candidate:
-    """Bytes on disk are weights plus a remainder that the widths hardly change: it is measured, not modelled."""
+    """Bytes on disk are weights plus a remainder that the widths hardly change: it is measured, not modelled.
+
+    The remainder is taken from the last cut until it no longer turns out smaller, so that nothing more would fit.
+    """
     subject = work.subject
-    table = CostTable(byte_terms(subject.prepared), subject.trace, [path.group for path in paths])
+    groups = [path.group for path in paths]
+    table = CostTable(byte_terms(subject.prepared), subject.trace, groups)
     limit = target.value * subject.dense.bytes
     remainder = subject.prepared.ByteSize() - table.dense()
-    for _ in range(6):
-        cost = _with_remainder(table, remainder)
-        candidate = _decided(work, target, paths, cost, subject.dense.bytes)
-        excess = candidate.cost.bytes - limit
-        if excess <= 0:
-            return candidate
-        remainder += excess
-    raise TargetError(f"--target-size {target.value:g} can't be met: {candidate.cost.bytes:,} bytes remain")
+    best: tuple[int, Plan] | None = None
+    for _ in range(_SIZE_TRIES):
+        plan = _decided(work, target, paths, _with_remainder(table, remainder), subject.dense.bytes)
+        size = cut_only(work, plan).cost.bytes
+        actual = size - table.cost(widths(plan.decisions, groups))
+        if size <= limit and (best is None or size > best[0]):
+            best = size, plan
+        if best is not None and (size > limit or actual >= remainder):
+            break
+        remainder = actual
+    if best is None:
+        raise TargetError(f"--target-size {target.value:g} can't be met: {size:,} bytes remain of {limit:,.0f}")
+    return carry_out(work, best[1])
 
 
 def _with_remainder(table: CostTable, remainder: float) -> CostOf:

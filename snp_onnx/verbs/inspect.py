@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import onnx
 
 from snp_onnx.calibration.sessions import Runtime
+from snp_onnx.passes import summarise
 from snp_onnx.verbs.result import GroupReport, Inspection, stop_reports
 from snp_onnx.verbs.subject import load_subject, resolve_shapes, trace_at
 
@@ -33,7 +34,7 @@ def inspect(
         dict(subject.input_shapes),
         _opset(dense.proto),
         len(dense.proto.graph.node),
-        tuple(f"{note.subject}: {note.text}" for note in notes),
+        summarise(notes),
     )
 
 

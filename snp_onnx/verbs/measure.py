@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from snp_onnx.calibration.moments import Moments
 from snp_onnx.calibration.runner import collect
 from snp_onnx.calibration.samples import Part, Samples
 from snp_onnx.calibration.sessions import Runtime
-from snp_onnx.planning.decide import eligible
-from snp_onnx.planning.options import Choices
 from snp_onnx.planning.readings import Reading, readings
 from snp_onnx.planning.statistics import Statistics
-from snp_onnx.tracing import Linear
+from snp_onnx.tracing import Group, Linear
 from snp_onnx.verbs.result import Stopwatch
 from snp_onnx.verbs.settings import Data, Progress
 from snp_onnx.verbs.subject import Subject
@@ -34,25 +32,31 @@ class Measured:
 
 def measure(
     subject: Subject,
-    chosen: Choices,
+    groups: Sequence[Group],
     samples: Samples,
     data: Data,
     runtime: Runtime,
     clock: Stopwatch,
     progress: Progress,
 ) -> Measured:
-    """One pass over the calibration samples: moments at the input of every consumer of eligible units."""
+    """One pass over the calibration samples: moments at the input of every consumer of the groups."""
     count = samples.part_count(Part.CALIBRATION)
-    wanted = readings(subject.trace, eligible(subject.trace, chosen), count)
+    wanted = readings(subject.trace, groups, count)
     requests = {reading.key: reading.request for reading in wanted.values()}
     batches = -(-count // data.batch_size)
+
+    def heard(done: int) -> None:
+        if done == 0:
+            clock.split("open session", "calibrate")
+        progress("calibrate", done, batches)
+
     with clock("calibrate"):
         moments = collect(
             subject.prepared,
             list(requests.values()),
             samples.batches(data.batch_size, Part.CALIBRATION),
             runtime,
-            progress=lambda done: progress("calibrate", done, batches),
+            progress=heard,
         )
     return Measured(wanted, moments, _warnings(wanted, moments))
 

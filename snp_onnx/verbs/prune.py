@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from snp_onnx.calibration.inputs import input_specs
 from snp_onnx.calibration.samples import Part, Samples, open_samples
 from snp_onnx.calibration.sessions import Runtime, open_session
 from snp_onnx.errors import CalibrationError, PlanError
-from snp_onnx.planning.options import Choices, Target, choices
+from snp_onnx.passes import summarise
+from snp_onnx.planning.decide import eligible
+from snp_onnx.planning.options import Choices, Ratios, Target, TargetKind, choices
 from snp_onnx.planning.plan import Folds, Plan, load_plan
 from snp_onnx.verbs.carry_out import Candidate, Work, candidate_from_plan
 from snp_onnx.verbs.fidelity import Fidelity, measure_fidelity
@@ -48,6 +50,7 @@ def prune(
     preset: str = "paper",
     units: Sequence[str] | None = None,
     plan: Plan | str | os.PathLike[str] | None = None,
+    external_as: str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> PruneResult:
@@ -62,6 +65,8 @@ def prune(
     variance : the paper's τ. Exactly one target, unless `plan` is given.
     preset : "paper". units : kinds that may be removed, of "channels" and "heads".
     plan : a Plan or the path of a saved one, to carry out instead of deciding.
+    external_as : the file name that the result will be saved under with external data; its bytes then count for
+        `target_size`.
     progress : called as `progress(stage, done, total)`.
     options : order, fold, ratios, streams, include, exclude, min_units, round_to, ridge; input_array, label_array,
         mean, std, scale, layout, samples, batch_size, input_shapes, seed, provider, threads, custom_ops: as on the
@@ -82,7 +87,10 @@ def prune(
     )
     if target is not None and calibration is None:
         raise CalibrationError("no calibration samples given: pass a SOURCE (--calibration data.npz)")
-    job = _Job(chosen, target, data_from(calibration, options), runtime_from(options), progress or _silent)
+    if target is not None and target.kind is TargetKind.VARIANCE and chosen.ratios is not Ratios.VARIANCE:
+        raise PlanError(f"--variance implies --ratios variance: drop --ratios {chosen.ratios} or give another target")
+    data, runtime = data_from(calibration, options), runtime_from(options)
+    job = _Job(chosen, target, data, runtime, progress or _silent, external_as)
     earlier = _read_plan(plan)
     return job.run(model, earlier)
 
@@ -106,6 +114,7 @@ class _Job:
     data: Data
     runtime: Runtime
     progress: Progress
+    external_as: str | None = None
 
     def run(
         self, model: str | os.PathLike[str] | onnx.ModelProto, earlier: tuple[Plan, Folds | None] | None
@@ -113,13 +122,14 @@ class _Job:
         clock = Stopwatch()
         self.progress("prepare", 0, 0)
         with clock("prepare"):
-            dense, prepared, notes = load_subject(model)
+            dense, prepared, notes = load_subject(model, self.runtime)
         if self.data.source is None:
-            return self._carry_out(clock, self._traced(clock, dense, prepared, notes, None), None, earlier)
+            seen = earlier[0].input_shapes if earlier is not None else {}
+            return self._carry_out(clock, self._traced(clock, dense, prepared, notes, seen), None, earlier)
         with clock("read samples"):
             samples = self._open_samples(prepared)
         with samples:
-            subject = self._traced(clock, dense, prepared, notes, samples)
+            subject = self._traced(clock, dense, prepared, notes, samples.largest_shapes)
             return self._carry_out(clock, subject, samples, earlier)
 
     def _open_samples(self, prepared: onnx.ModelProto) -> Samples:
@@ -129,10 +139,14 @@ class _Job:
         )
 
     def _traced(
-        self, clock: Stopwatch, dense: model_io.Model, prepared: onnx.ModelProto, notes: Any, samples: Samples | None
+        self,
+        clock: Stopwatch,
+        dense: model_io.Model,
+        prepared: onnx.ModelProto,
+        notes: Any,
+        seen: Mapping[str, tuple[int, ...]],
     ) -> Subject:
         with clock("trace"):
-            seen = samples.largest_shapes if samples is not None else None
             shapes = resolve_shapes(prepared, self.data.input_shapes, seen)
             return trace_at(dense, prepared, notes, shapes, self.runtime)
 
@@ -144,10 +158,14 @@ class _Job:
         earlier: tuple[Plan, Folds | None] | None,
     ) -> PruneResult:
         """Decide or take the plan over, rewrite, verify, and compare on the samples held back."""
+        groups = eligible(subject.trace, self.choices)
+        if earlier is not None:
+            earlier[0].alive(subject.trace)  # a plan for another graph is refused before the samples are run
+            groups = earlier[0].groups(subject.trace)
         measured = Measured({}, {}, ())
         if samples is not None:
-            measured = measure(subject, self.choices, samples, self.data, self.runtime, clock, self.progress)
-        work = Work(subject, measured, self.choices, clock)
+            measured = measure(subject, groups, samples, self.data, self.runtime, clock, self.progress)
+        work = Work(subject, measured, self.choices, clock, self.external_as)
         if earlier is None:
             assert self.target is not None  # `prune` asks for one where no plan is given
             candidate = find_candidate(work, self.target)
@@ -178,7 +196,7 @@ class _Job:
         fidelity: tuple[Fidelity, ...],
         clock: Stopwatch,
     ) -> PruneResult:
-        notes = [f"{note.subject}: {note.text}" for note in subject.notes] + list(candidate.notes)
+        notes = list(summarise(subject.notes))
         warnings = [*measured.warnings, *candidate.warnings]
         if samples is not None:
             notes += samples.notes
@@ -189,7 +207,7 @@ class _Job:
         report = Report(
             subject.dense_cost(),
             candidate.cost,
-            candidate.groups(subject),
+            candidate.groups(subject, self.choices),
             stop_reports(subject.trace),
             fidelity,
             dict(clock.seconds),

@@ -115,14 +115,23 @@ class Stopwatch:
     """Seconds by stage, summed where a stage runs several times."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    _started: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
+        self._started[stage] = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+            self._add(stage, stage)
+
+    def split(self, first: str, running: str) -> None:
+        """What a running stage has taken so far counts as another stage."""
+        self._add(first, running)
+        self._started[running] = time.perf_counter()
+
+    def _add(self, stage: str, running: str) -> None:
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - self._started[running]
 
 
 def stop_reports(trace: Trace) -> tuple[StopReport, ...]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx
 
 from snp_onnx import model_io
-from snp_onnx.calibration.inputs import InputSpec, input_specs
+from snp_onnx.calibration.inputs import InputSpec, fixed_batch, input_specs
 from snp_onnx.calibration.sessions import Runtime, open_session, run
-from snp_onnx.cost import Cost, mac_terms, param_terms, total, weights
-from snp_onnx.errors import PlanError
+from snp_onnx.cost import Cost, Term, mac_terms, param_terms, total, weights
+from snp_onnx.errors import PassError, PlanError, SnpError
 from snp_onnx.passes import Note, prepare
 from snp_onnx.tracing import Trace, trace, unknown_shapes
 from snp_onnx.tracing.facts import Shape
@@ -30,22 +31,42 @@ class Subject:
     input_shapes: Mapping[str, Shape]
     notes: tuple[Note, ...]
 
+    def mac_terms(self) -> list[Term]:
+        """The MACs of one sample: a model whose batch is fixed computes several at once."""
+        rows = fixed_batch(input_specs(self.prepared)) or 1
+        return [replace(term, scale=term.scale / rows) for term in mac_terms(self.prepared, self.trace.facts.shapes)]
+
     def dense_cost(self) -> Cost:
         """MACs at the recorded shapes; parameters and bytes of the file as given."""
         sizes = {name: tuple(tensor.dims) for name, tensor in weights(self.dense.proto)}
         shapes = self.trace.facts.shapes
-        macs = total(mac_terms(self.prepared, shapes), lambda tensor, axis: shapes[tensor][axis])
+        macs = total(self.mac_terms(), lambda tensor, axis: shapes[tensor][axis])
         params = total(param_terms(self.dense.proto), lambda tensor, axis: sizes[tensor][axis])
         return Cost(macs, params, self.dense.bytes)
 
 
 def load_subject(
-    model: str | os.PathLike[str] | onnx.ModelProto,
+    model: str | os.PathLike[str] | onnx.ModelProto, runtime: Runtime | None = None
 ) -> tuple[model_io.Model, onnx.ModelProto, tuple[Note, ...]]:
-    """Load and prepare; the model given is never changed."""
+    """Load and prepare; the model given is never changed. One that `runtime` can't load is refused first."""
     dense = model_io.load(model)
-    prepared = prepare(dense.proto)
+    if runtime is not None:
+        open_session(dense.proto, runtime)
+    with _blaming(dense, runtime or Runtime()):
+        prepared = prepare(dense.proto)
     return dense, prepared.model, prepared.notes
+
+
+@contextmanager
+def _blaming(dense: model_io.Model, runtime: Runtime) -> Iterator[None]:
+    """What breaks on a model that the runtime refuses too is that model's fault; anything else is ours."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, SnpError) and not isinstance(error, PassError):
+            raise
+        open_session(dense.proto, runtime)
+        raise
 
 
 def trace_at(
@@ -56,18 +77,22 @@ def trace_at(
     runtime: Runtime,
 ) -> Subject:
     """Trace at concrete input shapes; what inference can't tell is observed in one run of the runtime."""
-    found = trace(prepared, shapes)
-    unknown = unknown_shapes(prepared, found.facts)
-    if unknown:
-        observed = _observe(prepared, unknown, shapes, runtime)
-        found = trace(prepared, shapes, observed)
+    with _blaming(dense, runtime):
+        found = trace(prepared, shapes)
+        unknown = unknown_shapes(prepared, found.facts)
+        if unknown:
+            observed = _observe(prepared, unknown, shapes, runtime)
+            found = trace(prepared, shapes, observed)
     return Subject(dense, prepared, found, dict(shapes), notes)
 
 
 def resolve_shapes(
     model: onnx.ModelProto, given: Mapping[str, Shape], seen: Mapping[str, Shape] | None = None
 ) -> dict[str, Shape]:
-    """One concrete shape for every input: as given, as seen in the samples, or the model's own with batch 1."""
+    """One concrete shape for every input: as given, as seen in the samples, or the model's own with batch 1.
+
+    What the model fixes stays, its batch too; `seen` fills in the dynamic axes.
+    """
     specs = input_specs(model)
     names = [spec.name for spec in specs]
     for name in given:
@@ -85,8 +110,9 @@ def _resolve(spec: InputSpec, given: Shape | None, seen: Shape | None) -> Shape:
         if not fits or min(given, default=1) < 1:
             raise PlanError(f"--input-shape {spec.name}:{_text(given)}: the model wants {_text(declared or ())}")
         return tuple(given)
-    if seen is not None:
-        return tuple(seen)
+    if seen is not None and (declared is None or len(declared) == len(seen)):
+        fixed = declared or (None,) * len(seen)
+        return tuple(s if d is None else d for d, s in zip(fixed, seen, strict=True))
     shape = None if declared is None else tuple(1 if d is None and a == 0 else d for a, d in enumerate(declared))
     if shape is None or None in shape:
         raise PlanError(

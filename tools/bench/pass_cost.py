@@ -42,12 +42,8 @@ def main() -> None:
         ("mobilenetv2_1.0_224_imagenet.onnx", mobile, {}),
     ]
     columns = (
-        "model",
-        "samples",
-        "calibrate + decide + fold, plain passes",
-        "plain session",
-        "prepare + trace",
-        "rewrite + verify",
+        *("model", "samples", "calibrate + decide + fold, in plain passes"),
+        *("apart: session", "prepare", "trace", "rewrite", "verify"),
     )
     print(material.table(columns, [_measure(*case) for case in cases]))
     print()
@@ -57,27 +53,22 @@ def main() -> None:
 
 def _measure(name: str, source: Any, options: dict[str, Any]) -> tuple[object, ...]:
     model = material.model(name)
-    plain, ours, opened, before, after = [], [], [], [], []
+    rows = []
     for _ in range(ROUNDS):
-        start = time.perf_counter()
-        session = open_session(model, Runtime())
-        opened.append(time.perf_counter() - start)
-        plain.append(_plain_pass(model, session, source, options))
+        plain = _plain_pass(model, source, options)
         timings = snp_onnx.prune(model, source, target_macs=0.5, **options).report.timings
-        ours.append(sum(timings[stage] for stage in WORK))
-        before.append(timings["prepare"] + timings["trace"])
-        after.append(timings["rewrite"] + timings["verify"])
-    unit = np.array(plain)
-    shares = [f"{np.median(np.array(part) / unit):.3f}" for part in (ours, opened, before, after)]
-    return (name, len(next(iter(source.values()))), *shares)
+        apart = [timings[stage] for stage in ("open session", "prepare", "trace", "rewrite", "verify")]
+        rows.append([sum(timings[stage] for stage in WORK) / plain, *(seconds / plain for seconds in apart)])
+    return (name, len(next(iter(source.values()))), *(f"{share:.3f}" for share in np.median(rows, axis=0)))
 
 
-def _plain_pass(model: Path, session: Any, source: Any, options: dict[str, Any]) -> float:
-    """The same samples through the dense model, with the same reading and batches."""
+def _plain_pass(model: Path, source: Any, options: dict[str, Any]) -> float:
+    """All samples of the calibration set through the dense model, with the same reading and batches."""
     preprocess = Preprocess(**options)
+    session = open_session(model, Runtime())
     with open_samples(source, input_specs(load(model).proto), preprocess) as samples:
         start = time.perf_counter()
-        for batch in samples.batches(32, Part.CALIBRATION):
+        for batch in samples.batches(32, Part.ALL):
             run(session, batch)
         return time.perf_counter() - start
 
