@@ -41,9 +41,13 @@ def _run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
     except (BrokenPipeError, SystemExit):  # typer exits where nobody reads stdout any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()
         return 0
     except OSError as error:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _give_up_stdout()
         return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
     except Exception as error:
         if hasattr(error, "format_message"):  # a mistyped option or argument
@@ -51,6 +55,11 @@ def _run(arguments: list[str]) -> int:
         if os.environ.get("SNP_ONNX_TRACEBACK") == "1":
             raise
         return _fail(f"{type(error).__name__}: {error}: a bug of snp-onnx; SNP_ONNX_TRACEBACK=1 shows where", 1)
+
+
+def _give_up_stdout() -> None:
+    """What is left in its buffer goes nowhere: Python would flush it at exit, fail again, and exit with 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupted() -> int:
