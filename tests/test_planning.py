@@ -56,8 +56,8 @@ class Planned:
         return run(shown, self.feed)[0].astype(np.float64)
 
     def paths(self, chosen: Choices = Choices(streams=True)) -> tuple[Path, ...]:  # noqa: B008
-        read = Weights(self.model).array
-        return find_paths(self.trace, eligible(self.trace, chosen), self.statistics, chosen, read)
+        weights = Weights(self.model)
+        return find_paths(self.trace, eligible(self.trace, chosen), self.statistics, chosen, weights)
 
 
 def planned(model: onnx.ModelProto, samples: int = 64) -> Planned:
@@ -406,7 +406,7 @@ def test_an_unreachable_target_names_its_fraction() -> None:
     paths = found.paths()
     table = CostTable(mac_terms(found.model, found.trace.facts.shapes), found.trace, [path.group for path in paths])
     with pytest.raises(TargetError, match=r"--target-macs 0\.001 can't be reached: .* keeps 0\.\d\d\d of the dense"):
-        decide(paths, Target(TargetKind.MACS, 0.001), table.cost, table.dense(), Choices())
+        decide(paths, Target(TargetKind.MACS, 0.001), table, table.dense(), Choices())
 
 
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.4])
@@ -420,7 +420,7 @@ def test_decisions_fill_the_target(share: float, step: int, kind: TargetKind) ->
     terms = param_terms(found.model) if kind is TargetKind.PARAMS else mac_terms(found.model, found.trace.facts.shapes)
     table = CostTable(terms, found.trace, groups)
     limit = share * table.dense()
-    now = widths(decide(paths, Target(kind, share), table.cost, table.dense(), chosen), groups)
+    now = widths(decide(paths, Target(kind, share), table, table.dense(), chosen), groups)
     assert table.cost(now) <= limit
     for number, group in enumerate(groups):
         wider = now.copy()

@@ -147,7 +147,7 @@ def test_natural_and_random_orders() -> None:
     np.testing.assert_array_equal(first, again)
     assert sorted(first.tolist()) == list(range(50))
     assert first.tolist() != other.tolist()
-    assert [str(order) for order in Order] == ["zca", "saw", "magnitude", "natural", "random"]
+    assert [str(order) for order in Order] == ["output", "zca", "saw", "magnitude", "natural", "random"]
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0, 2.0]), min_size=1, max_size=12))

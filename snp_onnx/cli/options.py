@@ -54,11 +54,11 @@ TARGETS = (
 )
 
 CHOICES = (
-    _option("preset", str, "paper", "paper"),
+    _option("preset", str, "paper", "fast or paper."),
     _option("units", str | None, None, "Kinds that may be removed, of channels,heads."),
-    _option("order", str | None, None, "zca, saw, magnitude, natural or random."),
-    _option("fold", str | None, None, "channel or none."),
-    _option("ratios", str | None, None, "variance or uniform."),
+    _option("order", str | None, None, "output, zca, saw, magnitude, natural or random."),
+    _option("fold", str | None, None, "patch, channel or none."),
+    _option("ratios", str | None, None, "budget, variance or uniform."),
     _option("streams", bool | None, None, "Cut convolutional residual streams too.", "--streams/--no-streams"),
     _option("include", str | None, None, "Only groups with a producer node matching this."),
     _option("exclude", str | None, None, "No groups with a producer node matching this."),

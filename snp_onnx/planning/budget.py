@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,14 @@ import numpy.typing as npt
 from snp_onnx.planning.paths import Path
 
 Widths = npt.NDArray[np.int64]
+
+
+class Costs(Protocol):
+    """What widths cost, and what one more unit of each group would."""
+
+    def cost(self, widths: Widths) -> float: ...
+
+    def marginal(self, widths: Widths) -> npt.NDArray[np.float64]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +102,97 @@ def _steps(paths: Sequence[Path], min_units: int, round_to: int) -> list[_Step]:
         thresholds = np.maximum.accumulate(path.threshold)
         steps += [_Step(float(thresholds[a]), number, b) for a, b in pairwise(rungs)]
     return sorted(steps, key=lambda step: (step.threshold, step.path, step.width))
+
+
+def widths_by_error(
+    paths: Sequence[Path],
+    costs: Costs,
+    limit: float,
+    min_units: int,
+    round_to: int,
+) -> Widths | None:
+    """The widths that buy the least error for the cost, within `limit`, filled up until no step fits; None if none do.
+
+    Narrows, from the dense widths, whichever group loses least error for each unit of cost it frees. Errors are taken
+    on their lower convex hull, so the ratio at which it stops is the one multiplier of the Lagrangian; marginal costs
+    are those at the current widths, because a node's cost follows both of its widths.
+    """
+    ladders = [_Ladder.of(path, min_units, round_to) for path in paths]
+    rungs = np.array([len(ladder.widths) - 1 for ladder in ladders], dtype=np.int64)
+    if costs.cost(_at(ladders, np.zeros_like(rungs))) > limit:
+        return None
+    refresh = max(1, int(rungs.sum()) // _MARGINAL_UPDATES)
+    count = 0
+    slopes = np.array([ladder.slope(rung) for ladder, rung in zip(ladders, rungs, strict=True)])
+    widths = _at(ladders, rungs)
+    while costs.cost(widths) > limit:
+        if count % refresh == 0:
+            price = np.maximum(costs.marginal(widths), np.finfo(np.float64).tiny)
+        count += 1
+        chosen = int(np.argmin(slopes / price))
+        rungs[chosen] -= 1
+        slopes[chosen] = ladders[chosen].slope(int(rungs[chosen]))
+        widths[chosen] = ladders[chosen].widths[rungs[chosen]]
+    return _filled(ladders, rungs, costs, limit)
+
+
+_MARGINAL_UPDATES = 1024
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ladder:
+    """A group's legal widths, the narrowest first, and the convex error at each."""
+
+    widths: tuple[int, ...]
+    errors: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, path: Path, min_units: int, round_to: int) -> _Ladder:
+        widths = legal_widths(len(path.group), min_units, round_to)
+        return cls(widths, _convex(np.array(widths, dtype=np.float64), path.errors[np.array(widths) - 1]))
+
+    def slope(self, rung: int) -> float:
+        """Error per unit that the step down from a rung costs; infinite on the lowest."""
+        if rung == 0:
+            return float("inf")
+        rise = self.errors[rung - 1] - self.errors[rung]
+        return float(rise) / (self.widths[rung] - self.widths[rung - 1])
+
+
+def _convex(places: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The lower convex hull of points in order of place, at every place.
+
+    >>> _convex(np.array([1.0, 2.0, 3.0]), np.array([4.0, 3.0, 0.0])).tolist()
+    [4.0, 2.0, 0.0]
+    """
+    hull: list[int] = []
+    for new in range(len(places)):
+        while len(hull) > 1:
+            a, b = hull[-2], hull[-1]
+            chord = values[a] + (values[new] - values[a]) * (places[b] - places[a]) / (places[new] - places[a])
+            if values[b] < chord:
+                break
+            hull.pop()
+        hull.append(new)
+    return np.asarray(np.interp(places, places[hull], values[hull]), dtype=np.float64)
+
+
+def _at(ladders: Sequence[_Ladder], rungs: Widths) -> Widths:
+    return np.array([ladder.widths[rung] for ladder, rung in zip(ladders, rungs, strict=True)], dtype=np.int64)
+
+
+def _filled(ladders: Sequence[_Ladder], rungs: Widths, costs: Costs, limit: float) -> Widths:
+    """Steps up again, the best error for its cost first, until none fits; a refused group stays refused."""
+    open_groups = {number for number, ladder in enumerate(ladders) if rungs[number] < len(ladder.widths) - 1}
+    while open_groups:
+        widths = _at(ladders, rungs)
+        price = np.maximum(costs.marginal(widths), np.finfo(np.float64).tiny)
+        best = max(
+            sorted(open_groups), key=lambda number: ladders[number].slope(int(rungs[number]) + 1) / price[number]
+        )
+        widths[best] = ladders[best].widths[rungs[best] + 1]
+        fits = costs.cost(widths) <= limit
+        rungs[best] += fits
+        if not fits or rungs[best] == len(ladders[best].widths) - 1:
+            open_groups.discard(best)
+    return _at(ladders, rungs)

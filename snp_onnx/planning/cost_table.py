@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -45,9 +46,34 @@ class CostTable:
         extents[1:] += self._slope @ widths.astype(np.float64)
         return float((self._scale * np.prod(extents[self._factors], axis=1)).sum())
 
+    def marginal(self, widths: Widths) -> npt.NDArray[np.float64]:
+        """What one more unit of every group costs at these widths, (G,): a gradient, both widths of a node counted."""
+        extents = self._base.astype(np.float64)
+        extents[1:] += self._slope @ widths.astype(np.float64)
+        values = extents[self._factors]
+        weight = np.zeros(len(self._base))
+        for place in range(values.shape[1]):
+            others = np.prod(np.delete(values, place, axis=1), axis=1)
+            np.add.at(weight, self._factors[:, place], self._scale * others)
+        return np.asarray(self._slope.T @ weight[1:], dtype=np.float64)
+
     def dense(self) -> float:
         """The total with every unit kept."""
         return self.cost(self._sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class WithRemainder:
+    """A table and a constant beside it: bytes of a file that no width changes."""
+
+    table: CostTable
+    remainder: float
+
+    def cost(self, widths: Widths) -> float:
+        return self.table.cost(widths) + self.remainder
+
+    def marginal(self, widths: Widths) -> npt.NDArray[np.float64]:
+        return self.table.marginal(widths)
 
 
 def _counts(trace: Trace, factor: tuple[str, int], owner: Widths, sizes: Widths) -> tuple[int, Mapping[int, float]]:

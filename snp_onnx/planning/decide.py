@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from snp_onnx.errors import TargetError
-from snp_onnx.planning.budget import Widths, smallest, widths_at, widths_within
-from snp_onnx.planning.options import Choices, Target, TargetKind
+from snp_onnx.planning.budget import Costs, Widths, smallest, widths_at, widths_by_error, widths_within
+from snp_onnx.planning.options import Choices, Ratios, Target, TargetKind
 from snp_onnx.planning.paths import Path
 from snp_onnx.planning.plan import UnitDecision
 from snp_onnx.tracing import Group, Kind, Trace
@@ -40,18 +40,22 @@ def left_out(group: Group, choices: Choices) -> str | None:
 
 
 def decide(
-    paths: Sequence[Path], target: Target, cost: Callable[[Widths], float], dense: float, choices: Choices
+    paths: Sequence[Path], target: Target, costs: Costs, dense: float, choices: Choices
 ) -> tuple[UnitDecision, ...]:
     """One decision for every path; TargetError, saying how far it gets, where the target can't be met.
 
-    `cost` gives the cost of widths, `dense` what the target is a share of.
+    `costs` gives the cost of widths and its gradient, `dense` what the target is a share of.
     """
     if target.kind is TargetKind.VARIANCE:
         widths = widths_at(paths, target.value, choices.min_units, choices.round_to)
         return _decisions(paths, widths)
-    within = widths_within(paths, cost, target.value * dense, choices.min_units, choices.round_to)
+    limit = target.value * dense
+    if choices.ratios is Ratios.BUDGET:
+        within = widths_by_error(paths, costs, limit, choices.min_units, choices.round_to)
+    else:
+        within = widths_within(paths, costs.cost, limit, choices.min_units, choices.round_to)
     if within is None:
-        least = math.ceil(1000 * cost(smallest(paths, choices.min_units, choices.round_to)) / dense) / 1000
+        least = math.ceil(1000 * costs.cost(smallest(paths, choices.min_units, choices.round_to)) / dense) / 1000
         raise TargetError(
             f"--{target.option} {target.value:g} can't be reached: with these options the smallest model keeps "
             f"{least:.3f} of the dense {target.kind}: allow more units (--units, --streams, --include, --min-units)"

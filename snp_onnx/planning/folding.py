@@ -12,7 +12,7 @@ import onnx
 from snp_onnx.planning.parallel import side_by_side
 from snp_onnx.planning.plan import Folds
 from snp_onnx.planning.statistics import Statistics
-from snp_onnx.subspace import fold_map
+from snp_onnx.subspace import affine_fold, fold_map
 from snp_onnx.tracing import Linear, Trace
 from snp_onnx.tracing.groups import Mask
 from snp_onnx.tracing.weights import WeightPath, Weights
@@ -22,20 +22,32 @@ Matrix = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Folding:
-    """The folded weights, and one line for every consumer that was cut without folding."""
+    """The folded weights and biases, and one line for every consumer that was cut without folding."""
 
     values: Folds
     unfolded: tuple[str, ...]
 
 
-def fold(model: onnx.ModelProto, trace: Trace, alive: Mask, statistics: Statistics, ridge: float) -> Folding:
-    """W' = W A for every consumer weight with removed inputs, A = `fold_map(G, kept)`; the model isn't changed.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Work:
+    """One weight to fold: the way to its initialiser, who reads it, and the bias that may take up a constant."""
 
-    A weight that several nodes share is folded once, on the moments of all their inputs together.
+    path: WeightPath
+    linears: list[Linear]
+    bias: str | None
+
+
+def fold(
+    model: onnx.ModelProto, trace: Trace, alive: Mask, statistics: Statistics, ridge: float, affine: bool = False
+) -> Folding:
+    """W' = W A for every consumer weight with removed inputs, A from the kept inputs' moments; the model isn't changed.
+
+    A weight that several nodes share is folded once, on the moments of all their inputs together. `affine` lets a bias
+    take up what a constant column of the least squares gets, where the reading is exact.
     """
     weights = Weights(model)
     unfolded = []
-    work: list[tuple[WeightPath, list[Linear]]] = []
+    work: list[_Work] = []
     for weight, linears in _by_weight(trace):
         if alive[trace.axes[weight][linears[0].in_axis]].all():
             continue
@@ -44,17 +56,56 @@ def fold(model: onnx.ModelProto, trace: Trace, alive: Mask, statistics: Statisti
         if path is None or reason:
             unfolded.append(f"{weight}: cut without folding: {reason}")
         else:
-            work.append((path, linears))
+            bias = own_bias(trace, weights, linears, statistics) if affine else None
+            work.append(_Work(path, linears, bias))
 
-    def folded(item: tuple[WeightPath, list[Linear]]) -> npt.NDArray[np.generic]:
-        path, linears = item
-        dense = np.asarray(weights.array(linears[0].weight), dtype=np.float64)
-        root = weights.array(path.root)
-        return path.undo(_folded(dense, linears, alive, statistics, ridge), root.shape, root.dtype)
+    def folded(item: _Work) -> dict[str, npt.NDArray[np.generic]]:
+        return _fold_one(weights, item, alive, statistics, ridge)
 
-    found = side_by_side(folded, work, lambda item: len(statistics.readings[item[1][0]].columns))
-    values = dict(zip((path.root for path, _ in work), found, strict=True))
+    found = side_by_side(folded, work, lambda item: len(statistics.readings[item.linears[0]].columns))
+    values = {name: array for part in found for name, array in part.items()}
     return Folding(values, tuple(unfolded))
+
+
+def own_bias(trace: Trace, weights: Weights, linears: list[Linear], statistics: Statistics) -> str | None:
+    """The initialiser of a bias that only this consumer reads, where a constant may be folded into it."""
+    linear = linears[0]
+    bias = linear.op.input(2)
+    if len(linears) > 1 or not bias or not statistics.readings[linear].is_exact:
+        return None
+    if linear.op.type not in ("Conv", "Gemm") or any(linear.op.attr(name, 1.0) != 1.0 for name in ("alpha", "beta")):
+        return None
+    path = weights.path(bias)
+    readers = sum(bias in op.inputs for op in trace.ops)
+    alone = path is not None and not path.ops and readers == 1
+    return bias if alone and trace.facts.shapes[bias] == (trace.facts.shapes[linear.weight][linear.out_axis],) else None
+
+
+def _fold_one(
+    weights: Weights, work: _Work, alive: Mask, statistics: Statistics, ridge: float
+) -> dict[str, npt.NDArray[np.generic]]:
+    """The weight in its dense shape, folded columns where inputs stay and zeros where they went; and the bias."""
+    linear = work.linears[0]
+    reading = statistics.readings[linear]
+    keep = np.flatnonzero(alive[reading.columns])
+    gram = statistics.gram(work.linears)
+    if work.bias is None:
+        absorb, shift = fold_map(gram, keep, ridge), None
+    else:
+        absorb, shift = affine_fold(gram, statistics.mean(work.linears), keep, ridge)
+    dense = np.asarray(weights.array(linear.weight), dtype=np.float64)
+    unfolded = reading.unfold(dense, linear)
+    folded = np.zeros_like(unfolded)
+    for positions in reading.slots:
+        folded[..., positions[keep]] = unfolded[..., positions] @ absorb
+    root = weights.array(work.path.root)
+    refolded = reading.refold(folded, linear, dense.shape)
+    values = {work.path.root: work.path.undo(refolded, root.shape, root.dtype)}
+    if work.bias is not None and shift is not None:
+        bias = weights.array(work.bias)
+        gain = np.sum([unfolded[..., positions] @ shift for positions in reading.slots], axis=0)
+        values[work.bias] = (bias + gain.reshape(bias.shape)).astype(bias.dtype)
+    return values
 
 
 def _by_weight(trace: Trace) -> Iterator[tuple[str, list[Linear]]]:
@@ -77,15 +128,3 @@ def _obstacle(trace: Trace, path: WeightPath | None, linears: list[Linear], stat
         return "the weight is shared with nodes of another kind"
     shapes = {statistics.readings[linear].slots.shape for linear in linears}
     return None if len(shapes) == 1 else "nodes that share the weight read inputs of different layouts"
-
-
-def _folded(dense: Matrix, linears: list[Linear], alive: Mask, statistics: Statistics, ridge: float) -> Matrix:
-    """The weight in its dense shape, folded columns where inputs stay and zeros where they went."""
-    reading = statistics.readings[linears[0]]
-    keep = np.flatnonzero(alive[reading.columns])
-    absorb = fold_map(statistics.gram(linears), keep, ridge)
-    weight = np.moveaxis(dense, linears[0].in_axis, -1)
-    folded = np.zeros_like(weight)
-    for positions in reading.slots:
-        folded[..., positions[keep]] = weight[..., positions] @ absorb
-    return np.moveaxis(folded, -1, linears[0].in_axis)

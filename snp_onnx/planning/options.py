@@ -16,6 +16,7 @@ from snp_onnx.tracing import Kind
 class Fold(StrEnum):
     """How removed units are absorbed by the weights that stay."""
 
+    PATCH = "patch"
     CHANNEL = "channel"
     NONE = "none"
 
@@ -23,6 +24,7 @@ class Fold(StrEnum):
 class Ratios(StrEnum):
     """How the widths of groups are set against each other."""
 
+    BUDGET = "budget"
     VARIANCE = "variance"
     UNIFORM = "uniform"
 
@@ -30,6 +32,7 @@ class Ratios(StrEnum):
 class Preset(StrEnum):
     """Named sets of choices; single ones can be overridden."""
 
+    FAST = "fast"
     PAPER = "paper"
 
 
@@ -99,7 +102,10 @@ class Choices:
 PAPER = Choices()
 """Subspace Node Pruning as published: unnormalised ZCA order, LDL subspace, cumulative variance, channel folding."""
 
-_PRESETS = {Preset.PAPER: PAPER}
+FAST = Choices(order=Order.OUTPUT, fold=Fold.PATCH, ratios=Ratios.BUDGET, ridge=1e-3)
+"""Output-aware elimination, folding of whole windows with the bias, widths by error against cost; one pass."""
+
+_PRESETS = {Preset.FAST: FAST, Preset.PAPER: PAPER}
 
 
 def choices(preset: str = Preset.PAPER, **overrides: Any) -> Choices:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from snp_onnx.calibration.moments import MomentRequest, row_strides
+from snp_onnx.calibration.moments import MomentRequest, View, Window, row_strides
 from snp_onnx.tracing import Group, Linear, Trace
 from snp_onnx.tracing.labels import Labels
 
 Slots = npt.NDArray[np.int64]
+Array = npt.NDArray[np.float64]
 
 FULL_ROWS_PER_COLUMN = 4
 """A flattened axis is measured position by position if there are at least so many rows a column, else by channel."""
@@ -21,36 +22,102 @@ ROWS_PER_UNIT = 16
 """Rows a column that sub-sampling aims at: the least-squares error from the sample is then about 1/16 of the rest."""
 
 
+PATCH_COLUMNS = 4096
+"""Convolutions with more weights an output than this are read by channel: the Gram of patches would not fit."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
     """One consumer input: the moments it needs, and the label behind every column of its Gram matrix.
 
-    `slots` (S, C) gives the positions of the axis that share column c, one a row; without it, position and column are
-    the same.
+    `slots` (S, C) gives the positions of the axis that share column c, one a row; where there is one row, position and
+    column are the same. With the view `patches` a position is a channel under one tap of the window, in the order of
+    `W.reshape(O, -1)`. `is_exact` says that the consumer is linear in the columns, its border included: only then does
+    a fold know what a constant column (a bias) would do.
     """
 
     request: MomentRequest
     columns: Labels
     slots: Slots
     rows: int
+    is_exact: bool
 
     @property
     def key(self) -> str:
         return self.request.key
 
+    def unfold(self, weight: Array, linear: Linear) -> Array:
+        """A consumer's weight with the positions of this reading on its last axis."""
+        if self.request.view is View.PATCHES:
+            return weight.reshape(len(weight), -1)
+        return np.moveaxis(weight, linear.in_axis, -1)
 
-def readings(trace: Trace, groups: Iterable[Group], samples: int) -> dict[Linear, Reading]:
-    """The reading of every consumer of the groups; consumers of one tensor share it."""
+    def refold(self, unfolded: Array, linear: Linear, shape: tuple[int, ...]) -> Array:
+        """The inverse of `unfold`."""
+        if self.request.view is View.PATCHES:
+            return unfolded.reshape(shape)
+        return np.moveaxis(unfolded, -1, linear.in_axis)
+
+
+def readings(trace: Trace, groups: Iterable[Group], samples: int, patches: bool = False) -> dict[Linear, Reading]:
+    """The reading of every consumer of the groups; consumers that read a tensor alike share it.
+
+    `patches` asks for the moments of whole windows at the inputs of convolutions.
+    """
     wanted = trace.alive([group.labels for group in groups])
-    found: dict[tuple[str, int], Reading] = {}
+    found: dict[tuple[str, int, Window | None], Reading] = {}
     result: dict[Linear, Reading] = {}
     for linear in trace.linears:
         if linear.mixes and not wanted[trace.axes[linear.weight][linear.in_axis]].all():
-            place = (linear.input, linear.input_axis)
+            window = conv_window(trace, linear) if patches else None
+            place = (linear.input, linear.input_axis, window)
             if place not in found:
-                found[place] = _reading(trace, linear, samples)
+                found[place] = (
+                    _reading(trace, linear, samples) if window is None else _patches(trace, linear, window, samples)
+                )
             result[linear] = found[place]
     return result
+
+
+def conv_window(trace: Trace, linear: Linear) -> Window | None:
+    """The window of a convolution that reads more than one position or not every one; None for all else."""
+    shapes = trace.facts.shapes
+    kernel = shapes[linear.weight][2:]
+    rank = len(kernel)
+    op = linear.op
+    strides = tuple(op.attr("strides", [1] * rank))
+    if op.type != "Conv" or int(np.prod(kernel + strides)) == 1:
+        return None
+    if shapes[linear.weight][1] * int(np.prod(kernel)) > PATCH_COLUMNS:
+        return None
+    dilations = tuple(op.attr("dilations", [1] * rank))
+    pads = tuple(op.attr("pads", [0] * 2 * rank))
+    if op.attr("auto_pad", "NOTSET").startswith("SAME"):
+        reach = [(out - 1) * s + (k - 1) * d + 1 for out, s, k, d in
+                 zip(shapes[linear.output][2:], strides, kernel, dilations, strict=True)]  # fmt: skip
+        missing = [max(0, need - extent) for need, extent in zip(reach, shapes[linear.input][2:], strict=True)]
+        less, more = tuple(n // 2 for n in missing), tuple(n - n // 2 for n in missing)
+        pads = less + more if op.attr("auto_pad", "") == "SAME_UPPER" else more + less
+    return Window(kernel, strides, dilations, pads)
+
+
+def _patches(trace: Trace, linear: Linear, window: Window, samples: int) -> Reading:
+    """Every column is a channel under one tap; positions are those of the convolution's output."""
+    labels = trace.axes[linear.input][linear.input_axis]
+    columns = labels.repeat(int(np.prod(window.kernel)))
+    output = trace.facts.shapes[linear.output]
+    lattice = row_strides(output, 1, samples, len(columns), ROWS_PER_UNIT)
+    request = MomentRequest(
+        linear.input, linear.input_axis, len(output), view=View.PATCHES, window=window, lattice=lattice
+    )
+    slots = np.arange(len(columns), dtype=np.int64)[None, :]
+    return Reading(request, columns, slots, samples * _read(output, 1, lattice), is_exact=True)
+
+
+def _read(shape: Sequence[int], axis: int, lattice: Sequence[int]) -> int:
+    """Positions of one sample that a lattice reads."""
+    extents = _row_extents(shape, axis)
+    return int(np.prod([-(-n // step) for n, step in zip(extents, lattice or [1] * len(extents), strict=True)]))
 
 
 def _reading(trace: Trace, linear: Linear, samples: int) -> Reading:
@@ -70,8 +137,9 @@ def _reading(trace: Trace, linear: Linear, samples: int) -> Reading:
         slots=tuple(map(tuple, slots.tolist())) if flattened else None,
         lattice=lattice,
     )
-    read = int(np.prod([-(-n // step) for n, step in zip(_row_extents(shape, axis), lattice, strict=False)]))
-    return Reading(request, columns, slots, samples * (read or 1) * len(slots))
+    kernel = trace.facts.shapes[linear.weight][2:] if linear.op.type in ("Conv", "ConvTranspose") else ()
+    is_exact = int(np.prod(kernel)) == 1 and not any(linear.op.attr("pads", []))
+    return Reading(request, columns, slots, samples * _read(shape, axis, lattice) * len(slots), is_exact)
 
 
 def _row_extents(shape: Sequence[int], axis: int) -> list[int]:

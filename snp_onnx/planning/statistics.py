@@ -15,6 +15,7 @@ from snp_onnx.tracing import Group, Linear
 from snp_onnx.tracing.labels import Labels
 
 Matrix = npt.NDArray[np.float64]
+Vector = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,8 +31,15 @@ class Statistics:
 
     def gram(self, linears: Iterable[Linear]) -> Matrix:
         """G = XᵀX / n over the inputs of consumers that share one weight, (C, C)."""
+        return _settled(self._together(linears))
+
+    def mean(self, linears: Iterable[Linear]) -> Vector:
+        """Mean input of consumers that share one weight, (C,)."""
+        return self._together(linears).mean
+
+    def _together(self, linears: Iterable[Linear]) -> Moments:
         first, *others = [self.moments[self.readings[linear].key] for linear in linears]
-        return _settled(sum(others, start=first))
+        return sum(others, start=first)
 
     def group_gram(self, group: Group) -> Matrix | None:
         """The joint Gram of a group's units over all its consumers, (U, U); None if none was measured.
@@ -62,8 +70,11 @@ class Statistics:
 
 
 def _settled(moments: Moments) -> Matrix:
-    """The Gram matrix, shrunk where it has fewer rows than columns: exact as long as there are enough."""
-    return shrink(moments.gram, moments.count)
+    """The Gram matrix; where it has fewer rows than columns, its part around the mean is shrunk."""
+    if moments.count >= len(moments.sum):
+        return moments.gram
+    outer = np.outer(moments.mean, moments.mean)
+    return shrink(moments.gram - outer, moments.count) + outer
 
 
 def unit_columns(columns: Labels, units: Labels) -> npt.NDArray[np.int64]:

@@ -1,14 +1,19 @@
 """Subspaces of activations: order the units, measure what each one adds, fold the pruned into the kept. Pure numpy."""
 
-from snp_onnx.subspace.folding import fold_error, fold_map
+from snp_onnx.subspace.elimination import Consumer, Elimination, eliminate
+from snp_onnx.subspace.folding import affine_fold, fold_error, fold_map
 from snp_onnx.subspace.ldl import cumulative_variance, ldl
 from snp_onnx.subspace.ordering import Order, magnitude, natural, order_by_importance, random, saw, zca_importance
 from snp_onnx.subspace.ridge import ridge_diagonal
 from snp_onnx.subspace.shrinkage import shrink
 
 __all__ = [
+    "Consumer",
+    "Elimination",
     "Order",
+    "affine_fold",
     "cumulative_variance",
+    "eliminate",
     "fold_error",
     "fold_map",
     "ldl",

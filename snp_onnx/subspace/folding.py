@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import linalg
 
-from snp_onnx.subspace.arrays import Indices, Matrix, as_finite, as_gram, as_indices
+from snp_onnx.subspace.arrays import Indices, Matrix, Vector, as_finite, as_gram, as_indices
 from snp_onnx.subspace.ridge import ridge_of, with_ridge
 
 
@@ -39,6 +39,82 @@ def fold_map(gram: ArrayLike, keep: ArrayLike, rho: float = 1e-6) -> Matrix:
     _, factor = with_ridge(matrix[np.ix_(kept, kept)], ridge)
     mapping[pruned] = linalg.cho_solve((factor, True), matrix[np.ix_(kept, pruned)], check_finite=False).T
     return mapping
+
+
+def affine_fold(gram: ArrayLike, mean: ArrayLike, keep: ArrayLike, rho: float = 1e-3) -> tuple[Matrix, Vector]:
+    """The map A and the shift with W' = W A, b' = b + W shift: least squares onto the kept columns and a constant.
+
+    W' and b' solve min E‖W x + b - W'x_K - b'‖² + Σ_K Λ_i ‖W'_i - W_i‖², with no ridge on the constant. With the
+    covariance S = G - m mᵀ that is (S_KK + Λ_K) Aᵀ = S_{K,:} + Λ_K E_K and shift = m - A m_K.
+
+    Parameters
+    ----------
+    gram : (C, C) G = XᵀX/n, not centred, activation² units.
+    mean : (C,) m, the mean of X, activation units.
+    keep : (K,) indices of the kept columns, ascending; none leaves only the constant.
+    rho : ridge strength of `ridge_diagonal`, relative to G.
+
+    Returns
+    -------
+    (C, K) and (C,); A[keep] is exactly the identity and shift[keep] exactly 0. Equivalent, for small rho, to
+    `scipy.linalg.lstsq(np.c_[X[:, keep], np.ones(len(X))], X)[0].T`, whose last column is the shift.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.array([[0.0, 1.0], [2.0, 5.0]])  # x_1 = 2 x_0 + 1
+    >>> mapping, shift = affine_fold(x.T @ x / 2, x.mean(axis=0), keep=[0], rho=1e-12)
+    >>> mapping.round(6).tolist(), shift.round(6).tolist()
+    ([[1.0], [2.0]], [0.0, 1.0])
+    """
+    matrix = as_gram(gram)
+    centre = as_mean(mean, len(matrix))
+    kept = _ascending(keep, len(matrix))
+    pruned = np.setdiff1d(np.arange(len(matrix)), kept)
+    ridge = ridge_of(np.diag(matrix), rho)[kept]
+    mapping, shift = np.zeros((len(matrix), len(kept))), np.zeros(len(matrix))
+    mapping[kept] = np.eye(len(kept))
+    if kept.size and pruned.size:
+        covariance, tolerance = centred(matrix[np.ix_(kept, kept)], centre[kept])
+        _, factor = with_ridge(covariance, ridge, tolerance)
+        target = matrix[np.ix_(kept, pruned)] - np.outer(centre[kept], centre[pruned])
+        mapping[pruned] = linalg.cho_solve((factor, True), target, check_finite=False).T
+    shift[pruned] = centre[pruned] - mapping[pruned] @ centre[kept]
+    return mapping, shift
+
+
+def centred(gram: Matrix, mean: Vector, tolerance: float = 1e-4) -> tuple[Matrix, float]:
+    """The covariance G - m mᵀ, and the tolerance of `with_ridge` that is `tolerance` of G rather than of it.
+
+    Where the mean is large the difference carries the rounding of G, so that is what it must be measured against.
+
+    Parameters
+    ----------
+    gram : (C, C) G = XᵀX/n, checked, activation² units. mean : (C,) activation units.
+    tolerance : fraction of trace G below which a negative eigenvalue of the covariance counts as rounding.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> centred(np.array([[5.0]]), np.array([2.0]), tolerance=0.01)
+    (array([[1.]]), 0.05)
+    """
+    covariance: Matrix = gram - np.outer(mean, mean)
+    variance = np.diag(covariance).copy()
+    if np.any(variance < -tolerance * np.trace(gram)):
+        worst = int(np.argmin(variance))
+        raise ValueError(f"mean[{worst}]² exceeds gram[{worst}, {worst}]: pass the mean and XᵀX/n of the same X")
+    np.fill_diagonal(covariance, np.maximum(variance, 0.0))
+    left = float(np.trace(covariance))
+    return covariance, tolerance * float(np.trace(gram)) / left if left > 0.0 else float("inf")
+
+
+def as_mean(mean: ArrayLike, count: int) -> Vector:
+    """`mean` as a finite (C,) vector of the columns of a gram."""
+    centre = as_finite(mean, "mean")
+    if centre.shape != (count,):
+        raise ValueError(f"mean must be ({count},) to match the gram; it has shape {centre.shape}")
+    return centre
 
 
 def fold_error(gram: ArrayLike, weight: ArrayLike, keep: ArrayLike, folded: ArrayLike) -> float:

@@ -11,8 +11,9 @@ from snp_onnx.subspace.ridge import ridge_of
 
 
 class Order(StrEnum):
-    """The orders of the paper (arXiv 2405.17506): its own, and its baselines."""
+    """By elimination, or by scores: the paper's own (arXiv 2405.17506) and its baselines."""
 
+    OUTPUT = "output"
     ZCA = "zca"
     SAW = "saw"
     MAGNITUDE = "magnitude"

@@ -41,6 +41,10 @@ class WeightPath:
         return values.reshape(shape)
 
 
+_QUANTISERS_SINCE = 19
+"""The reference implements DequantizeLinear from here on; for older graphs it means the same."""
+
+
 class Weights:
     """Reads constant tensors of a model; big ones are read when asked for, and not kept."""
 
@@ -65,7 +69,8 @@ class Weights:
             [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in feed],
             [onnx.helper.make_value_info(tensor, onnx.TypeProto())],
         )
-        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", op.version)])
+        version = max(op.version, _QUANTISERS_SINCE) if op.type == "DequantizeLinear" else op.version
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
         outcome: list[Array] = list(ReferenceEvaluator(model).run(None, feed))  # type: ignore[arg-type]
         return np.asarray(outcome[0])
 

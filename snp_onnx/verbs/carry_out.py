@@ -62,7 +62,9 @@ def carry_out(work: Work, plan: Plan) -> Candidate:
     folding = Folding({}, ())
     if work.choices.fold is not Fold.NONE:
         with work.clock("fold"):
-            folding = fold(subject.prepared, subject.trace, alive, work.measured.statistics, work.choices.ridge)
+            affine = work.choices.fold is Fold.PATCH
+            statistics = work.measured.statistics
+            folding = fold(subject.prepared, subject.trace, alive, statistics, work.choices.ridge, affine)
     return _cut(work, plan, alive, folding)
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-
-import numpy as np
-import numpy.typing as npt
 
 from snp_onnx.cost import Term, byte_terms, param_terms
 from snp_onnx.errors import TargetError
-from snp_onnx.planning.cost_table import CostTable
+from snp_onnx.planning.budget import Costs
+from snp_onnx.planning.cost_table import CostTable, WithRemainder
 from snp_onnx.planning.decide import decide, eligible
 from snp_onnx.planning.options import Choices, Ratios, Target, TargetKind
 from snp_onnx.planning.paths import Path, find_paths
@@ -21,8 +18,6 @@ from snp_onnx.tracing.weights import Weights
 from snp_onnx.verbs.carry_out import Candidate, Work, carry_out, cut_only
 from snp_onnx.verbs.subject import Subject
 
-CostOf = Callable[[npt.NDArray[np.int64]], float]
-
 _SIZE_TRIES = 8
 
 
@@ -32,16 +27,16 @@ def find_candidate(work: Work, target: Target) -> Candidate:
     groups = eligible(subject.trace, chosen)
     with work.clock("decide"):
         statistics = work.measured.statistics
-        read = Weights(subject.prepared).array
+        weights = Weights(subject.prepared)
         paths = find_paths(
-            subject.trace, _foldable(groups, statistics), statistics, _with_implied_ratios(chosen, target), read
+            subject.trace, _foldable(groups, statistics), statistics, _with_implied_ratios(chosen, target), weights
         )
         if not paths:
             raise TargetError(_nothing_prunable(subject))
     if target.kind is TargetKind.SIZE:
         return _within_bytes(work, target, paths)
     table = CostTable(_terms(subject, target), subject.trace, [path.group for path in paths])
-    return carry_out(work, _decided(work, target, paths, table.cost, _dense_cost(subject, target)))
+    return carry_out(work, _decided(work, target, paths, table, _dense_cost(subject, target)))
 
 
 def _with_implied_ratios(chosen: Choices, target: Target) -> Choices:
@@ -65,10 +60,10 @@ def _dense_cost(subject: Subject, target: Target) -> float:
     return float(cost.params if target.kind is TargetKind.PARAMS else cost.macs)
 
 
-def _decided(work: Work, target: Target, paths: tuple[Path, ...], cost: CostOf, dense: float) -> Plan:
+def _decided(work: Work, target: Target, paths: tuple[Path, ...], costs: Costs, dense: float) -> Plan:
     subject = work.subject
     with work.clock("decide"):
-        decisions = decide(paths, target, cost, dense, work.choices)
+        decisions = decide(paths, target, costs, dense, work.choices)
         record = {"kind": str(target.kind), "value": target.value}
         return Plan(subject.dense.sha256, decisions, record, work.choices.record(), dict(subject.input_shapes))
 
@@ -85,7 +80,7 @@ def _within_bytes(work: Work, target: Target, paths: tuple[Path, ...]) -> Candid
     remainder = subject.prepared.ByteSize() - table.dense()
     best: tuple[int, Plan] | None = None
     for _ in range(_SIZE_TRIES):
-        plan = _decided(work, target, paths, _with_remainder(table, remainder), subject.dense.bytes)
+        plan = _decided(work, target, paths, WithRemainder(table, remainder), subject.dense.bytes)
         size = cut_only(work, plan).cost.bytes
         actual = size - table.cost(widths(plan.decisions, groups))
         if size <= limit and (best is None or size > best[0]):
@@ -96,10 +91,6 @@ def _within_bytes(work: Work, target: Target, paths: tuple[Path, ...]) -> Candid
     if best is None:
         raise TargetError(f"--target-size {target.value:g} can't be met: {size:,} bytes remain of {limit:,.0f}")
     return carry_out(work, best[1])
-
-
-def _with_remainder(table: CostTable, remainder: float) -> CostOf:
-    return lambda widths: table.cost(widths) + remainder
 
 
 def _nothing_prunable(subject: Subject) -> str:

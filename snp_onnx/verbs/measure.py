@@ -33,15 +33,16 @@ class Measured:
 def measure(
     subject: Subject,
     groups: Sequence[Group],
+    patches: bool,
     samples: Samples,
     data: Data,
     runtime: Runtime,
     clock: Stopwatch,
     progress: Progress,
 ) -> Measured:
-    """One pass over the calibration samples: moments at the input of every consumer of the groups."""
+    """One pass over the calibration samples: moments at every consumer's input, of whole windows if `patches`."""
     count = samples.part_count(Part.CALIBRATION)
-    wanted = readings(subject.trace, groups, count)
+    wanted = readings(subject.trace, groups, count, patches)
     requests = {reading.key: reading.request for reading in wanted.values()}
     batches = -(-count // data.batch_size)
 

@@ -17,7 +17,7 @@ from snp_onnx.calibration.sessions import Runtime, open_session
 from snp_onnx.errors import CalibrationError, PlanError
 from snp_onnx.passes import summarise
 from snp_onnx.planning.decide import eligible
-from snp_onnx.planning.options import Choices, Ratios, Target, TargetKind, choices
+from snp_onnx.planning.options import Choices, Fold, Ratios, Target, TargetKind, choices
 from snp_onnx.planning.plan import Folds, Plan, load_plan
 from snp_onnx.verbs.carry_out import Candidate, Work, candidate_from_plan
 from snp_onnx.verbs.fidelity import Fidelity, measure_fidelity
@@ -63,7 +63,7 @@ def prune(
         object with `get_next`.
     target_macs, target_params, target_size : fraction of the dense model's cost to keep at most.
     variance : the paper's τ. Exactly one target, unless `plan` is given.
-    preset : "paper". units : kinds that may be removed, of "channels" and "heads".
+    preset : "fast" or "paper". units : kinds that may be removed, of "channels" and "heads".
     plan : a Plan or the path of a saved one, to carry out instead of deciding.
     external_as : the file name that the result will be saved under with external data; its bytes then count for
         `target_size`.
@@ -82,16 +82,22 @@ def prune(
     if plan is not None and any(value is not None for value in given.values()):
         raise PlanError("a plan and a target were given: give one of them")
     target = None if plan is not None else target_from(given)
-    chosen = choices(
-        preset, kinds=units, seed=options.get("seed"), **{name: options.get(name) for name in CHOICE_OPTIONS}
-    )
+    earlier = _read_plan(plan)
+    given_choices = {name: options.get(name) for name in CHOICE_OPTIONS}
+    if earlier is not None:  # a plan is folded as it was made, unless told otherwise
+        as_planned = {name: earlier[0].options.get(name) for name in ("fold", "ridge")}
+        given_choices |= {name: value for name, value in as_planned.items() if given_choices[name] is None}
+    chosen = choices(preset, kinds=units, seed=options.get("seed"), **given_choices)
     if target is not None and calibration is None:
         raise CalibrationError("no calibration samples given: pass a SOURCE (--calibration data.npz)")
-    if target is not None and target.kind is TargetKind.VARIANCE and chosen.ratios is not Ratios.VARIANCE:
+    if (
+        target is not None
+        and target.kind is TargetKind.VARIANCE
+        and options.get("ratios") not in (None, Ratios.VARIANCE)
+    ):
         raise PlanError(f"--variance implies --ratios variance: drop --ratios {chosen.ratios} or give another target")
     data, runtime = data_from(calibration, options), runtime_from(options)
     job = _Job(chosen, target, data, runtime, progress or _silent, external_as)
-    earlier = _read_plan(plan)
     return job.run(model, earlier)
 
 
@@ -164,7 +170,9 @@ class _Job:
             groups = earlier[0].groups(subject.trace)
         measured = Measured({}, {}, ())
         if samples is not None:
-            measured = measure(subject, groups, samples, self.data, self.runtime, clock, self.progress)
+            measured = measure(
+                subject, groups, self.choices.fold is Fold.PATCH, samples, self.data, self.runtime, clock, self.progress
+            )
         work = Work(subject, measured, self.choices, clock, self.external_as)
         if earlier is None:
             assert self.target is not None  # `prune` asks for one where no plan is given

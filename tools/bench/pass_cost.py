@@ -33,7 +33,7 @@ def main() -> None:
     if len(sys.argv) > 1:
         _probe(int(sys.argv[1]))
         return
-    print(f"{datetime.now(UTC):%Y-%m-%d}; {material.machine()}; preset paper, medians of {ROUNDS} interleaved runs\n")
+    print(f"{datetime.now(UTC):%Y-%m-%d}; {material.machine()}; medians of {ROUNDS} interleaved runs\n")
     pictures, _ = material.imagenet()
     mobile = {"input": material.nchw(pictures, 1 / 128, 128.0)}
     images, _ = material.cifar("train12k", 4096)
@@ -42,24 +42,24 @@ def main() -> None:
         ("mobilenetv2_1.0_224_imagenet.onnx", mobile, {}),
     ]
     columns = (
-        *("model", "samples", "calibrate + decide + fold, in plain passes"),
+        *("preset", "model", "samples", "calibrate + decide + fold, in plain passes"),
         *("apart: session", "prepare", "trace", "rewrite", "verify"),
     )
-    print(material.table(columns, [_measure(*case) for case in cases]))
+    print(material.table(columns, [_measure(preset, *case) for preset in ("paper", "fast") for case in cases]))
     print()
     peaks = [(count, _peak(count)) for count in (128, 512, 2048)]
     print(material.table(("samples", "peak memory, MB"), peaks))
 
 
-def _measure(name: str, source: Any, options: dict[str, Any]) -> tuple[object, ...]:
+def _measure(preset: str, name: str, source: Any, options: dict[str, Any]) -> tuple[object, ...]:
     model = material.model(name)
     rows = []
     for _ in range(ROUNDS):
         plain = _plain_pass(model, source, options)
-        timings = snp_onnx.prune(model, source, target_macs=0.5, **options).report.timings
+        timings = snp_onnx.prune(model, source, target_macs=0.5, preset=preset, **options).report.timings
         apart = [timings[stage] for stage in ("open session", "prepare", "trace", "rewrite", "verify")]
         rows.append([sum(timings[stage] for stage in WORK) / plain, *(seconds / plain for seconds in apart)])
-    return (name, len(next(iter(source.values()))), *(f"{share:.3f}" for share in np.median(rows, axis=0)))
+    return (preset, name, len(next(iter(source.values()))), *(f"{share:.3f}" for share in np.median(rows, axis=0)))
 
 
 def _plain_pass(model: Path, source: Any, options: dict[str, Any]) -> float:

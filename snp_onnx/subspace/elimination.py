@@ -1,0 +1,202 @@
+"""Output-aware backward elimination (block OBS): remove the cheapest unit, let the others take over, repeat.
+
+For one consumer y = W x + b with H = [[G, m], [mᵀ, 1]] + Λ, removing units means minimising tr((W' - W) H (W' - W)ᵀ)
+with their columns of W' at 0. The next unit u adds tr(W_u ([H⁻¹]_uu)⁻¹ W_uᵀ) to that minimum, and afterwards
+
+    W   ← W   - W_u       ([H⁻¹]_uu)⁻¹ [H⁻¹]_u,:
+    H⁻¹ ← H⁻¹ - [H⁻¹]_:,u ([H⁻¹]_uu)⁻¹ [H⁻¹]_u,:
+
+Columns that always stay, the constant among them, only enter through [H⁻¹] of the others, so they are dropped at the
+start. With R Rᵀ = [H⁻¹]_uu, F = [H⁻¹]_:,u R⁻ᵀ and Y = W_u R⁻ᵀ the updates are -Y Fᵀ and -F Fᵀ. They are collected over
+a round of removals and applied together: what is read in between includes them, so nothing is approximated.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import linalg
+
+from snp_onnx.subspace.arrays import Indices, Matrix, Vector, as_finite, as_gram, as_indices
+from snp_onnx.subspace.folding import as_mean, centred
+from snp_onnx.subspace.ridge import ridge_of, with_ridge
+
+ROUND = 64  # columns eliminated between two full updates: enough for fast matrix products, few enough to stay cheap
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Consumer:
+    """One linear consumer of the units: the moments of its input columns, its weights, and whose each column is.
+
+    gram : (C, C) G = XᵀX/n, not centred. mean : (C,) of X. weight : (O, C) dense weights W.
+    columns : (U, B) the B columns of every unit; a column of no unit always stays.
+    """
+
+    gram: Matrix
+    mean: Vector
+    weight: Matrix
+    columns: Indices
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Elimination:
+    """The whole path of one elimination.
+
+    order : (U,) units, the most important first: the reverse of removal.
+    errors : (U + 1,) output error, ridge included, when only the first k units of the order are kept; never increasing.
+    energy : Σ tr(W G Wᵀ) over the consumers, output² units like the errors.
+    """
+
+    order: Indices
+    errors: Vector
+    energy: float
+
+
+def eliminate(consumers: Sequence[Consumer], rho: float = 1e-3, affine: bool = True) -> Elimination:
+    """Remove the units one at a time, the cheapest first, ties by index; costs of several consumers add.
+
+    errors[k] = Σ tr((W' - W) (H₀ + Λ) (W' - W)ᵀ) at its minimum over W' on the first k units of the order, with
+    Λ_i = rho · max(G_ii, 1e-3 · mean diag G), 0 on the constant. It includes the ridge: only so is it the quantity the
+    order is greedy in, and sure never to increase with k. The minimiser is W' = W A of `affine_fold`, or of `fold_map`.
+    Nothing is approximated but by rounding.
+
+    Parameters
+    ----------
+    consumers : at least one, all with the same number of units U; O, C and B are each consumer's own.
+    rho : ridge strength of `ridge_diagonal`.
+    affine : give every consumer a free bias (a constant column); otherwise its bias stays as it is.
+
+    Returns
+    -------
+    The order, the errors and the energy. Equivalent, for small rho, to the residuals of
+    `scipy.linalg.lstsq(np.c_[X[:, kept], 1], X @ W.T)` for every kept set on the path.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> path = eliminate([Consumer(np.eye(2), np.zeros(2), np.array([[1.0, 3.0]]), np.array([[0], [1]]))], rho=1e-12)
+    >>> path.order.tolist(), path.errors.round(6).tolist(), path.energy
+    ([1, 0], [10.0, 1.0, 0.0], 10.0)
+    """
+    checked = [_checked(consumer) for consumer in consumers]
+    counts = sorted({len(consumer.columns) for consumer in checked})
+    if len(counts) != 1:
+        raise ValueError(f"consumers must be at least one and agree on the number of units, not have {counts}")
+    remaining = [_start(consumer, rho, affine) for consumer in checked]
+    size = max(1, ROUND // max(consumer.columns.shape[1] for consumer in checked))
+    units: Indices = np.arange(counts[0])
+    removed, costs = [], []
+    while units.size:
+        picks, added = _round(remaining, min(size, units.size))
+        removed.extend(units[picks].tolist())
+        costs.extend(added)
+        stay = np.setdiff1d(np.arange(units.size), picks)
+        units, remaining = units[stay], [part.survivors(stay) for part in remaining]
+    errors = np.concatenate([np.cumsum(costs)[::-1], [0.0]])
+    energy = sum(float(np.einsum("ij,ij->", c.weight @ c.gram, c.weight)) for c in checked)
+    return Elimination(np.array(removed[::-1], dtype=np.intp), errors, max(0.0, energy))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Remaining:
+    """H⁻¹ and W on the columns of the units left at the start of a round, and the updates since (edited in place).
+
+    inverse : (S, S), S = U · B, the columns of a unit side by side. weight : (O, S).
+    blocks, grams : (U, B, B) the current [H⁻¹]_uu and W_uᵀ W_u. F : (S, B · removals). Y : (O, B · removals).
+    """
+
+    inverse: Matrix
+    weight: Matrix
+    blocks: Matrix
+    grams: Matrix
+    F: Matrix
+    Y: Matrix
+
+    def costs(self) -> Vector:
+        """(U,) tr(W_u ([H⁻¹]_uu)⁻¹ W_uᵀ); removed units cost 0."""
+        if self.blocks.shape[1] == 1:
+            return np.asarray(self.grams / self.blocks, dtype=np.float64).ravel()
+        return np.asarray(np.einsum("uii->u", np.linalg.solve(self.blocks, self.grams)), dtype=np.float64)
+
+    def remove(self, unit: int, count: int, gone: Sequence[int]) -> float:
+        """Eliminate `unit` as number `count` of this round; `gone` are this round's earlier units. Returns its cost."""
+        units, width = self.blocks.shape[:2]
+        own, done = slice(unit * width, (unit + 1) * width), count * width
+        earlier_F, earlier_Y = self.F[:, :done], self.Y[:, :done]
+        whiten = _inverse_root(self.blocks[unit])
+        f = (self.inverse[own].T - earlier_F @ earlier_F[own].T) @ whiten
+        y = (self.weight[:, own] - earlier_Y @ earlier_F[own].T) @ whiten
+        products = (y.T @ self.weight - (y.T @ earlier_Y) @ earlier_F.T).T.reshape(units, width, width)  # WᵀY
+        by_unit = f.reshape(units, width, width)
+        by_unit[[*gone, unit]] = 0.0  # rounding leaves something there
+        self.F[:, done : done + width], self.Y[:, done : done + width] = f, y
+        transposed = by_unit.transpose(0, 2, 1)
+        cross = products @ transposed
+        self.grams[...] += by_unit @ (y.T @ y) @ transposed - cross - cross.transpose(0, 2, 1)
+        self.blocks[...] -= by_unit @ transposed
+        self.grams[unit], self.blocks[unit] = 0.0, np.eye(width)
+        return float(np.sum(y * y))
+
+    def survivors(self, stay: Indices) -> "_Remaining":
+        """The next round: every update applied, the removed columns dropped."""
+        width = self.blocks.shape[1]
+        columns = (stay[:, None] * width + np.arange(width)).ravel()
+        F = self.F[columns]
+        inverse = self.inverse[np.ix_(columns, columns)] - F @ F.T
+        return _remaining(inverse, self.weight[:, columns] - self.Y @ F.T, width)
+
+
+def _round(remaining: Sequence[_Remaining], count: int) -> tuple[list[int], list[float]]:
+    """Remove `count` units, the cheapest at its time first; positions among the remaining, and what each added."""
+    picks: list[int] = []
+    added: list[float] = []
+    for number in range(count):
+        costs = np.sum([part.costs() for part in remaining], axis=0)
+        costs[picks] = np.inf
+        unit = int(np.argmin(costs))
+        added.append(sum(part.remove(unit, number, picks) for part in remaining))
+        picks.append(unit)
+    return picks, added
+
+
+def _checked(consumer: Consumer) -> Consumer:
+    gram = as_gram(consumer.gram)
+    mean = as_mean(consumer.mean, len(gram))
+    weight = as_finite(consumer.weight, "weight")
+    if weight.ndim != 2 or weight.shape[1] != len(gram):
+        raise ValueError(f"weight must be (O, {len(gram)}) to match the gram; it has shape {weight.shape}")
+    columns = np.asarray(consumer.columns)
+    if columns.ndim != 2 or not columns.size:
+        raise ValueError(f"columns must be (U, B), at least one for every unit; it has shape {columns.shape}")
+    return Consumer(gram, mean, weight, as_indices(columns.ravel(), len(gram), "columns").reshape(columns.shape))
+
+
+def _start(consumer: Consumer, rho: float, affine: bool) -> _Remaining:
+    gram, mean = consumer.gram, consumer.mean if affine else np.zeros_like(consumer.mean)
+    owned = consumer.columns.ravel()
+    ordered = np.concatenate([np.setdiff1d(np.arange(len(gram)), owned), owned])
+    covariance, tolerance = centred(gram[np.ix_(ordered, ordered)], mean[ordered])
+    _, factor = with_ridge(covariance, ridge_of(np.diag(gram), rho)[ordered], tolerance)
+    # The corner of the factor is that of the Schur complement, whose inverse is [H⁻¹] on the columns of the units.
+    corner = factor[-owned.size :, -owned.size :]
+    root = linalg.solve_triangular(corner, np.eye(owned.size), lower=True, check_finite=False)
+    return _remaining(root.T @ root, consumer.weight[:, owned], consumer.columns.shape[1])
+
+
+def _remaining(inverse: Matrix, weight: Matrix, width: int) -> _Remaining:
+    if weight.shape[0] > 2 * weight.shape[1]:  # every cost is a function of WᵀW
+        weight = np.asarray(np.linalg.qr(weight, mode="r"), dtype=np.float64)
+    units = len(inverse) // width
+    places = np.arange(units)
+    blocks = inverse.reshape(units, width, units, width)[places, :, places, :]
+    columns = weight.reshape(len(weight), units, width).transpose(1, 2, 0)
+    removals = min(units, max(1, ROUND // width)) * width
+    F, Y = np.zeros((len(inverse), removals)), np.zeros((len(weight), removals))
+    return _Remaining(inverse, weight, blocks.copy(), columns @ columns.transpose(0, 2, 1), F, Y)
+
+
+def _inverse_root(block: Matrix) -> Matrix:
+    """R⁻ᵀ with R Rᵀ = `block`, for a block that is positive definite but for rounding."""
+    values, vectors = np.linalg.eigh(block)
+    least = max(float(np.finfo(np.float64).eps * np.abs(values).max()), float(np.finfo(np.float64).tiny))
+    return np.asarray(vectors / np.sqrt(np.maximum(values, least)), dtype=np.float64)
