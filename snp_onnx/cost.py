@@ -143,18 +143,3 @@ def item_bytes(data_type: int) -> float:
 
 def _all_axes(name: str, tensor: onnx.TensorProto) -> tuple[AxisOf, ...]:
     return tuple((name, axis) for axis in range(len(tensor.dims)))
-
-
-def model_cost(model: onnx.ModelProto, shapes: Shapes, file_bytes: int) -> Cost:
-    """The cost of a model as it is.
-
-    Parameters count floating-point initialisers as the file has them, BatchNormalization's included.
-    """
-
-    def extent(tensor: str, axis: int) -> int:
-        return shapes[tensor][axis]
-
-    sizes = {name: tuple(tensor.dims) for name, tensor in weights(model)}
-    macs = total(mac_terms(model, shapes), extent)
-    params = total(param_terms(model), lambda tensor, axis: sizes[tensor][axis])
-    return Cost(macs, params, file_bytes)

@@ -29,11 +29,6 @@ from tests.topologies import CATALOGUE
 Capture = pytest.CaptureFixture[str]
 
 
-@pytest.fixture
-def here(tmp_path: Path) -> Bench:
-    return bench(tmp_path)
-
-
 # targets
 
 

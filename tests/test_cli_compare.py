@@ -15,17 +15,11 @@ from tests.command_line import (
     DIGITS_DATA,
     DIGITS_OPTIONS,
     Bench,
-    bench,
     call,
 )
 from tests.graphs import Net
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Bench:
-    return bench(tmp_path)
 
 
 # inspect and compare

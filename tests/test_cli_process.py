@@ -19,16 +19,10 @@ from tests.command_line import (
     DIGITS_OPTIONS,
     ROOT,
     Bench,
-    bench,
     files,
 )
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Bench:
-    return bench(tmp_path)
 
 
 # interruptions

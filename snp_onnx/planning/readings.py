@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +39,6 @@ class Reading:
     request: MomentRequest
     columns: Labels
     slots: Slots
-    rows: int
     is_exact: bool
 
     @property
@@ -111,13 +110,7 @@ def _patches(trace: Trace, linear: Linear, window: Window, samples: int) -> Read
         linear.input, linear.input_axis, len(output), view=View.PATCHES, window=window, lattice=lattice
     )
     slots = np.arange(len(columns), dtype=np.int64)[None, :]
-    return Reading(request, columns, slots, samples * _read(output, 1, lattice), is_exact=True)
-
-
-def _read(shape: Sequence[int], axis: int, lattice: Sequence[int]) -> int:
-    """Positions of one sample that a lattice reads."""
-    extents = _row_extents(shape, axis)
-    return int(np.prod([-(-n // step) for n, step in zip(extents, lattice or [1] * len(extents), strict=True)]))
+    return Reading(request, columns, slots, is_exact=True)
 
 
 def _reading(trace: Trace, linear: Linear, samples: int) -> Reading:
@@ -139,11 +132,7 @@ def _reading(trace: Trace, linear: Linear, samples: int) -> Reading:
     )
     kernel = trace.facts.shapes[linear.weight][2:] if linear.op.type in ("Conv", "ConvTranspose") else ()
     is_exact = int(np.prod(kernel)) == 1 and not any(linear.op.attr("pads", []))
-    return Reading(request, columns, slots, samples * _read(shape, axis, lattice) * len(slots), is_exact)
-
-
-def _row_extents(shape: Sequence[int], axis: int) -> list[int]:
-    return [n for place, n in enumerate(shape) if place not in (0, axis)]
+    return Reading(request, columns, slots, is_exact)
 
 
 def _slots(labels: Labels) -> Slots | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from snp_onnx.calibration.moments import Moments
+from snp_onnx.calibration.moments import Moments, View
 from snp_onnx.calibration.runner import collect
 from snp_onnx.calibration.samples import Part, Samples
 from snp_onnx.calibration.sessions import Runtime
@@ -66,13 +66,14 @@ def _warnings(wanted: Mapping[Linear, Reading], moments: Mapping[str, Moments]) 
     lines: dict[str, None] = {}
     for linear, reading in wanted.items():
         found = moments[reading.key]
+        what = "units" if reading.request.view is View.CHANNELS else "inputs of a window"
         if not found.is_finite:
             lines[
                 f"layer {linear.op.name}: its input {linear.input} is not finite on the calibration samples: not cut"
             ] = None
         elif found.count < len(reading.columns):
             lines[
-                f"layer {linear.op.name}: {found.count} calibration positions for {len(reading.columns)} units: "
+                f"layer {linear.op.name}: {found.count} calibration positions for {len(reading.columns)} {what}: "
                 "give more samples"
             ] = None
     return tuple(lines)
