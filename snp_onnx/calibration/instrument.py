@@ -9,8 +9,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from snp_onnx.calibration.emitter import END, PREFIX, Emitter
-from snp_onnx.calibration.moments import MomentRequest
+from snp_onnx.calibration.moments import MomentRequest, Window
 from snp_onnx.errors import ModelError
+from snp_onnx.tracing.op import read_by
 
 PHASE = f"{PREFIX}phase"
 OLDEST_OPSET = 9
@@ -28,21 +29,22 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class Instrumented:
-    """A model whose only outputs are the moments of `requests`; `sums` in the same order."""
+    """A model whose only outputs are the moments of `requests`, `sums` in the same order, and the tensors `kept`."""
 
     model: onnx.ModelProto
     requests: tuple[MomentRequest, ...]
     sums: tuple[Sums, ...]
+    kept: tuple[str, ...] = ()
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Every output once, in the order of the requests."""
+        """Every output once, in the order of the requests; the tensors kept come last."""
         names = [name for sums in self.sums for name in (sums.gram, sums.sum, sums.count, sums.cross) if name]
-        return tuple(dict.fromkeys(names))
+        return tuple(dict.fromkeys([*names, *self.kept]))
 
 
-def instrument(model: onnx.ModelProto, requests: Sequence[MomentRequest]) -> Instrumented:
-    """A copy of `model` that computes the moments and nothing else; the model itself is not touched.
+def instrument(model: onnx.ModelProto, requests: Sequence[MomentRequest], keep: Sequence[str] = ()) -> Instrumented:
+    """A copy of `model` that computes the moments, the tensors to keep and nothing else; the model is not touched.
 
     Graph outputs are replaced, nodes and weights that no moment needs are left out. A lattice starts at an offset
     derived from the int64 input `snp_onnx::phase`, shape (1,): while the phase counts up, the offsets of all axes
@@ -54,7 +56,7 @@ def instrument(model: onnx.ModelProto, requests: Sequence[MomentRequest]) -> Ins
     _require_tensors(model.graph, unique)
     emitter = Emitter(_opset(model))
     sums = tuple(_sums(emitter, request) for request in unique)
-    instrumented = Instrumented(onnx.ModelProto(), unique, sums)
+    instrumented = Instrumented(onnx.ModelProto(), unique, sums, tuple(keep))
     _assemble(instrumented, model, emitter)
     return instrumented
 
@@ -89,7 +91,11 @@ def _sums(emitter: Emitter, request: MomentRequest) -> Sums:
     cross = None
     if request.cross_with is not None:
         other = emitter.transpose(request.cross_with, [*request.row_axes, request.axis])
-        y = _matrix(emitter, request, _sampled(emitter, request, other, request.rank, offset), mask)
+        if request.cross_window is not None:
+            wide = _windows(emitter, request.cross_window, (), _float(emitter, other), None)
+        else:
+            wide = _float(emitter, _sampled(emitter, request, other, request.rank, offset))
+        y = _matrix(emitter, request, wide, mask)
         cross = emitter.product(x, y)
     return Sums(emitter.product(x, x), emitter.sum(x, [0]), _count(emitter, request, x, mask), cross)
 
@@ -142,7 +148,7 @@ def _sampled(emitter: Emitter, request: MomentRequest, rows: str, rank: int, off
 def _columns(emitter: Emitter, request: MomentRequest, rows: str, offset: str | None) -> str:
     """The lattice positions with all their columns, float32."""
     if request.window is not None:
-        return _patches(emitter, request, _float(emitter, rows), offset)
+        return _windows(emitter, request.window, request.lattice, _float(emitter, rows), offset)
     if emitter.opset >= 10:
         return _float(emitter, _sampled(emitter, request, rows, request.rank, offset))
     return _sampled(emitter, request, _float(emitter, rows), request.rank, offset)
@@ -152,13 +158,11 @@ def _float(emitter: Emitter, x: str) -> str:
     return emitter.emit("Cast", x, to=TensorProto.FLOAT)
 
 
-def _patches(emitter: Emitter, request: MomentRequest, rows: str, offset: str | None) -> str:
+def _windows(emitter: Emitter, window: Window, lattice: Sequence[int], rows: str, offset: str | None) -> str:
     """Shifted slices of the padded input, one for each window position, side by side on the last axis."""
-    window = request.window
-    assert window is not None
     rank = len(window.kernel)
     padded = emitter.pad(rows, [0, *window.pads[:rank], 0, 0, *window.pads[rank:], 0])
-    steps = [stride * step for stride, step in zip(window.strides, request.lattice or (1,) * rank, strict=True)]
+    steps = [stride * step for stride, step in zip(window.strides, lattice or (1,) * rank, strict=True)]
     origin = None if offset is None else emitter.emit("Mul", offset, emitter.ints(window.strides))
     taps = []
     for tap in product(*(range(size) for size in window.kernel)):
@@ -167,7 +171,7 @@ def _patches(emitter: Emitter, request: MomentRequest, rows: str, offset: str | 
         room = [d * (size - 1 - k) for d, size, k in zip(window.dilations, window.kernel, tap, strict=True)]
         starts = shift if origin is None else emitter.emit("Add", origin, emitter.ints(shift))
         ends = [-r if r else END for r in room]
-        taps.append(emitter.every(padded, request.rank, range(1, rank + 1), starts, ends, steps))
+        taps.append(emitter.every(padded, rank + 2, range(1, rank + 1), starts, ends, steps))
     return emitter.emit("Concat", *taps, axis=rank + 1) if len(taps) > 1 else taps[0]
 
 
@@ -200,7 +204,8 @@ def _matrix(emitter: Emitter, request: MomentRequest, columns: str, mask: str | 
 def _assemble(instrumented: Instrumented, model: onnx.ModelProto, emitter: Emitter) -> None:
     """Fill the empty model: what the moments need of the old graph, then their own nodes."""
     result, graph = instrumented.model, model.graph
-    needed, nodes = _reached(graph, [name for node in emitter.nodes for name in node.input])
+    read = [name for node in emitter.nodes for name in node.input]
+    needed, nodes = _reached(graph, [*read, *instrumented.kept])
     result.ir_version = model.ir_version
     result.opset_import.extend(model.opset_import)
     result.functions.extend(model.functions)
@@ -215,6 +220,9 @@ def _assemble(instrumented: Instrumented, model: onnx.ModelProto, emitter: Emitt
     counts = {sums.count for sums in instrumented.sums}
     vectors = {sums.sum for sums in instrumented.sums}
     for name in instrumented.outputs:
+        if name in instrumented.kept:
+            result.graph.output.append(onnx.ValueInfoProto(name=name))
+            continue
         kind = TensorProto.INT64 if name in counts else TensorProto.FLOAT
         shape = [None] if name in counts | vectors else [None, None]
         result.graph.output.append(helper.make_tensor_value_info(name, kind, shape))
@@ -232,15 +240,5 @@ def _reached(graph: onnx.GraphProto, names: Iterable[str]) -> tuple[set[str], li
         index = producer.get(name)
         if index is not None and index not in nodes:
             nodes.add(index)
-            waiting.extend(_read_by(graph.node[index]))
+            waiting.extend(read_by(graph.node[index]))
     return needed, [node for i, node in enumerate(graph.node) if i in nodes]
-
-
-def _read_by(node: onnx.NodeProto) -> list[str]:
-    """Inputs of a node and of everything in its subgraphs, captured or not."""
-    names = [name for name in node.input if name]
-    for attribute in node.attribute:
-        for body in [attribute.g, *attribute.graphs] if attribute.type in (5, 10) else []:
-            names.extend(name for inner in body.node for name in _read_by(inner))
-            names.extend(value.name for value in body.output)
-    return names

@@ -43,7 +43,8 @@ class MomentRequest:
     `axis` carries the units; all other axes are row axes. `slots` (S, U) says that U units hold S positions of the axis
     each (a flattened channel): each slot is one more row. `lattice` strides over the row axes other than axis 0, in
     axis order (for patches: over output positions). `row_mask` names a tensor shaped like the row axes or broadcastable
-    to them, where 0 means that the row does not count. `cross_with` names a tensor with the same rows and unit axis.
+    to them, where 0 means that the row does not count. `cross_with` names a tensor Y with the same rows and unit axis;
+    with `cross_window` a row of Y holds the units under the window whose output is the row of X, without a lattice.
     """
 
     tensor: str
@@ -55,6 +56,7 @@ class MomentRequest:
     lattice: tuple[int, ...] = ()
     row_mask: str | None = None
     cross_with: str | None = None
+    cross_window: Window | None = None
 
     def __post_init__(self) -> None:
         reason = self._refusal()
@@ -70,6 +72,8 @@ class MomentRequest:
             return "slots must be a rectangle (S, U) with at least one slot"
         if self.slots is not None and self.cross_with is not None:
             return "slots have no rows in common with another tensor, so cross_with cannot be used with them"
+        if self.cross_window is not None and (self.cross_with is None or self.lattice or self.axis != 1):
+            return "a cross window needs another tensor to look at, units on axis 1, and no lattice"
         if (self.view is View.PATCHES) != (self.window is not None):
             return "the view patches needs a window and no other view takes one"
         if self.window is not None and (
@@ -97,8 +101,8 @@ class MomentRequest:
     def key(self) -> str:
         """The same for equal requests, different for different ones, in every process."""
         fields = (self.axis, self.rank, self.slots, str(self.view), self.lattice, self.row_mask, self.cross_with)
-        window = self.window and (self.window.kernel, self.window.strides, self.window.dilations, self.window.pads)
-        digest = hashlib.sha256(repr((self.tensor, fields, window)).encode()).hexdigest()
+        windows = [w and (w.kernel, w.strides, w.dilations, w.pads) for w in (self.window, self.cross_window)]
+        digest = hashlib.sha256(repr((self.tensor, fields, windows)).encode()).hexdigest()
         return f"{self.tensor}/{self.view}/{digest[:16]}"
 
 

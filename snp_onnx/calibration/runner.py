@@ -56,6 +56,8 @@ def collect(
     executor: Executor | None = None,
     progress: Callable[[int], None] | None = None,
     weights_folder: str | Path | None = None,
+    keep: Sequence[str] = (),
+    kept: Callable[[int, Mapping[str, NDArray[Any]]], None] | None = None,
 ) -> dict[str, Moments]:
     """The moments of every request by its key, from one pass over `batches`.
 
@@ -63,11 +65,11 @@ def collect(
     result does not depend on the executor. Memory does not grow with the number of batches. `progress` hears how many
     batches are done, 0 when the session stands. Moments that are not finite are returned as they are. A model above
     1.5 GB goes through a temporary file that all workers must see; `weights_folder` is where the external data of
-    `model` lies.
+    `model` lies. The tensors named in `keep` are handed to `kept`, with the number of their batch.
     """
-    if not requests:
+    if not requests and not keep:
         return {}
-    instrumented = instrument(model, requests)
+    instrumented = instrument(model, requests, keep)
     with TemporaryDirectory(prefix="snp_onnx-", ignore_cleanup_errors=True) as folder:
         program = _program(instrumented.model, Path(folder), weights_folder)
         if executor is None or isinstance(executor, ThreadPoolExecutor):
@@ -75,7 +77,8 @@ def collect(
         if progress is not None:
             progress(0)
         try:
-            return _added_up(instrumented, _answers(program, batches, runtime, executor), progress)
+            answers = _handed_on(instrumented.kept, _answers(program, batches, runtime, executor), kept)
+            return _added_up(instrumented, answers, progress)
         finally:
             _session.cache_clear()
 
@@ -122,19 +125,34 @@ def _answers(
             future.cancel()
 
 
+def _handed_on(
+    keep: Sequence[str],
+    answers: Iterator[dict[str, NDArray[Any]]],
+    kept: Callable[[int, Mapping[str, NDArray[Any]]], None] | None,
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """The sums alone; what is kept goes its own way."""
+    for index, found in enumerate(answers):
+        tensors = {name: found.pop(name) for name in keep}
+        if kept is not None and tensors:
+            kept(index, tensors)
+        yield found
+
+
 def _added_up(
     instrumented: Instrumented, answers: Iterator[dict[str, NDArray[Any]]], progress: Callable[[int], None] | None
 ) -> dict[str, Moments]:
     totals: dict[str, NDArray[Any]] = {}
     for done, sums in enumerate(answers, 1):
         for name, value in sums.items():
-            if name in totals:
+            if name in totals and totals[name].shape != value.shape:
+                totals[name] = np.full_like(totals[name], np.nan, dtype=np.float64)  # its unit axis varies: no moments
+            elif name in totals:
                 totals[name] += value
             else:
                 totals[name] = value.astype(np.int64 if value.dtype.kind == "i" else np.float64)
         if progress is not None:
             progress(done)
-    if not totals:
+    if not totals and instrumented.requests:
         raise CalibrationError("there is no calibration batch: the source gave none")
     return {
         request.key: _moments(request, *(totals[name] if name else None for name in (s.gram, s.sum, s.count, s.cross)))
@@ -149,4 +167,7 @@ def _moments(request: MomentRequest, gram: Any, total: Any, count: Any, cross: A
         gram = gram.reshape(taps, -1, taps, size // taps).transpose(1, 0, 3, 2).reshape(size, size)
         total = total.reshape(taps, -1).T.reshape(size)
         cross = None if cross is None else cross.reshape(taps, size // taps, -1).swapaxes(0, 1).reshape(size, -1)
+    if request.cross_window is not None and cross is not None:
+        others = int(np.prod(request.cross_window.kernel))
+        cross = cross.reshape(size, others, -1).swapaxes(1, 2).reshape(size, -1)
     return Moments(gram, total, int(count.sum()), cross)

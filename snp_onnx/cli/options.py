@@ -54,17 +54,18 @@ TARGETS = (
 )
 
 CHOICES = (
-    _option("preset", str, "paper", "fast or paper."),
+    _option("preset", str, "best", "best, fast or paper."),
     _option("units", str | None, None, "Kinds that may be removed, of channels,heads."),
     _option("order", str | None, None, "output, zca, saw, magnitude, natural or random."),
     _option("fold", str | None, None, "patch, channel or none."),
+    _option("refine", str | None, None, "sequential or none."),
     _option("ratios", str | None, None, "budget, variance or uniform."),
     _option("streams", bool | None, None, "Cut convolutional residual streams too.", "--streams/--no-streams"),
     _option("include", str | None, None, "Only groups with a producer node matching this."),
     _option("exclude", str | None, None, "No groups with a producer node matching this."),
     _option("min_units", int, 1, "Keep at least so many units of every group."),
     _option("round_to", int, 1, "Keep multiples of this, or the dense width."),
-    _option("ridge", float | None, None, "Ridge relative to each unit's energy."),
+    _option("ridge", float | None, None, "Ridge relative to each input's energy; ten times as much in the refit."),
 )
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from snp_onnx.planning.parallel import side_by_side
 from snp_onnx.planning.plan import Folds
 from snp_onnx.planning.statistics import Statistics
 from snp_onnx.subspace import affine_fold, fold_map
 from snp_onnx.tracing import Linear, Trace
+from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.groups import Mask
 from snp_onnx.tracing.weights import WeightPath, Weights
 
@@ -37,15 +37,13 @@ class _Work:
     bias: str | None
 
 
-def fold(
-    model: onnx.ModelProto, trace: Trace, alive: Mask, statistics: Statistics, ridge: float, affine: bool = False
-) -> Folding:
-    """W' = W A for every consumer weight with removed inputs, A from the kept inputs' moments; the model isn't changed.
+def fold(flow: Flow, alive: Mask, statistics: Statistics, ridge: float, affine: bool = False) -> Folding:
+    """W' = W A for every consumer weight with removed inputs, A from the kept inputs' moments; nothing is changed.
 
     A weight that several nodes share is folded once, on the moments of all their inputs together. `affine` lets a bias
     take up what a constant column of the least squares gets, where the reading is exact.
     """
-    weights = Weights(model)
+    trace, weights = flow.trace, flow.weights
     unfolded = []
     work: list[_Work] = []
     for weight, linears in _by_weight(trace):
@@ -56,7 +54,7 @@ def fold(
         if path is None or reason:
             unfolded.append(f"{weight}: cut without folding: {reason}")
         else:
-            bias = own_bias(trace, weights, linears, statistics) if affine else None
+            bias = own_bias(flow, linears, statistics) if affine else None
             work.append(_Work(path, linears, bias))
 
     def folded(item: _Work) -> dict[str, npt.NDArray[np.generic]]:
@@ -67,18 +65,11 @@ def fold(
     return Folding(values, tuple(unfolded))
 
 
-def own_bias(trace: Trace, weights: Weights, linears: list[Linear], statistics: Statistics) -> str | None:
+def own_bias(flow: Flow, linears: list[Linear], statistics: Statistics) -> str | None:
     """The initialiser of a bias that only this consumer reads, where a constant may be folded into it."""
-    linear = linears[0]
-    bias = linear.op.input(2)
-    if len(linears) > 1 or not bias or not statistics.readings[linear].is_exact:
+    if len(linears) > 1 or not statistics.readings[linears[0]].is_exact:
         return None
-    if linear.op.type not in ("Conv", "Gemm") or any(linear.op.attr(name, 1.0) != 1.0 for name in ("alpha", "beta")):
-        return None
-    path = weights.path(bias)
-    readers = sum(bias in op.inputs for op in trace.ops)
-    alone = path is not None and not path.ops and readers == 1
-    return bias if alone and trace.facts.shapes[bias] == (trace.facts.shapes[linear.weight][linear.out_axis],) else None
+    return flow.bias(linears[0])[0]
 
 
 def _fold_one(

@@ -26,14 +26,10 @@ from snp_onnx.subspace import (
     zca_importance,
 )
 from snp_onnx.tracing import Group, Linear, Trace
-from snp_onnx.tracing.weights import Weights
+from snp_onnx.tracing.flow import Flow
 
 Vector = npt.NDArray[np.float64]
 Reader = Callable[[str], npt.NDArray[np.generic]]
-
-
-ERROR_POWER = 0.75
-"""Between 0, where loud layers rule the budget, and 1, where quiet ones do; chosen on training images of CIFAR-10."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,11 +45,12 @@ class Path:
     variance: Vector
     threshold: Vector
     energy: float = 1.0
+    power: float = 0.75
 
     @property
     def errors(self) -> Vector:
-        """The output error at every width 1..U, comparable between groups: e(k) / E^p with p = `ERROR_POWER`."""
-        lost: Vector = np.maximum(1.0 - self.variance, 0.0) * self.energy ** (1.0 - ERROR_POWER)
+        """The output error at every width 1..U, comparable between groups: e(k) / E^p with p = `power`."""
+        lost: Vector = np.maximum(1.0 - self.variance, 0.0) * self.energy ** (1.0 - self.power)
         return np.minimum.accumulate(lost)
 
     def kept(self, width: int) -> npt.NDArray[np.int64]:
@@ -61,16 +58,14 @@ class Path:
         return np.sort(self.order[:width])
 
 
-def find_paths(
-    trace: Trace, groups: Sequence[Group], statistics: Statistics, choices: Choices, weights: Weights
-) -> tuple[Path, ...]:
+def find_paths(flow: Flow, groups: Sequence[Group], statistics: Statistics, choices: Choices) -> tuple[Path, ...]:
     """The path of every group that was measured."""
-    read = weights.array
+    trace, read = flow.trace, flow.weights.array
 
     def find(numbered: tuple[int, Group]) -> Path | None:
         number, group = numbered
         if choices.order is Order.OUTPUT:
-            return _eliminated(trace, group, statistics, choices, weights)
+            return _eliminated(flow, group, statistics, choices)
         gram = statistics.group_gram(group)
         if gram is None:
             return None
@@ -84,27 +79,27 @@ def find_paths(
     )
 
 
-def _eliminated(trace: Trace, group: Group, statistics: Statistics, choices: Choices, weights: Weights) -> Path | None:
+def _eliminated(flow: Flow, group: Group, statistics: Statistics, choices: Choices) -> Path | None:
     """Backward elimination on the consumers' outputs: one run gives the order and the error at every width."""
     by_weight: dict[str, list[Linear]] = {}
     for linear in group.consumers:
         if statistics.is_measured(linear):
             by_weight.setdefault(linear.weight, []).append(linear)
-    consumers = [_consumer(trace, group, linears, statistics, weights) for linears in by_weight.values()]
+    consumers = [_consumer(flow, group, linears, statistics) for linears in by_weight.values()]
     if not consumers:
         return None
     found = eliminate(consumers, choices.ridge)
     variance = 1.0 - found.errors[1:] / max(found.energy, np.finfo(np.float64).tiny)
-    return Path(group, found.order, variance, _threshold(variance, choices.ratios), found.energy)
+    return Path(group, found.order, variance, _threshold(variance, choices.ratios), found.energy, choices.error_power)
 
 
-def _consumer(trace: Trace, group: Group, linears: list[Linear], statistics: Statistics, weights: Weights) -> Consumer:
+def _consumer(flow: Flow, group: Group, linears: list[Linear], statistics: Statistics) -> Consumer:
     """A consumer as elimination sees it: positions that share a column are rows of its weight."""
     linear = linears[0]
     reading = statistics.readings[linear]
-    unfolded = reading.unfold(np.asarray(weights.array(linear.weight), dtype=np.float64), linear)
+    unfolded = reading.unfold(np.asarray(flow.weights.array(linear.weight), dtype=np.float64), linear)
     weight = np.concatenate([unfolded[..., row].reshape(-1, len(row)) for row in reading.slots])
-    is_affine = own_bias(trace, weights, linears, statistics) is not None
+    is_affine = own_bias(flow, linears, statistics) is not None
     mean = statistics.mean(linears) if is_affine else np.zeros(len(reading.columns))
     return Consumer(statistics.gram(linears), mean, weight, unit_columns(reading.columns, group.labels).T)
 

@@ -22,7 +22,7 @@ ROWS_PER_UNIT = 16
 """Rows a column that sub-sampling aims at: the least-squares error from the sample is then about 1/16 of the rest."""
 
 
-PATCH_COLUMNS = 4096
+PATCH_COLUMNS = 4608
 """Convolutions with more weights an output than this are read by channel: the Gram of patches would not fit."""
 
 
@@ -80,15 +80,20 @@ def readings(trace: Trace, groups: Iterable[Group], samples: int, patches: bool 
 
 def conv_window(trace: Trace, linear: Linear) -> Window | None:
     """The window of a convolution that reads more than one position or not every one; None for all else."""
-    shapes = trace.facts.shapes
+    if linear.op.type != "Conv":
+        return None
+    window = window_of(trace, linear)
+    if int(np.prod(window.kernel + window.strides)) == 1:
+        return None
+    return window if trace.facts.shapes[linear.weight][1] * int(np.prod(window.kernel)) <= PATCH_COLUMNS else None
+
+
+def window_of(trace: Trace, linear: Linear) -> Window:
+    """The window of a convolution, its pads resolved at the traced shapes."""
+    shapes, op = trace.facts.shapes, linear.op
     kernel = shapes[linear.weight][2:]
     rank = len(kernel)
-    op = linear.op
     strides = tuple(op.attr("strides", [1] * rank))
-    if op.type != "Conv" or int(np.prod(kernel + strides)) == 1:
-        return None
-    if shapes[linear.weight][1] * int(np.prod(kernel)) > PATCH_COLUMNS:
-        return None
     dilations = tuple(op.attr("dilations", [1] * rank))
     pads = tuple(op.attr("pads", [0] * 2 * rank))
     if op.attr("auto_pad", "NOTSET").startswith("SAME"):

@@ -1,9 +1,11 @@
 """Subspaces of activations: order the units, measure what each one adds, fold the pruned into the kept. Pure numpy."""
 
+from snp_onnx.subspace.conjugate import conjugate_gradients
 from snp_onnx.subspace.elimination import Consumer, Elimination, eliminate
 from snp_onnx.subspace.folding import affine_fold, fold_error, fold_map
 from snp_onnx.subspace.ldl import cumulative_variance, ldl
 from snp_onnx.subspace.ordering import Order, magnitude, natural, order_by_importance, random, saw, zca_importance
+from snp_onnx.subspace.refit import refit, refit_error
 from snp_onnx.subspace.ridge import ridge_diagonal
 from snp_onnx.subspace.shrinkage import shrink
 
@@ -12,6 +14,7 @@ __all__ = [
     "Elimination",
     "Order",
     "affine_fold",
+    "conjugate_gradients",
     "cumulative_variance",
     "eliminate",
     "fold_error",
@@ -21,6 +24,8 @@ __all__ = [
     "natural",
     "order_by_importance",
     "random",
+    "refit",
+    "refit_error",
     "ridge_diagonal",
     "saw",
     "shrink",

@@ -42,6 +42,11 @@ class Op:
         return list(self.node.output)
 
     @property
+    def reads(self) -> list[str]:
+        """Every tensor the node needs, captured ones of its subgraphs included."""
+        return read_by(self.node)
+
+    @property
     def name(self) -> str:
         """The node's name, or its operator and first output where it has none."""
         return self.node.name or f"{self.type}({next((o for o in self.outputs if o), '')})"
@@ -72,6 +77,16 @@ class Op:
             if attribute.name in ("value_float", "value_floats"):
                 return np.asarray(onnx.helper.get_attribute_value(attribute), dtype=np.float32)
         return None
+
+
+def read_by(node: onnx.NodeProto) -> list[str]:
+    """Inputs of a node and of everything in its subgraphs, captured or not."""
+    names = [name for name in node.input if name]
+    for attribute in node.attribute:
+        for body in [attribute.g, *attribute.graphs] if attribute.type in (5, 10) else []:
+            names.extend(name for inner in body.node for name in read_by(inner))
+            names.extend(value.name for value in body.output)
+    return names
 
 
 def ops_of(model: onnx.ModelProto) -> Iterator[Op]:

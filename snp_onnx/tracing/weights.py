@@ -57,6 +57,10 @@ class Weights:
             if known and (names or op.type == "Constant") and not op.has_subgraph:
                 self._makers.update({name: op for name in op.outputs if name})
 
+    def knows(self, tensor: str) -> bool:
+        """Whether constants alone decide the tensor."""
+        return tensor in self._tensors or tensor in self._makers
+
     def array(self, tensor: str) -> Array:
         """The value of a constant tensor."""
         if tensor in self._tensors:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx
 
 from snp_onnx._version import __version__
@@ -13,10 +14,11 @@ from snp_onnx.model_io import bytes_on_disk, with_provenance
 from snp_onnx.passes import EliminateDead, FoldWeights, Pass, SliceUnits, rewrite
 from snp_onnx.planning.decide import left_out
 from snp_onnx.planning.folding import Folding, fold
-from snp_onnx.planning.options import Choices, Fold
+from snp_onnx.planning.options import Choices, Fold, Refine
 from snp_onnx.planning.plan import Folds, Plan
 from snp_onnx.tracing.groups import Mask
-from snp_onnx.verbs.measure import Measured
+from snp_onnx.verbs.measure import Calibration, Measured
+from snp_onnx.verbs.refit import refit_layers
 from snp_onnx.verbs.result import GroupReport, Stopwatch
 from snp_onnx.verbs.subject import Subject
 
@@ -29,6 +31,7 @@ class Work:
     measured: Measured
     choices: Choices
     clock: Stopwatch
+    calibration: Calibration | None = None
     external_as: str | None = None
 
 
@@ -56,7 +59,7 @@ class Candidate:
 
 
 def carry_out(work: Work, plan: Plan) -> Candidate:
-    """Fold with the statistics (unless folding is off) and cut."""
+    """Fold with the statistics (unless folding is off), cut, and refit (if told to)."""
     subject = work.subject
     alive = plan.alive(subject.trace)
     folding = Folding({}, ())
@@ -64,8 +67,36 @@ def carry_out(work: Work, plan: Plan) -> Candidate:
         with work.clock("fold"):
             affine = work.choices.fold is Fold.PATCH
             statistics = work.measured.statistics
-            folding = fold(subject.prepared, subject.trace, alive, statistics, work.choices.ridge, affine)
-    return _cut(work, plan, alive, folding)
+            folding = fold(subject.flow, alive, statistics, work.choices.ridge, affine)
+    candidate = _cut(work, plan, alive, folding)
+    if work.choices.refine is Refine.NONE or work.calibration is None:
+        return candidate
+    return _refitted(work, candidate, alive)
+
+
+def _refitted(work: Work, candidate: Candidate, alive: Mask) -> Candidate:
+    """The candidate with every layer solved anew that can be."""
+    assert work.calibration is not None
+    with work.clock("refit"):
+        subject, ridge = work.subject, work.choices.ridge
+        values = refit_layers(subject.flow, subject.prepared, candidate.model, alive, ridge, work.calibration)
+        model = rewrite(candidate.model, [FoldWeights(values)]).model
+    folds = {**candidate.folds, **_in_dense_shape(work.subject, alive, values)}
+    return replace(candidate, model=model, folds=folds)
+
+
+def _in_dense_shape(subject: Subject, alive: Mask, values: Folds) -> Folds:
+    """Values of cut initialisers at their places in the dense ones, zero elsewhere."""
+    shapes = {name: tuple(tensor.dims) for name, tensor in weights(subject.prepared)}
+    found = {}
+    for name, cut in values.items():
+        whole = np.zeros(shapes[name], dtype=cut.dtype)
+        if whole.shape == cut.shape:
+            whole = cut
+        else:
+            whole[np.ix_(*(alive[labels] for labels in subject.trace.axes[name]))] = cut
+        found[name] = whole
+    return found
 
 
 def cut_only(work: Work, plan: Plan) -> Candidate:

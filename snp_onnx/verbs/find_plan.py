@@ -14,7 +14,6 @@ from snp_onnx.planning.paths import Path, find_paths
 from snp_onnx.planning.plan import Plan, widths
 from snp_onnx.planning.statistics import Statistics
 from snp_onnx.tracing import Group
-from snp_onnx.tracing.weights import Weights
 from snp_onnx.verbs.carry_out import Candidate, Work, carry_out, cut_only
 from snp_onnx.verbs.subject import Subject
 
@@ -27,10 +26,8 @@ def find_candidate(work: Work, target: Target) -> Candidate:
     groups = eligible(subject.trace, chosen)
     with work.clock("decide"):
         statistics = work.measured.statistics
-        weights = Weights(subject.prepared)
-        paths = find_paths(
-            subject.trace, _foldable(groups, statistics), statistics, _with_implied_ratios(chosen, target), weights
-        )
+        implied = _with_implied_ratios(chosen, target)
+        paths = find_paths(subject.flow, _foldable(groups, statistics), statistics, implied)
         if not paths:
             raise TargetError(_nothing_prunable(subject))
     if target.kind is TargetKind.SIZE:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from snp_onnx.calibration.moments import Moments, View
@@ -13,7 +13,7 @@ from snp_onnx.planning.readings import Reading, readings
 from snp_onnx.planning.statistics import Statistics
 from snp_onnx.tracing import Group, Linear
 from snp_onnx.verbs.result import Stopwatch
-from snp_onnx.verbs.settings import Data, Progress
+from snp_onnx.verbs.settings import Feed, Progress
 from snp_onnx.verbs.subject import Subject
 
 
@@ -30,33 +30,42 @@ class Measured:
         return Statistics(self.readings, self.moments)
 
 
-def measure(
-    subject: Subject,
-    groups: Sequence[Group],
-    patches: bool,
-    samples: Samples,
-    data: Data,
-    runtime: Runtime,
-    clock: Stopwatch,
-    progress: Progress,
-) -> Measured:
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibration:
+    """The samples and where they run; `progress` hears how far each stage is."""
+
+    samples: Samples
+    batch_size: int
+    runtime: Runtime
+    clock: Stopwatch
+    progress: Progress
+
+    def batches(self, part: Part) -> Iterator[Feed]:
+        return self.samples.batches(self.batch_size, part)
+
+    @property
+    def count(self) -> int:
+        """How many samples decide; the others are held back."""
+        return self.samples.part_count(Part.CALIBRATION)
+
+
+def measure(subject: Subject, groups: Sequence[Group], patches: bool, calibration: Calibration) -> Measured:
     """One pass over the calibration samples: moments at every consumer's input, of whole windows if `patches`."""
-    count = samples.part_count(Part.CALIBRATION)
-    wanted = readings(subject.trace, groups, count, patches)
+    wanted = readings(subject.trace, groups, calibration.count, patches)
     requests = {reading.key: reading.request for reading in wanted.values()}
-    batches = -(-count // data.batch_size)
+    batches = -(-calibration.count // calibration.batch_size)
 
     def heard(done: int) -> None:
         if done == 0:
-            clock.split("open session", "calibrate")
-        progress("calibrate", done, batches)
+            calibration.clock.split("open session", "calibrate")
+        calibration.progress("calibrate", done, batches)
 
-    with clock("calibrate"):
+    with calibration.clock("calibrate"):
         moments = collect(
             subject.prepared,
             list(requests.values()),
-            samples.batches(data.batch_size, Part.CALIBRATION),
-            runtime,
+            calibration.batches(Part.CALIBRATION),
+            calibration.runtime,
             progress=heard,
         )
     return Measured(wanted, moments, _warnings(wanted, moments))

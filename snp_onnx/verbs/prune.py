@@ -22,7 +22,7 @@ from snp_onnx.planning.plan import Folds, Plan, load_plan
 from snp_onnx.verbs.carry_out import Candidate, Work, candidate_from_plan
 from snp_onnx.verbs.fidelity import Fidelity, measure_fidelity
 from snp_onnx.verbs.find_plan import find_candidate
-from snp_onnx.verbs.measure import Measured, measure
+from snp_onnx.verbs.measure import Calibration, Measured, measure
 from snp_onnx.verbs.result import PruneResult, Report, Stopwatch, stop_reports, versions
 from snp_onnx.verbs.settings import (
     DATA_OPTIONS,
@@ -36,7 +36,18 @@ from snp_onnx.verbs.settings import (
 from snp_onnx.verbs.subject import Subject, load_subject, resolve_shapes, trace_at
 from snp_onnx.verbs.verify import verify
 
-CHOICE_OPTIONS = ["order", "fold", "ratios", "streams", "include", "exclude", "min_units", "round_to", "ridge"]
+CHOICE_OPTIONS = [
+    "order",
+    "fold",
+    "ratios",
+    "streams",
+    "include",
+    "exclude",
+    "min_units",
+    "round_to",
+    "ridge",
+    "refine",
+]
 
 
 def prune(
@@ -47,7 +58,7 @@ def prune(
     target_params: float | None = None,
     target_size: float | None = None,
     variance: float | None = None,
-    preset: str = "paper",
+    preset: str = "best",
     units: Sequence[str] | None = None,
     plan: Plan | str | os.PathLike[str] | None = None,
     external_as: str | None = None,
@@ -63,14 +74,14 @@ def prune(
         object with `get_next`.
     target_macs, target_params, target_size : fraction of the dense model's cost to keep at most.
     variance : the paper's τ. Exactly one target, unless `plan` is given.
-    preset : "fast" or "paper". units : kinds that may be removed, of "channels" and "heads".
+    preset : "best", "fast" or "paper". units : kinds that may be removed, of "channels" and "heads".
     plan : a Plan or the path of a saved one, to carry out instead of deciding.
     external_as : the file name that the result will be saved under with external data; its bytes then count for
         `target_size`.
     progress : called as `progress(stage, done, total)`.
-    options : order, fold, ratios, streams, include, exclude, min_units, round_to, ridge; input_array, label_array,
-        mean, std, scale, layout, samples, batch_size, input_shapes, seed, provider, threads, custom_ops: as on the
-        command line.
+    options : order, fold, ratios, refine, ridge, streams, include, exclude, min_units, round_to; input_array,
+        label_array, mean, std, scale, layout, samples, batch_size, input_shapes, seed, provider, threads, custom_ops:
+        as on the command line.
 
     Raises
     ------
@@ -85,7 +96,7 @@ def prune(
     earlier = _read_plan(plan)
     given_choices = {name: options.get(name) for name in CHOICE_OPTIONS}
     if earlier is not None:  # a plan is folded as it was made, unless told otherwise
-        as_planned = {name: earlier[0].options.get(name) for name in ("fold", "ridge")}
+        as_planned = {name: earlier[0].options.get(name) for name in ("fold", "ridge", "refine")}
         given_choices |= {name: value for name, value in as_planned.items() if given_choices[name] is None}
     chosen = choices(preset, kinds=units, seed=options.get("seed"), **given_choices)
     if target is not None and calibration is None:
@@ -168,12 +179,11 @@ class _Job:
         if earlier is not None:
             earlier[0].alive(subject.trace)  # a plan for another graph is refused before the samples are run
             groups = earlier[0].groups(subject.trace)
-        measured = Measured({}, {}, ())
+        measured, calibration = Measured({}, {}, ()), None
         if samples is not None:
-            measured = measure(
-                subject, groups, self.choices.fold is Fold.PATCH, samples, self.data, self.runtime, clock, self.progress
-            )
-        work = Work(subject, measured, self.choices, clock, self.external_as)
+            calibration = Calibration(samples, self.data.batch_size, self.runtime, clock, self.progress)
+            measured = measure(subject, groups, self.choices.fold is Fold.PATCH, calibration)
+        work = Work(subject, measured, self.choices, clock, calibration, self.external_as)
         if earlier is None:
             assert self.target is not None  # `prune` asks for one where no plan is given
             candidate = find_candidate(work, self.target)

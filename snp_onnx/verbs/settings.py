@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from snp_onnx.calibration.samples import Preprocess
 from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.errors import PlanError
 from snp_onnx.planning.options import Target, TargetKind
+
+Feed = Mapping[str, npt.NDArray[Any]]
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, how much of it is done, and how much there is (0: unknown)."""

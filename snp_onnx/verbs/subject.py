@@ -19,6 +19,7 @@ from snp_onnx.errors import PassError, PlanError, SnpError
 from snp_onnx.passes import Note, prepare
 from snp_onnx.tracing import Trace, trace, unknown_shapes
 from snp_onnx.tracing.facts import Shape
+from snp_onnx.tracing.flow import Flow
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +31,7 @@ class Subject:
     trace: Trace
     input_shapes: Mapping[str, Shape]
     notes: tuple[Note, ...]
+    flow: Flow
 
     def mac_terms(self) -> list[Term]:
         """The MACs of one sample: a model whose batch is fixed computes several at once."""
@@ -83,7 +85,7 @@ def trace_at(
         if unknown:
             observed = _observe(prepared, unknown, shapes, runtime)
             found = trace(prepared, shapes, observed)
-    return Subject(dense, prepared, found, dict(shapes), notes)
+    return Subject(dense, prepared, found, dict(shapes), notes, Flow(prepared, found))
 
 
 def resolve_shapes(

@@ -1,0 +1,108 @@
+"""Segments: where a model is cut into pieces that are run one after the other, and two models side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import onnx
+
+from snp_onnx.tracing.op import read_by
+
+DENSE = "dense::"
+
+
+def beside(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> onnx.ModelProto:
+    """Both models as one graph on the same inputs, without outputs; names of the dense one start with `dense::`."""
+    result = onnx.ModelProto()
+    result.ir_version = max(dense.ir_version, pruned.ir_version)
+    result.opset_import.extend(pruned.opset_import)
+    result.functions.extend(pruned.functions)
+    graph, source = result.graph, dense.graph
+    constants = {tensor.name for tensor in source.initializer} | {t.values.name for t in source.sparse_initializer}
+    own = constants | {name for node in source.node for name in node.output if name}
+    for half, renamed in ((dense, own), (pruned, frozenset[str]())):
+        graph.node.extend(_renamed(node, renamed) for node in half.graph.node)
+        for tensor in half.graph.initializer:
+            copy = graph.initializer.add()
+            copy.CopyFrom(tensor)
+            copy.name = DENSE + tensor.name if tensor.name in renamed else tensor.name
+        for sparse in half.graph.sparse_initializer:
+            twin = graph.sparse_initializer.add()
+            twin.CopyFrom(sparse)
+            twin.values.name = DENSE + twin.values.name if twin.values.name in renamed else twin.values.name
+    graph.input.extend(value for value in source.input if value.name not in constants)
+    graph.name = pruned.graph.name
+    return result
+
+
+def _renamed(node: onnx.NodeProto, names: set[str] | frozenset[str]) -> onnx.NodeProto:
+    """A copy whose tensors of these names start with `dense::`, in its subgraphs too."""
+    if not names:
+        return node
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    _rename(copy, names)
+    return copy
+
+
+def _rename(node: onnx.NodeProto, names: set[str] | frozenset[str]) -> None:
+    node.name = DENSE + node.name if node.name else ""  # the runtime refuses two nodes of one name
+    for field in (node.input, node.output):
+        renamed = [DENSE + name if name in names else name for name in field]
+        del field[:]
+        field.extend(renamed)
+    for attribute in node.attribute:
+        for body in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
+            for inner in body.node:
+                _rename(inner, names)
+            for value in body.output:  # a body may hand an outer tensor straight on
+                value.name = DENSE + value.name if value.name in names else value.name
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Nodes to run, by index in graph order, and the boundary tensors that they start from."""
+
+    nodes: tuple[int, ...]
+    sources: tuple[str, ...]
+
+
+class Frontier:
+    """How far a model has been run: which nodes are done, and which of their results the rest still needs.
+
+    Nodes that constants alone decide are never done: they are run again wherever they are needed, so that only
+    activations cross a boundary.
+    """
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._constants = {tensor.name for tensor in graph.initializer}
+        self._constants |= {tensor.values.name for tensor in graph.sparse_initializer}
+        self._inputs = {value.name for value in graph.input} - self._constants
+        self._producer = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+        self._reads = [tuple(read_by(node)) for node in graph.node]
+        self._done: set[int] = set()
+        self._free: set[int] = set()
+        for index, reads in enumerate(self._reads):
+            if all(name in self._constants or self._producer.get(name) in self._free for name in reads):
+                self._free.add(index)
+
+    def needed(self, tensors: Iterable[str]) -> Stretch:
+        """What must be run for these tensors, and from which boundary."""
+        nodes, sources, waiting, seen = set[int](), set[str](), list(tensors), set[str]()
+        while waiting:
+            name = waiting.pop()
+            if name in seen or name in self._constants:
+                continue
+            seen.add(name)
+            index = self._producer.get(name)
+            if index in self._done or name in self._inputs:
+                sources.add(name)
+            elif index is not None:
+                nodes.add(index)
+                waiting.extend(self._reads[index])
+        return Stretch(tuple(sorted(nodes)), tuple(sorted(sources)))
+
+    def advance(self, stretch: Stretch, hold: Iterable[int] = ()) -> None:
+        """These nodes have been run, and all but those of `hold` need not be run again."""
+        self._done.update(set(stretch.nodes) - self._free - set(hold))

@@ -1,0 +1,117 @@
+"""Tangents: what a small change of a producer's weights does at the consumer's output, and the way back, as nodes.
+
+With z = W x + b, activations and per-channel layers in between, and y = V h: a change D of W moves y by J D, the
+product of every slope along the chain. Jᵀ u takes the same product backwards, from y to z.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from snp_onnx.calibration.moments import Window
+from snp_onnx.tracing.op import Op
+
+STEP = 2.0**-7
+"""Half the distance over which the slope of an activation is taken."""
+
+
+class Tangent:
+    """The nodes and constants of one chain, to be added to its model; names start with `name`.
+
+    `windows` gives the window of every convolution in the chain, its pads resolved.
+    """
+
+    def __init__(self, name: str, links: Sequence[Op], consumer: Op, windows: Mapping[int, Window]) -> None:
+        self.name = name
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self._links, self._consumer, self._windows = links, consumer, windows
+        self._slopes = {op.index: self._slope(op) for op in links if op.type != "Conv"}
+
+    @property
+    def weight(self) -> str:
+        """The initialiser that holds a change of the producer's weight."""
+        return f"{self.name}::weight"
+
+    @property
+    def bias(self) -> str:
+        """The initialiser that holds a change of its bias."""
+        return f"{self.name}::bias"
+
+    def forward(self, producer: Op) -> str:
+        """J D at the consumer's output, D as the initialisers `weight` and `bias` hold it."""
+        source = producer.input(0)
+        if producer.type == "MatMul":
+            moved = self._emit("Add", self._emit("MatMul", source, self.weight), self.bias)
+        else:
+            moved = self._emit(producer.type, source, self.weight, self.bias, like=producer)
+        for op in self._links:
+            moved = self._linear(op, moved) if op.type == "Conv" else self._emit("Mul", moved, self._slopes[op.index])
+        return self._linear(self._consumer, moved)
+
+    def back(self, tensor: str) -> str:
+        """Jᵀ of a tensor at the consumer's output, as one at the producer's."""
+        found = self._transposed(self._consumer, tensor)
+        for op in reversed(self._links):
+            conv = op.type == "Conv"
+            found = self._transposed(op, found) if conv else self._emit("Mul", found, self._slopes[op.index])
+        return found
+
+    def less(self, a: str, b: str) -> str:
+        """a - b."""
+        return self._emit("Sub", a, b)
+
+    def _slope(self, op: Op) -> str:
+        """df/dz by central differences, or the step of a Relu itself."""
+        z = op.input(0)
+        if op.type == "Relu":
+            return self._emit("Cast", self._emit("Greater", z, self._constant(0.0)), to=onnx.TensorProto.FLOAT)
+        step = self._constant(STEP)
+        above, below = (
+            self._emit(op.type, self._emit(way, z, step), *op.inputs[1:], like=op) for way in ("Add", "Sub")
+        )
+        return self._emit("Mul", self._emit("Sub", above, below), self._constant(0.5 / STEP))
+
+    def _linear(self, op: Op, moved: str) -> str:
+        return self._emit(op.type, moved, op.input(1), like=op)
+
+    def _transposed(self, op: Op, tensor: str) -> str:
+        if op.type == "Gemm":
+            return self._emit("Gemm", tensor, op.input(1), transB=1 - op.attr("transB", 0))
+        if op.type == "MatMul":
+            return self._emit("MatMul", tensor, self._emit("Transpose", op.input(1), perm=[1, 0]))
+        window = self._windows[op.index]
+        wide = self._emit(
+            "ConvTranspose", tensor, op.input(1),
+            group=op.attr("group", 1), strides=window.strides, dilations=window.dilations, pads=window.pads,
+            kernel_shape=window.kernel, output_padding=[stride - 1 for stride in window.strides],
+        )  # fmt: skip
+        if max(window.strides) == 1:
+            return wide
+        axes = self._ints(range(2, 2 + len(window.kernel)))
+        ends = self._emit("Gather", self._emit("Shape", op.input(0)), axes, axis=0)
+        return self._emit("Slice", wide, self._ints([0] * len(window.kernel)), ends, axes)
+
+    def _constant(self, value: float) -> str:
+        return self._kept(np.array(value, dtype=np.float32))
+
+    def _ints(self, values: Any) -> str:
+        return self._kept(np.array(list(values), dtype=np.int64))
+
+    def _kept(self, values: np.ndarray[Any, Any]) -> str:
+        name = f"{self.name}::{len(self.constants)}c"
+        self.constants.append(numpy_helper.from_array(values, name))
+        return name
+
+    def _emit(self, kind: str, *inputs: str, like: Op | None = None, **attributes: Any) -> str:
+        output = f"{self.name}::{len(self.nodes)}"
+        node = helper.make_node(kind, list(inputs), [output], domain=like.node.domain if like else "", **attributes)
+        if like is not None:
+            node.attribute.extend(like.node.attribute)
+        self.nodes.append(node)
+        return output

@@ -1,0 +1,102 @@
+"""A walk through a graph: it is run segment by segment, and weights may change before the rest of it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
+
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from snp_onnx.calibration.boundaries import Boundaries
+from snp_onnx.calibration.moments import MomentRequest, Moments
+from snp_onnx.calibration.runner import collect
+from snp_onnx.calibration.segments import Frontier, Stretch
+from snp_onnx.calibration.sessions import Runtime
+from snp_onnx.tracing.op import read_by
+
+Array = NDArray[Any]
+
+
+class Walk:
+    """One way through `model`, whose initialisers change in place; a context manager that removes what it stored.
+
+    Every run starts from the tensors that earlier ones kept, so that a node is run once, or as often as it is asked
+    for anew. `feeds` are read once, at the start.
+    """
+
+    def __init__(self, model: onnx.ModelProto, feeds: Iterable[Mapping[str, Array]], runtime: Runtime) -> None:
+        self._model, self._runtime = model, runtime
+        self._frontier = Frontier(model.graph)
+        self._initialisers = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._boundaries = Boundaries()
+        names = {value.name for value in model.graph.input}
+        try:
+            for batch, feed in enumerate(feeds):
+                self._boundaries.add(batch, {name: values for name, values in feed.items() if name in names})
+        except BaseException:
+            self._boundaries.close()
+            raise
+
+    def run(
+        self,
+        requests: Sequence[MomentRequest],
+        later: Iterable[str] = (),
+        hold: Iterable[int] = (),
+        every: int = 1,
+    ) -> dict[str, Moments]:
+        """The moments of the requests by key, from every so many batches.
+
+        `later` are the tensors that later runs will ask for: what they start from is kept and everything else dropped.
+        Without it nothing is kept or dropped. Nodes of `hold` will be run again, because their weights may change.
+        """
+        wanted = [name for r in requests for name in (r.tensor, r.cross_with) if name is not None]
+        stretch = self._frontier.needed(wanted)
+        fresh: list[str] = []
+        later = tuple(later)
+        if later:
+            self._frontier.advance(stretch, hold)
+            made = {name for index in stretch.nodes for name in self._model.graph.node[index].output}
+            live = self._frontier.needed(later).sources
+            fresh = [name for name in live if name in made]
+        moments = collect(
+            self._segment(stretch),
+            requests,
+            self._boundaries.feeds(stretch.sources, every),
+            self._runtime,
+            keep=fresh,
+            kept=self._boundaries.add,
+        )
+        if later:
+            self._boundaries.retain(live)
+        return moments
+
+    def write(self, values: Mapping[str, Array]) -> None:
+        """Give initialisers other values."""
+        for name, array in values.items():
+            self._initialisers[name].CopyFrom(numpy_helper.from_array(array, name))
+
+    def _segment(self, stretch: Stretch) -> onnx.ModelProto:
+        """The nodes of a stretch as a model of its own, without outputs; weights as they are now."""
+        graph = self._model.graph
+        nodes = [graph.node[index] for index in stretch.nodes]
+        read = {name for node in nodes for name in read_by(node)}
+        result = onnx.ModelProto()
+        result.ir_version = self._model.ir_version
+        result.opset_import.extend(self._model.opset_import)
+        result.functions.extend(self._model.functions)
+        result.graph.name = graph.name
+        result.graph.node.extend(nodes)
+        for name in stretch.sources:
+            kind = helper.np_dtype_to_tensor_dtype(self._boundaries.dtype(name))
+            result.graph.input.append(helper.make_tensor_value_info(name, kind, None))
+        result.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in read)
+        result.graph.sparse_initializer.extend(t for t in graph.sparse_initializer if t.values.name in read)
+        return result
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._boundaries.close()

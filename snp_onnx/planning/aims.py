@@ -1,0 +1,155 @@
+"""Aims: what every layer of a pruned model should give, so that a refit in topological order repairs what it can.
+
+A layer right before a residual Add aims at the dense model's sum less the pruned model's own shortcut: so it also makes
+up for the error that came down the stream. Every other layer aims at its own dense output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from snp_onnx.calibration.moments import MomentRequest, View, row_strides
+from snp_onnx.planning.readings import PATCH_COLUMNS, Reading, conv_window
+from snp_onnx.tracing import Linear, Trace
+from snp_onnx.tracing.flow import Flow
+from snp_onnx.tracing.groups import Mask
+from snp_onnx.tracing.weights import Weights
+
+Array = npt.NDArray[np.float64]
+
+ROWS_PER_COLUMN = 16
+"""Rows a column that the lattice of a refit aims at."""
+
+LEAST_ROWS_PER_COLUMN = 4
+"""A layer with fewer rows for each of its inputs keeps the weights it has: it would learn the samples by heart."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """A layer that can be solved anew: its input as the pruned model has it, and what may be written.
+
+    `output` is its output with the bias; `bias` an initialiser (O,) that only this layer reads, or None.
+    """
+
+    linear: Linear
+    reading: Reading
+    bias: str | None
+    output: str
+
+    def matrix(self, weights: Weights) -> Array:
+        """The weight as (O, C), columns in the order of the reading."""
+        present = np.asarray(weights.array(self.linear.weight), dtype=np.float64)
+        unfolded = self.reading.unfold(present, self.linear)  # (O, ..., C), of extent 1 in between
+        return unfolded.reshape(len(unfolded), -1)
+
+    def offset(self, weights: Weights) -> Array:
+        """The bias (O,), its own or one that others read too; zeros where there is none."""
+        op = self.linear.op
+        name = self.bias or (op.input(2) if op.type in ("Conv", "Gemm") else "")
+        bias = np.asarray(weights.array(name), dtype=np.float64) if name else np.zeros(1)
+        outputs = weights.array(self.linear.weight).shape[self.linear.out_axis]
+        return np.broadcast_to(bias.reshape(-1), (outputs,))
+
+    def shaped(self, weights: Weights, matrix: Array) -> Array:
+        """An (O, C) matrix in the shape that the node reads its weight in."""
+        shape = weights.array(self.linear.weight).shape
+        moved = shape if self.reading.request.view is View.PATCHES else None
+        if moved is None:
+            moved = (*np.delete(shape, self.linear.in_axis), shape[self.linear.in_axis])
+        return self.reading.refold(matrix.reshape(moved), self.linear, shape)
+
+    def values(self, weights: Weights, matrix: Array, bias: Array) -> dict[str, npt.NDArray[Any]]:
+        """What the layer's initialisers must hold for these weights and, where it has its own, this bias."""
+        path = weights.path(self.linear.weight)
+        assert path is not None
+        root = weights.array(path.root)
+        values = {path.root: path.undo(self.shaped(weights, matrix), root.shape, root.dtype)}
+        if self.bias is not None:
+            values[self.bias] = bias.astype(weights.array(self.bias).dtype)
+        return values
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Aim:
+    """What a layer should give: the dense value of `total`, which the pruned model makes of its output and `shortcut`.
+
+    Without a shortcut `total` is the output itself. `kept` are, by axis, the positions of `total` that the pruned model
+    has, where it hasn't all.
+    """
+
+    layer: Layer
+    total: str
+    shortcut: str | None
+    kept: Mapping[int, npt.NDArray[np.int64]]
+
+
+def find_aims(flow: Flow, alive: Mask, samples: int) -> tuple[Aim, ...]:
+    """The layers worth a refit when only `alive` labels stay, in the order of the refit."""
+    trace, depth = flow.trace, flow.depths()
+    ordered = sorted(trace.linears, key=lambda linear: (depth[linear.op.index], linear.op.index))
+    place = {linear.op.index: number for number, linear in enumerate(ordered)}
+    last, moved = flow.last(place), flow.moved(alive)
+    found = []
+    for number, linear in enumerate(ordered):
+        lost = not alive[trace.axes[linear.weight][linear.in_axis]].all()
+        layer = find_layer(flow, alive, linear, samples) if lost or linear.input in moved else None
+        if layer is not None:
+            found.append(_aim(flow, alive, layer, last, number))
+    return tuple(found)
+
+
+def find_layer(flow: Flow, alive: Mask, linear: Linear, samples: int) -> Layer | None:
+    """The layer of a linear node, None where it isn't one matrix product with its own weight, or can't be measured."""
+    reading = _reading(flow.trace, alive, linear, samples) if _is_solvable(flow, linear) else None
+    return None if reading is None else Layer(linear, reading, *flow.bias(linear))
+
+
+def _is_solvable(flow: Flow, linear: Linear) -> bool:
+    op, shape = linear.op, flow.shape
+    if not linear.mixes or op.type not in ("Conv", "Gemm", "MatMul") or op.attr("alpha", 1.0) != 1.0:
+        return False
+    if op.type == "MatMul" and len(shape(linear.weight)) != 2:
+        return False
+    if op.type == "Gemm" and op.attr("beta", 1.0) != 1.0:
+        return False
+    path = flow.weights.path(linear.weight)
+    alike = linear.input_axis == linear.output_axis and len(shape(linear.input)) == len(shape(linear.output))
+    return alike and path is not None and all(map(flow.is_sole, [path.root, linear.weight]))
+
+
+def _reading(trace: Trace, alive: Mask, linear: Linear, samples: int) -> Reading | None:
+    """The layer's input as the pruned model has it; None where rows are too few or columns too many."""
+    shape = trace.facts.shapes
+    window = conv_window(trace, linear)
+    if window is None and linear.op.type == "Conv" and int(np.prod(shape[linear.weight][2:])) > 1:
+        return None
+    taps = int(np.prod(window.kernel)) if window is not None else 1
+    labels = trace.axes[linear.input][linear.input_axis]
+    columns = labels[alive[labels]].repeat(taps)
+    output, axis = shape[linear.output], linear.output_axis
+    positions = int(np.prod([extent for place, extent in enumerate(output) if place not in (0, axis)]))
+    if len(columns) > PATCH_COLUMNS or samples * positions < LEAST_ROWS_PER_COLUMN * len(columns):
+        return None
+    lattice = row_strides(output, axis, samples, len(columns), ROWS_PER_COLUMN)
+    view = View.CHANNELS if window is None else View.PATCHES
+    request = MomentRequest(linear.input, axis, len(output), view=view, window=window, lattice=lattice)
+    return Reading(request, columns, np.arange(len(columns), dtype=np.int64)[None, :], is_exact=True)
+
+
+def _aim(flow: Flow, alive: Mask, layer: Layer, last: Mapping[str, int], number: int) -> Aim:
+    output = layer.output
+    masks = {axis: alive[labels] for axis, labels in enumerate(flow.trace.axes[output])}
+    kept = {axis: np.flatnonzero(mask) for axis, mask in masks.items() if not mask.all()}
+    reader = flow.only_reader(output)
+    if reader is not None and reader.is_standard and reader.type == "Add":
+        other = next((name for name in reader.inputs if name != output), output)
+        total = reader.outputs[0]
+        alike = flow.shape(other) == flow.shape(output) == flow.shape(total)
+        if other != output and alike and not flow.weights.knows(other) and last.get(other, -1) < number:
+            return Aim(layer, total, other, kept)
+    return Aim(layer, output, None, kept)

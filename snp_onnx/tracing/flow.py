@@ -1,0 +1,95 @@
+"""Flow: who reads a tensor, how deep a node lies, and which bias belongs to which layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+
+from snp_onnx.tracing.facts import Shape
+from snp_onnx.tracing.groups import Mask, Trace
+from snp_onnx.tracing.op import Op
+from snp_onnx.tracing.tracer import Linear
+from snp_onnx.tracing.weights import Weights
+
+
+class Flow:
+    """The graph of a traced model as edges between its nodes."""
+
+    def __init__(self, model: onnx.ModelProto, trace: Trace) -> None:
+        self.trace = trace
+        self.weights = Weights(model)
+        self.readers: dict[str, list[Op]] = {}
+        self._outputs = {value.name for value in model.graph.output}
+        self._makers = {name: op for op in trace.ops for name in op.outputs if name}
+        self._reads = [tuple(dict.fromkeys(op.reads)) for op in trace.ops]
+        for op, reads in zip(trace.ops, self._reads, strict=True):
+            for name in reads:
+                self.readers.setdefault(name, []).append(op)
+
+    def shape(self, tensor: str) -> Shape:
+        return self.trace.facts.shapes[tensor]
+
+    def is_sole(self, tensor: str) -> bool:
+        """Whether one node reads the tensor and nobody else does, the graph's outputs included."""
+        return len(self.readers.get(tensor, ())) == 1 and tensor not in self._outputs
+
+    def only_reader(self, tensor: str) -> Op | None:
+        return self.readers[tensor][0] if self.is_sole(tensor) else None
+
+    def maker(self, tensor: str) -> Op | None:
+        """The node that gives the tensor; None for inputs and initialisers."""
+        return self._makers.get(tensor)
+
+    def depths(self) -> dict[int, int]:
+        """The longest way from an input to each node, by its index."""
+        depth: dict[str, int] = {}
+        found = {}
+        for op, reads in zip(self.trace.ops, self._reads, strict=True):
+            found[op.index] = 1 + max((depth.get(name, 0) for name in reads), default=0)
+            depth.update(dict.fromkeys(op.outputs, found[op.index]))
+        return found
+
+    def last(self, place: Mapping[int, int]) -> dict[str, int]:
+        """For every activation that depends on a node of `place`, the largest number there."""
+        last: dict[str, int] = {}
+        for op, reads in zip(self.trace.ops, self._reads, strict=True):
+            numbers = [last[name] for name in reads if name in last]
+            numbers += [place[op.index]] if op.index in place else []
+            if numbers:
+                last.update({name: max(numbers) for name in op.outputs})
+        return last
+
+    def moved(self, alive: Mask) -> frozenset[str]:
+        """Tensors whose remaining values differ from the dense model's: a layer before them lost inputs."""
+        axes = self.trace.axes
+        losers = {
+            linear.op.index
+            for linear in self.trace.linears
+            if linear.mixes and not alive[axes[linear.weight][linear.in_axis]].all()
+        }
+        found: set[str] = set()
+        for op, reads in zip(self.trace.ops, self._reads, strict=True):
+            if op.index in losers or any(name in found for name in reads):
+                found.update(op.outputs)
+        return frozenset(found)
+
+    def bias(self, linear: Linear) -> tuple[str | None, str]:
+        """The bias initialiser (O,) that only this layer reads, if there is one, and the output with it added."""
+        op, output = linear.op, linear.output
+        if op.type in ("Conv", "Gemm"):
+            plain = all(op.attr(name, 1.0) == 1.0 for name in ("alpha", "beta"))
+            return (op.input(2) if plain and self._is_bias(op.input(2), linear) else None), output
+        reader = self.only_reader(output)
+        is_last = linear.output_axis == len(self.shape(output)) - 1
+        if op.type == "MatMul" and is_last and reader is not None and reader.is_standard and reader.type == "Add":
+            other = next((name for name in reader.inputs if name != output), "")
+            if self._is_bias(other, linear) and self.shape(reader.outputs[0]) == self.shape(output):
+                return other, reader.outputs[0]
+        return None, output
+
+    def _is_bias(self, tensor: str, linear: Linear) -> bool:
+        if not tensor or not self.weights.knows(tensor) or not self.is_sole(tensor):
+            return False
+        path = self.weights.path(tensor)
+        return path is not None and not path.ops and self.shape(tensor) == (self.shape(linear.weight)[linear.out_axis],)

@@ -1,0 +1,137 @@
+"""One Gauss-Newton step for a producer: the change of its weights that best serves the aim of its consumer.
+
+With the consumer's residual r and the tangent J of the chain between, it minimises over the change D
+
+    mean ‖r - J D‖² + Σ_o s_o D_o Λ D_oᵀ
+
+by a few conjugate-gradient iterations, preconditioned with s_o (S + Λ): S the covariance of the producer's inputs, s_o
+the gain from its output o to the consumer's outputs. Nothing but the gradient and the products leaves the runtime.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+from scipy import linalg
+
+from snp_onnx.calibration.moments import MomentRequest, Moments
+from snp_onnx.calibration.tangents import Tangent
+from snp_onnx.calibration.walk import Walk
+from snp_onnx.planning.aims import Layer
+from snp_onnx.planning.chains import Chain
+from snp_onnx.subspace import conjugate_gradients
+from snp_onnx.subspace.folding import centred
+from snp_onnx.subspace.ridge import ridge_of, with_ridge
+from snp_onnx.tracing.weights import Weights
+
+Array = npt.NDArray[Any]
+
+ITERATIONS = 3
+"""More would fit the samples rather than the layer."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Joint:
+    """A chain with its tangent: the requests for the gradient and for products with the curvature.
+
+    `nodes` are the chain's own in the graph of both models, to be run again once the producer has changed; the step
+    sees one in `every` batches.
+    """
+
+    chain: Chain
+    consumer: Layer
+    tangent: Tangent
+    gradient: MomentRequest
+    curvature: MomentRequest
+    nodes: tuple[int, ...]
+    every: int
+
+    @classmethod
+    def of(cls, both: onnx.ModelProto, name: str, chain: Chain, consumer: Layer, aim: str, every: int) -> Joint:
+        """The step towards the tensor `aim`; its nodes and constants are added to the graph."""
+        op, producer = consumer.linear.op, chain.producer
+        tangent = Tangent(name, chain.links, op, chain.windows)
+        moved = tangent.forward(producer.linear.op)
+        gradient = tangent.back(tangent.less(aim, consumer.output))
+        curvature = tangent.back(moved)
+        both.graph.node.extend(tangent.nodes)
+        both.graph.initializer.extend(tangent.constants)
+        weights = Weights(both)
+        like = weights.array(producer.linear.weight)
+        for place, shape in ((tangent.weight, like.shape), (tangent.bias, producer.offset(weights).shape)):
+            both.graph.initializer.append(numpy_helper.from_array(np.zeros(shape, np.float32), place))
+        requests = [_request(producer, tensor) for tensor in (gradient, curvature)]
+        chained = {id_ for link in (producer.linear.op, *chain.links, op) for id_ in link.outputs}
+        chained |= {producer.output, consumer.output}
+        nodes = tuple(i for i, node in enumerate(both.graph.node) if chained.intersection(node.output))
+        return cls(chain, consumer, tangent, requests[0], requests[1], nodes, every)
+
+    def step(self, walk: Walk, weights: Weights, rho: float) -> dict[str, Array]:
+        """New values of the producer's initialisers; none where a moment isn't finite."""
+        producer = self.chain.producer
+        asked = producer.reading.request
+        found = walk.run([asked, self.gradient], every=self.every)
+        x, g = found[asked.key], found[self.gradient.key]
+        if not (x.is_finite and g.is_finite):
+            return {}
+        present, bias = producer.matrix(weights), producer.offset(weights)
+        mean = x.mean if producer.bias is not None else np.zeros_like(x.mean)
+        ridge = ridge_of(np.diag(x.gram), rho)
+        covariance, tolerance = centred(x.gram, mean)
+        _, factor = with_ridge(covariance, ridge, tolerance)
+        gain = self._gain(weights)
+
+        def curvature(change: Array) -> Array:
+            self._hold(walk, weights, change, mean)
+            product = self._change(walk.run([self.curvature], every=self.every)[self.curvature.key], mean)
+            product[:, :-1] += gain[:, None] * ridge * change[:, :-1]
+            return product
+
+        def precondition(change: Array) -> Array:
+            solved = linalg.cho_solve((factor, True), change[:, :-1].T, check_finite=False).T
+            return np.asarray(np.c_[solved, change[:, -1]] / gain[:, None])
+
+        solved = conjugate_gradients(self._change(g, mean), curvature, precondition, ITERATIONS)
+        change, shift = solved[:, :-1], solved[:, -1] - solved[:, :-1] @ mean
+        return producer.values(weights, present + change, bias + shift)
+
+    def _change(self, moments: Moments, mean: Array) -> Array:
+        """Jᵀ u as a change of [weight | output mean], (O, C + 1), averaged; the last 0 where no bias is free."""
+        cross = moments.cross
+        assert cross is not None
+        total = moments.mean if self.chain.producer.bias is not None else np.zeros(len(cross))
+        return np.asarray(np.c_[cross - np.outer(total, mean), total])
+
+    def _hold(self, walk: Walk, weights: Weights, change: Array, mean: Array) -> None:
+        """Let the tangent's initialisers hold a change."""
+        producer = self.chain.producer
+        weight = producer.shaped(weights, change[:, :-1]).astype(np.float32)
+        bias = (change[:, -1] - change[:, :-1] @ mean).astype(np.float32)
+        walk.write({self.tangent.weight: weight, self.tangent.bias: bias})
+
+    def _gain(self, weights: Weights) -> Array:
+        """s (O,): the energy that a unit change of each of the producer's outputs has at the consumer's."""
+        consumer = self.consumer.matrix(weights)
+        columns = np.square(consumer).sum(axis=0)
+        outputs = len(self.chain.producer.matrix(weights))
+        gain: Array = columns.reshape(outputs, -1).sum(axis=1)
+        for op in self.chain.links:
+            if op.type == "Conv":
+                gain = gain * np.square(np.asarray(weights.array(op.input(1)), np.float64)).reshape(outputs, -1).sum(
+                    axis=1
+                )
+        most = float(gain.max())
+        return np.asarray(np.maximum(gain, 1e-6 * most if most > 0.0 else 1.0))
+
+
+def _request(producer: Layer, tensor: str) -> MomentRequest:
+    """The producer's outputs against its inputs, at every position."""
+    reading = producer.reading.request
+    return MomentRequest(
+        tensor, reading.axis, reading.rank, cross_with=producer.linear.input, cross_window=reading.window
+    )
