@@ -23,10 +23,11 @@ STEP = 2.0**-7
 class Tangent:
     """The nodes and constants of one chain, to be added to its model; names start with `name`.
 
-    `windows` gives the window of every convolution in the chain, its pads resolved.
+    `links` and `consumer` are the nodes of the model as it is now; `windows` gives the window of every convolution
+    among them by its output, pads resolved.
     """
 
-    def __init__(self, name: str, links: Sequence[Op], consumer: Op, windows: Mapping[int, Window]) -> None:
+    def __init__(self, name: str, links: Sequence[Op], consumer: Op, windows: Mapping[str, Window]) -> None:
         self.name = name
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
@@ -85,7 +86,7 @@ class Tangent:
             return self._emit("Gemm", tensor, op.input(1), transB=1 - op.attr("transB", 0))
         if op.type == "MatMul":
             return self._emit("MatMul", tensor, self._emit("Transpose", op.input(1), perm=[1, 0]))
-        window = self._windows[op.index]
+        window = self._windows[op.outputs[0]]
         wide = self._emit(
             "ConvTranspose", tensor, op.input(1),
             group=op.attr("group", 1), strides=window.strides, dilations=window.dilations, pads=window.pads,

@@ -22,7 +22,7 @@ from snp_onnx.tracing.weights import Weights
 
 Array = npt.NDArray[np.float64]
 
-ROWS_PER_COLUMN = 16
+ROWS_PER_COLUMN = 64
 """Rows a column that the lattice of a refit aims at."""
 
 LEAST_ROWS_PER_COLUMN = 4
@@ -145,11 +145,7 @@ def _aim(flow: Flow, alive: Mask, layer: Layer, last: Mapping[str, int], number:
     output = layer.output
     masks = {axis: alive[labels] for axis, labels in enumerate(flow.trace.axes[output])}
     kept = {axis: np.flatnonzero(mask) for axis, mask in masks.items() if not mask.all()}
-    reader = flow.only_reader(output)
-    if reader is not None and reader.is_standard and reader.type == "Add":
-        other = next((name for name in reader.inputs if name != output), output)
-        total = reader.outputs[0]
-        alike = flow.shape(other) == flow.shape(output) == flow.shape(total)
-        if other != output and alike and not flow.weights.knows(other) and last.get(other, -1) < number:
-            return Aim(layer, total, other, kept)
-    return Aim(layer, output, None, kept)
+    residual = flow.residual(output)
+    if residual is None or last.get(residual[1], -1) >= number:  # the shortcut would still change
+        return Aim(layer, output, None, kept)
+    return Aim(layer, *residual, kept)

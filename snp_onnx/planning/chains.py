@@ -33,12 +33,12 @@ ACTIVATIONS = frozenset(
 class Chain:
     """A producer and the nodes from its output to its consumer, in order.
 
-    `windows` are those of the convolutions after the producer, the consumer's included, by node index.
+    `windows` are those of the convolutions after the producer, the consumer's included, by output.
     """
 
     producer: Layer
     links: tuple[Op, ...]
-    windows: Mapping[int, Window]
+    windows: Mapping[str, Window]
 
 
 def find_chain(flow: Flow, alive: Mask, aim: Aim, samples: int) -> Chain | None:
@@ -58,9 +58,8 @@ def find_chain(flow: Flow, alive: Mask, aim: Aim, samples: int) -> Chain | None:
             layer = find_layer(flow, alive, producer, samples)
             if layer is None or layer.output != tensor:
                 return None
-            windows = {
-                op.index: window_of(trace, linears[op.index]) for op in (*links, consumer.op) if op.type == "Conv"
-            }
+            convs = [op for op in (*links, consumer.op) if op.type == "Conv"]
+            windows = {op.outputs[0]: window_of(trace, linears[op.index]) for op in convs}
             return Chain(layer, tuple(reversed(links)), windows)
         if not (maker.is_standard and (maker.type in ACTIVATIONS or _is_depthwise(flow, maker))):
             return None

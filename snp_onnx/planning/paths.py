@@ -37,7 +37,8 @@ class Path:
     """A group's way from all units to one: `order[:k]` are the units kept at width k.
 
     `variance[k-1]` is the share that the first k units capture, of ΣD or, after elimination, of the consumers' output
-    energy `energy`; `threshold[k]` is the value of the one global dial from which on unit `order[k]` stays.
+    energy; `energy` is that energy on a scale on which groups can be compared; `threshold[k]` is the value of the one
+    global dial from which on unit `order[k]` stays.
     """
 
     group: Group
@@ -45,12 +46,11 @@ class Path:
     variance: Vector
     threshold: Vector
     energy: float = 1.0
-    power: float = 0.75
 
     @property
     def errors(self) -> Vector:
-        """The output error at every width 1..U, comparable between groups: e(k) / E^p with p = `power`."""
-        lost: Vector = np.maximum(1.0 - self.variance, 0.0) * self.energy ** (1.0 - self.power)
+        """The output error at every width 1..U, comparable between groups."""
+        lost: Vector = np.maximum(1.0 - self.variance, 0.0) * self.energy
         return np.minimum.accumulate(lost)
 
     def kept(self, width: int) -> npt.NDArray[np.int64]:
@@ -80,20 +80,24 @@ def find_paths(flow: Flow, groups: Sequence[Group], statistics: Statistics, choi
 
 
 def _eliminated(flow: Flow, group: Group, statistics: Statistics, choices: Choices) -> Path | None:
-    """Backward elimination on the consumers' outputs: one run gives the order and the error at every width."""
+    """Backward elimination on the consumers' outputs: one run gives the order and the error at every width.
+
+    Errors of different layers are compared as e / V^p: V is the variance of the sum that the layer's output goes into,
+    so that what a residual stream drowns counts for little.
+    """
     by_weight: dict[str, list[Linear]] = {}
     for linear in group.consumers:
         if statistics.is_measured(linear):
             by_weight.setdefault(linear.weight, []).append(linear)
-    consumers = [_consumer(flow, group, linears, statistics) for linears in by_weight.values()]
+    consumers = [_consumer(flow, group, linears, statistics, choices.error_power) for linears in by_weight.values()]
     if not consumers:
         return None
     found = eliminate(consumers, choices.ridge)
     variance = 1.0 - found.errors[1:] / max(found.energy, np.finfo(np.float64).tiny)
-    return Path(group, found.order, variance, _threshold(variance, choices.ratios), found.energy, choices.error_power)
+    return Path(group, found.order, variance, _threshold(variance, choices.ratios), found.energy)
 
 
-def _consumer(flow: Flow, group: Group, linears: list[Linear], statistics: Statistics) -> Consumer:
+def _consumer(flow: Flow, group: Group, linears: list[Linear], statistics: Statistics, power: float) -> Consumer:
     """A consumer as elimination sees it: positions that share a column are rows of its weight."""
     linear = linears[0]
     reading = statistics.readings[linear]
@@ -101,7 +105,11 @@ def _consumer(flow: Flow, group: Group, linears: list[Linear], statistics: Stati
     weight = np.concatenate([unfolded[..., row].reshape(-1, len(row)) for row in reading.slots])
     is_affine = own_bias(flow, linears, statistics) is not None
     mean = statistics.mean(linears) if is_affine else np.zeros(len(reading.columns))
-    return Consumer(statistics.gram(linears), mean, weight, unit_columns(reading.columns, group.labels).T)
+    gram, spread = statistics.gram(linears), statistics.spread(linear)
+    if spread is None:
+        spread = float(np.einsum("oc,oc->", weight @ gram, weight))
+    scale = spread ** (-0.5 * power) if spread > 0.0 else 1.0
+    return Consumer(gram, mean, scale * weight, unit_columns(reading.columns, group.labels).T)
 
 
 def _threshold(variance: Vector, ratios: Ratios) -> Vector:

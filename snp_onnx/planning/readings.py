@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from snp_onnx.calibration.moments import MomentRequest, View, Window, row_strides
 from snp_onnx.tracing import Group, Linear, Trace
+from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.labels import Labels
 
 Slots = npt.NDArray[np.int64]
@@ -24,6 +25,10 @@ ROWS_PER_UNIT = 16
 
 PATCH_COLUMNS = 4608
 """Convolutions with more weights an output than this are read by channel: the Gram of patches would not fit."""
+
+
+WIDEST_TOTAL = 4096
+"""Sums of more channels (a language model's logits) aren't measured for their spread."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,6 +143,20 @@ def _reading(trace: Trace, linear: Linear, samples: int) -> Reading:
     kernel = trace.facts.shapes[linear.weight][2:] if linear.op.type in ("Conv", "ConvTranspose") else ()
     is_exact = int(np.prod(kernel)) == 1 and not any(linear.op.attr("pads", []))
     return Reading(request, columns, slots, is_exact)
+
+
+def total_requests(flow: Flow, linears: Iterable[Linear], samples: int) -> dict[Linear, MomentRequest]:
+    """For every layer the moments of what it is part of: the sum after its residual Add, or its own output."""
+    found = {}
+    for linear in linears:
+        output = flow.bias(linear)[1]
+        residual = flow.residual(output)
+        total = output if residual is None else residual[0]
+        shape, axis = flow.shape(total), linear.output_axis
+        if shape[axis] <= WIDEST_TOTAL:
+            lattice = row_strides(shape, axis, samples, shape[axis], per_unit=4, at_least=4)
+            found[linear] = MomentRequest(total, axis, len(shape), lattice=lattice)
+    return found
 
 
 def _slots(labels: Labels) -> Slots | None:

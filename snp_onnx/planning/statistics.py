@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from snp_onnx.calibration.moments import Moments
+from snp_onnx.calibration.moments import MomentRequest, Moments
 from snp_onnx.planning.readings import Reading
 from snp_onnx.subspace import shrink
 from snp_onnx.tracing import Group, Linear
@@ -24,6 +24,15 @@ class Statistics:
 
     readings: Mapping[Linear, Reading]
     moments: Mapping[str, Moments]
+    totals: Mapping[Linear, MomentRequest] = field(default_factory=dict)
+
+    def spread(self, linear: Linear) -> float | None:
+        """The variance, summed over channels, of what a layer is part of; None where it was not measured."""
+        request = self.totals.get(linear)
+        found = self.moments.get(request.key) if request is not None else None
+        if found is None or not found.is_finite:
+            return None
+        return float((np.diag(found.gram) - np.square(found.mean)).sum())
 
     def is_measured(self, linear: Linear) -> bool:
         reading = self.readings.get(linear)

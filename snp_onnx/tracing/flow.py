@@ -88,6 +88,16 @@ class Flow:
                 return other, reader.outputs[0]
         return None, output
 
+    def residual(self, output: str) -> tuple[str, str] | None:
+        """The sum that a tensor goes into whole, and the other activation in it; None where it isn't just added."""
+        reader = self.only_reader(output)
+        if reader is None or not reader.is_standard or reader.type != "Add":
+            return None
+        other = next((name for name in reader.inputs if name != output), output)
+        total = reader.outputs[0]
+        alike = self.shape(other) == self.shape(output) == self.shape(total)
+        return (total, other) if alike and other != output and not self.weights.knows(other) else None
+
     def _is_bias(self, tensor: str, linear: Linear) -> bool:
         if not tensor or not self.weights.knows(tensor) or not self.is_sole(tensor):
             return False

@@ -10,6 +10,7 @@ the gain from its output o to the consumer's outputs. Nothing but the gradient a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +28,26 @@ from snp_onnx.planning.chains import Chain
 from snp_onnx.subspace import conjugate_gradients
 from snp_onnx.subspace.folding import centred
 from snp_onnx.subspace.ridge import ridge_of, with_ridge
+from snp_onnx.tracing.op import Op, ops_of
 from snp_onnx.tracing.weights import Weights
 
 Array = npt.NDArray[Any]
 
 ITERATIONS = 3
 """More would fit the samples rather than the layer."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pair:
+    """Dense and pruned model as one graph that grows, its nodes by first output, and its weights as they are now."""
+
+    graph: onnx.GraphProto
+    ops: Mapping[str, Op]
+    weights: Weights
+
+    @classmethod
+    def of(cls, both: onnx.ModelProto) -> Pair:
+        return cls(both.graph, {op.outputs[0]: op for op in ops_of(both)}, Weights(both))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,23 +67,23 @@ class Joint:
     every: int
 
     @classmethod
-    def of(cls, both: onnx.ModelProto, name: str, chain: Chain, consumer: Layer, aim: str, every: int) -> Joint:
+    def of(cls, pair: Pair, name: str, chain: Chain, consumer: Layer, aim: str, every: int) -> Joint:
         """The step towards the tensor `aim`; its nodes and constants are added to the graph."""
-        op, producer = consumer.linear.op, chain.producer
-        tangent = Tangent(name, chain.links, op, chain.windows)
-        moved = tangent.forward(producer.linear.op)
+        both, producer, now = pair.graph, chain.producer, pair.ops
+        first, *links, last = (now[op.outputs[0]] for op in (producer.linear.op, *chain.links, consumer.linear.op))
+        tangent = Tangent(name, links, last, chain.windows)  # nodes of the dense model may have other attributes
+        moved = tangent.forward(first)
         gradient = tangent.back(tangent.less(aim, consumer.output))
         curvature = tangent.back(moved)
-        both.graph.node.extend(tangent.nodes)
-        both.graph.initializer.extend(tangent.constants)
-        weights = Weights(both)
+        both.node.extend(tangent.nodes)
+        both.initializer.extend(tangent.constants)
+        weights = pair.weights
         like = weights.array(producer.linear.weight)
         for place, shape in ((tangent.weight, like.shape), (tangent.bias, producer.offset(weights).shape)):
-            both.graph.initializer.append(numpy_helper.from_array(np.zeros(shape, np.float32), place))
+            both.initializer.append(numpy_helper.from_array(np.zeros(shape, np.float32), place))
         requests = [_request(producer, tensor) for tensor in (gradient, curvature)]
-        chained = {id_ for link in (producer.linear.op, *chain.links, op) for id_ in link.outputs}
-        chained |= {producer.output, consumer.output}
-        nodes = tuple(i for i, node in enumerate(both.graph.node) if chained.intersection(node.output))
+        chained = {name for op in (first, *links, last) for name in op.outputs} | {producer.output, consumer.output}
+        nodes = tuple(i for i, node in enumerate(both.node) if chained.intersection(node.output))
         return cls(chain, consumer, tangent, requests[0], requests[1], nodes, every)
 
     def step(self, walk: Walk, weights: Weights, rho: float) -> dict[str, Array]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from snp_onnx.calibration.moments import Moments, View
+from snp_onnx.calibration.moments import MomentRequest, Moments, View
 from snp_onnx.calibration.runner import collect
 from snp_onnx.calibration.samples import Part, Samples
 from snp_onnx.calibration.sessions import Runtime
-from snp_onnx.planning.readings import Reading, readings
+from snp_onnx.planning.readings import Reading, readings, total_requests
 from snp_onnx.planning.statistics import Statistics
 from snp_onnx.tracing import Group, Linear
 from snp_onnx.verbs.result import Stopwatch
@@ -23,11 +23,12 @@ class Measured:
 
     readings: Mapping[Linear, Reading]
     moments: Mapping[str, Moments]
+    totals: Mapping[Linear, MomentRequest]
     warnings: tuple[str, ...]
 
     @property
     def statistics(self) -> Statistics:
-        return Statistics(self.readings, self.moments)
+        return Statistics(self.readings, self.moments, self.totals)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +53,9 @@ class Calibration:
 def measure(subject: Subject, groups: Sequence[Group], patches: bool, calibration: Calibration) -> Measured:
     """One pass over the calibration samples: moments at every consumer's input, of whole windows if `patches`."""
     wanted = readings(subject.trace, groups, calibration.count, patches)
+    totals = total_requests(subject.flow, wanted, calibration.count) if patches else {}
     requests = {reading.key: reading.request for reading in wanted.values()}
+    requests |= {request.key: request for request in totals.values()}
     batches = -(-calibration.count // calibration.batch_size)
 
     def heard(done: int) -> None:
@@ -68,7 +71,7 @@ def measure(subject: Subject, groups: Sequence[Group], patches: bool, calibratio
             calibration.runtime,
             progress=heard,
         )
-    return Measured(wanted, moments, _warnings(wanted, moments))
+    return Measured(wanted, moments, totals, _warnings(wanted, moments))
 
 
 def _warnings(wanted: Mapping[Linear, Reading], moments: Mapping[str, Moments]) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ from snp_onnx.verbs.subject import Subject, load_subject, resolve_shapes, trace_
 from snp_onnx.verbs.verify import verify
 
 CHOICE_OPTIONS = [
+    "error_power",
     "order",
     "fold",
     "ratios",
@@ -179,7 +180,7 @@ class _Job:
         if earlier is not None:
             earlier[0].alive(subject.trace)  # a plan for another graph is refused before the samples are run
             groups = earlier[0].groups(subject.trace)
-        measured, calibration = Measured({}, {}, ()), None
+        measured, calibration = Measured({}, {}, {}, ()), None
         if samples is not None:
             calibration = Calibration(samples, self.data.batch_size, self.runtime, clock, self.progress)
             measured = measure(subject, groups, self.choices.fold is Fold.PATCH, calibration)

@@ -26,14 +26,17 @@ from snp_onnx.subspace import refit, refit_error
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.groups import Mask
 from snp_onnx.tracing.weights import Weights
-from snp_onnx.verbs.gauss_newton import Joint
+from snp_onnx.verbs.gauss_newton import Joint, Pair
 from snp_onnx.verbs.measure import Calibration
 
 Array = npt.NDArray[Any]
 Values = Mapping[str, Array]
 
 REFIT_RIDGE = 10.0
-"""The anchor of the refit in units of the fold's: it sees the errors of a few positions, not only redundancy."""
+"""The anchor of the refit in units of the fold's: it learns from errors, not only from redundancy."""
+
+ENOUGH_SAMPLES = 1000
+"""With fewer the anchor grows in proportion: positions of one sample are much alike, so samples count, not rows."""
 
 JOINT_ROWS_PER_COLUMN = 400
 """Positions for each of a producer's inputs that a joint step wants to see."""
@@ -50,9 +53,11 @@ def refit_layers(
     chains = [find_chain(flow, alive, aim, calibration.count) for aim in aims]
     both = beside(dense, pruned)
     every = [_every(flow, chain, calibration.count) for chain in chains]
-    steps = [_Step.of(both, number, *given) for number, given in enumerate(zip(aims, chains, every, strict=True))]
+    pair = Pair.of(both)
+    anchor = REFIT_RIDGE * ridge * max(1.0, ENOUGH_SAMPLES / calibration.count)
+    steps = [_Step.of(pair, number, *given) for number, given in enumerate(zip(aims, chains, every, strict=True))]
     with Walk(both, calibration.batches(Part.CALIBRATION), calibration.runtime) as walk:
-        refitting = _Refitting(walk, Weights(both), REFIT_RIDGE * ridge, {})
+        refitting = _Refitting(walk, pair.weights, anchor, {})
         for number, step in enumerate(steps):
             calibration.progress("refit", number, len(steps))
             refitting.take(step, [name for later in steps[number + 1 :] for name in later.wanted])
@@ -79,13 +84,13 @@ class _Step:
     joint: Joint | None
 
     @classmethod
-    def of(cls, both: onnx.ModelProto, number: int, aim: Aim, chain: Chain | None, every: int) -> _Step:
+    def of(cls, pair: Pair, number: int, aim: Aim, chain: Chain | None, every: int) -> _Step:
         """The step of an aim; its nodes are added to the graph of both models."""
         name = f"aim::{number}"
-        both.graph.node.extend(_aim_nodes(name, aim, both))
+        pair.graph.node.extend(_aim_nodes(name, aim, pair.graph))
         inputs = replace(aim.layer.reading.request, cross_with=name)
         outputs = MomentRequest(name, inputs.axis, inputs.rank, lattice=inputs.lattice)
-        joint = None if chain is None else Joint.of(both, f"joint::{number}", chain, aim.layer, name, every)
+        joint = None if chain is None else Joint.of(pair, f"joint::{number}", chain, aim.layer, name, every)
         return cls(aim.layer, inputs, outputs, joint)
 
     @property
@@ -95,12 +100,12 @@ class _Step:
         return mine if self.joint is None else [*mine, self.joint.chain.producer.linear.input]
 
 
-def _aim_nodes(name: str, aim: Aim, both: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+def _aim_nodes(name: str, aim: Aim, graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """What a layer should give, as a tensor: the dense total at the positions that stayed, less the pruned shortcut."""
     wanted = DENSE + aim.total
     for axis, positions in aim.kept.items():
         kept = numpy_helper.from_array(positions, f"{name}::kept{axis}")
-        both.graph.initializer.append(kept)
+        graph.initializer.append(kept)
         yield helper.make_node("Gather", [wanted, kept.name], [f"{name}::cut{axis}"], axis=axis)
         wanted = f"{name}::cut{axis}"
     inputs = [wanted] if aim.shortcut is None else [wanted, aim.shortcut]
