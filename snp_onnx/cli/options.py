@@ -51,6 +51,7 @@ TARGETS = (
     _option("target_params", float | None, None, "Keep at most this fraction of the parameters."),
     _option("target_size", float | None, None, "Keep at most this fraction of the bytes on disk."),
     _option("variance", float | None, None, "The paper's τ: the share of ΣD every group keeps."),
+    _option("min_fidelity", float | None, None, "As few MACs as this cosine of the held-back outputs allows."),
 )
 
 CHOICES = (

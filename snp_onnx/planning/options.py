@@ -45,17 +45,26 @@ class Preset(StrEnum):
 
 
 class TargetKind(StrEnum):
-    """What the target measures: a share of the dense cost, or the paper's τ."""
+    """What the target measures: a share of the dense cost, the paper's τ, or the cosine of outputs that must remain."""
 
     MACS = "macs"
     PARAMS = "params"
     SIZE = "size"
     VARIANCE = "variance"
+    FIDELITY = "fidelity"
+
+    @property
+    def option(self) -> str:
+        """The name it has on the command line."""
+        names = {TargetKind.VARIANCE: "variance", TargetKind.FIDELITY: "min-fidelity"}
+        return names.get(self, f"target-{self}")
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Keep at most `value` of the dense cost; or, for `variance`, at least `value` of every group's ΣD."""
+    """Keep at most `value` of the dense cost; for `variance` at least `value` of every group's ΣD, for `fidelity` a
+    mean cosine of at least `value` of every output.
+    """
 
     kind: TargetKind
     value: float
@@ -67,7 +76,7 @@ class Target:
     @property
     def option(self) -> str:
         """The name it has on the command line."""
-        return "variance" if self.kind is TargetKind.VARIANCE else f"target-{self.kind}"
+        return self.kind.option
 
 
 @dataclass(frozen=True, slots=True)

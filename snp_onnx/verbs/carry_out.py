@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from snp_onnx.tracing.groups import Mask
 from snp_onnx.verbs.measure import Calibration, Measured
 from snp_onnx.verbs.refit import refit_layers
 from snp_onnx.verbs.result import GroupReport, Stopwatch
+from snp_onnx.verbs.settle import first_harmless, held_back_fidelity, mean_error
 from snp_onnx.verbs.subject import Subject
 
 
@@ -59,19 +61,49 @@ class Candidate:
 
 
 def carry_out(work: Work, plan: Plan) -> Candidate:
-    """Fold with the statistics (unless folding is off), cut, and refit (if told to)."""
-    subject = work.subject
-    alive = plan.alive(subject.trace)
-    folding = Folding({}, ())
+    """Fold with the statistics (unless folding is off), cut, and refit (if told to).
+
+    Where that makes the outputs on the samples held back worse than doing less would, less is done, and a warning says
+    so.
+    """
+    alive = plan.alive(work.subject.trace)
+    ways = [("cut", cut_only(work, plan))]
     if work.choices.fold is not Fold.NONE:
-        with work.clock("fold"):
-            affine = work.choices.fold is Fold.PATCH
-            statistics = work.measured.statistics
-            folding = fold(subject.flow, alive, statistics, work.choices.ridge, affine)
-    candidate = _cut(work, plan, alive, folding)
-    if work.choices.refine is Refine.NONE or work.calibration is None:
-        return candidate
-    return _refitted(work, candidate, alive)
+        ways.insert(0, ("fold", _folded(work, plan, alive)))
+    if work.choices.refine is not Refine.NONE and work.calibration is not None:
+        ways.insert(0, ("refit", _refitted(work, ways[0][1], alive)))
+    if work.calibration is None or len(ways) == 1 or alive.all():
+        return ways[0][1]
+    with work.clock("settle"):
+        dense = work.subject.dense.proto
+        errors = [mean_error(held_back_fidelity(dense, way.model, work.calibration)) for _, way in ways]
+    chosen = first_harmless(errors)
+    return ways[0][1] if chosen == 0 else _fallen_back(work, ways, errors, chosen)
+
+
+def _fallen_back(work: Work, ways: Sequence[tuple[str, Candidate]], errors: Sequence[float], chosen: int) -> Candidate:
+    """A simpler way than was asked for; the plan records it as the one to be carried out again."""
+    name, candidate = ways[chosen]
+    left_out = [ways[place][0] for place in range(chosen)]
+    warning = (
+        f"without {' and '.join(left_out)}: on the samples held back it made the outputs worse "
+        f"(relative L2 {errors[0]:.4f} against {errors[chosen]:.4f}): give more samples, like those in use"
+    )
+    options = dict(candidate.plan.options) | {"refine": str(Refine.NONE)}
+    if name == "cut":
+        options["fold"] = str(Fold.NONE)
+    plan = replace(candidate.plan, options=options)
+    model = onnx.ModelProto()
+    model.CopyFrom(candidate.model)
+    with_provenance(model, _provenance(work.subject, plan))
+    return replace(candidate, model=model, plan=plan, warnings=(*candidate.warnings, warning))
+
+
+def _folded(work: Work, plan: Plan, alive: Mask) -> Candidate:
+    with work.clock("fold"):
+        affine, statistics = work.choices.fold is Fold.PATCH, work.measured.statistics
+        folding = fold(work.subject.flow, alive, statistics, work.choices.ridge, affine)
+    return _cut(work, plan, alive, folding)
 
 
 def _refitted(work: Work, candidate: Candidate, alive: Mask) -> Candidate:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from snp_onnx.cost import Term, byte_terms, param_terms
 from snp_onnx.errors import TargetError
-from snp_onnx.planning.budget import Costs
+from snp_onnx.planning.budget import Costs, smallest
 from snp_onnx.planning.cost_table import CostTable, WithRemainder
 from snp_onnx.planning.decide import decide, eligible
 from snp_onnx.planning.options import Choices, Ratios, Target, TargetKind
@@ -15,6 +15,7 @@ from snp_onnx.planning.plan import Plan, widths
 from snp_onnx.planning.statistics import Statistics
 from snp_onnx.tracing import Group
 from snp_onnx.verbs.carry_out import Candidate, Work, carry_out, cut_only
+from snp_onnx.verbs.least import least_above
 from snp_onnx.verbs.subject import Subject
 
 _SIZE_TRIES = 8
@@ -33,7 +34,11 @@ def find_candidate(work: Work, target: Target) -> Candidate:
     if target.kind is TargetKind.SIZE:
         return _within_bytes(work, target, paths)
     table = CostTable(_terms(subject, target), subject.trace, [path.group for path in paths])
-    return carry_out(work, _decided(work, target, paths, table, _dense_cost(subject, target)))
+    dense = _dense_cost(subject, target)
+    if target.kind is TargetKind.FIDELITY:
+        narrowest = table.cost(smallest(paths, chosen.min_units, chosen.round_to))
+        return least_above(work, target, lambda macs: _decided(work, macs, paths, table, dense), narrowest / dense)
+    return carry_out(work, _decided(work, target, paths, table, dense))
 
 
 def _with_implied_ratios(chosen: Choices, target: Target) -> Choices:

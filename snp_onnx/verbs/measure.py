@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from snp_onnx.calibration.moments import MomentRequest, Moments, View
 from snp_onnx.calibration.runner import collect
@@ -33,21 +34,26 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
-    """The samples and where they run; `progress` hears how far each stage is."""
+    """The samples and where they run; `progress` hears how far each stage is.
+
+    Only one in `every` batches of those that decide is used.
+    """
 
     samples: Samples
     batch_size: int
     runtime: Runtime
     clock: Stopwatch
     progress: Progress
+    every: int = 1
 
     def batches(self, part: Part) -> Iterator[Feed]:
-        return self.samples.batches(self.batch_size, part)
+        step = self.every if part is Part.CALIBRATION else 1
+        return islice(self.samples.batches(self.batch_size, part), 0, None, step)
 
     @property
     def count(self) -> int:
         """How many samples decide; the others are held back."""
-        return self.samples.part_count(Part.CALIBRATION)
+        return self.samples.part_count(Part.CALIBRATION) // self.every
 
 
 def measure(subject: Subject, groups: Sequence[Group], patches: bool, calibration: Calibration) -> Measured:

@@ -13,14 +13,14 @@ import onnx
 from snp_onnx import model_io
 from snp_onnx.calibration.inputs import input_specs
 from snp_onnx.calibration.samples import Part, Samples, open_samples
-from snp_onnx.calibration.sessions import Runtime, open_session
+from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.errors import CalibrationError, PlanError
 from snp_onnx.passes import summarise
 from snp_onnx.planning.decide import eligible
 from snp_onnx.planning.options import Choices, Fold, Ratios, Target, TargetKind, choices
 from snp_onnx.planning.plan import Folds, Plan, load_plan
 from snp_onnx.verbs.carry_out import Candidate, Work, candidate_from_plan
-from snp_onnx.verbs.fidelity import Fidelity, measure_fidelity
+from snp_onnx.verbs.fidelity import Fidelity
 from snp_onnx.verbs.find_plan import find_candidate
 from snp_onnx.verbs.measure import Calibration, Measured, measure
 from snp_onnx.verbs.result import PruneResult, Report, Stopwatch, stop_reports, versions
@@ -33,6 +33,7 @@ from snp_onnx.verbs.settings import (
     runtime_from,
     target_from,
 )
+from snp_onnx.verbs.settle import held_back_fidelity
 from snp_onnx.verbs.subject import Subject, load_subject, resolve_shapes, trace_at
 from snp_onnx.verbs.verify import verify
 
@@ -59,6 +60,7 @@ def prune(
     target_params: float | None = None,
     target_size: float | None = None,
     variance: float | None = None,
+    min_fidelity: float | None = None,
     preset: str = "best",
     units: Sequence[str] | None = None,
     plan: Plan | str | os.PathLike[str] | None = None,
@@ -74,7 +76,8 @@ def prune(
     calibration : any SOURCE: a path (.npz, .npy, folder, loader.py, "random"), arrays, an iterable of feeds, or an
         object with `get_next`.
     target_macs, target_params, target_size : fraction of the dense model's cost to keep at most.
-    variance : the paper's τ. Exactly one target, unless `plan` is given.
+    variance : the paper's τ. min_fidelity : the cosine that every output must keep on the samples held back, by as few
+        MACs as can be found. Exactly one target, unless `plan` is given.
     preset : "best", "fast" or "paper". units : kinds that may be removed, of "channels" and "heads".
     plan : a Plan or the path of a saved one, to carry out instead of deciding.
     external_as : the file name that the result will be saved under with external data; its bytes then count for
@@ -91,6 +94,7 @@ def prune(
     """
     check_options(options, DATA_OPTIONS + CHOICE_OPTIONS)
     given = {"macs": target_macs, "params": target_params, "size": target_size, "variance": variance}
+    given["fidelity"] = min_fidelity
     if plan is not None and any(value is not None for value in given.values()):
         raise PlanError("a plan and a target were given: give one of them")
     target = None if plan is not None else target_from(given)
@@ -195,16 +199,17 @@ class _Job:
             feed = next(iter(samples.batches(self.data.batch_size, Part.HELD_OUT))) if samples is not None else None
             verify(subject.dense.proto, candidate.model, self.runtime, feed)
         with clock("fidelity"):
-            fidelity = self._fidelity(subject, candidate, samples)
+            fidelity: tuple[Fidelity, ...] = ()
+            if calibration is not None:
+                fidelity = held_back_fidelity(subject.dense.proto, candidate.model, calibration)
         return self._result(subject, candidate, measured, samples, fidelity, clock)
 
-    def _fidelity(self, subject: Subject, candidate: Candidate, samples: Samples | None) -> tuple[Fidelity, ...]:
-        if samples is None:
+    def _fidelity(
+        self, subject: Subject, candidate: Candidate, calibration: Calibration | None
+    ) -> tuple[Fidelity, ...]:
+        if calibration is None:
             return ()
-        dense = open_session(subject.dense.proto, self.runtime)
-        pruned = open_session(candidate.model, self.runtime)
-        batches = samples.batches(self.data.batch_size, Part.HELD_OUT)
-        return measure_fidelity(dense, pruned, batches, samples.labels(Part.HELD_OUT))
+        return held_back_fidelity(subject.dense.proto, candidate.model, calibration)
 
     def _result(
         self,

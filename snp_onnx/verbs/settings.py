@@ -86,7 +86,7 @@ def runtime_from(options: Mapping[str, Any]) -> Runtime:
 def target_from(given: Mapping[str, float | None]) -> Target:
     """The one target that was given; PlanError for none or several."""
     chosen = [(kind, value) for kind, value in given.items() if value is not None]
-    names = ", ".join(f"--{'variance' if kind == 'variance' else f'target-{kind}'}" for kind in TargetKind)
+    names = ", ".join(f"--{kind.option}" for kind in TargetKind)
     if len(chosen) != 1:
         problem = "no target" if not chosen else f"{len(chosen)} targets"
         raise PlanError(f"{problem} given: give exactly one of {names}")

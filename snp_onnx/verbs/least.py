@@ -1,0 +1,71 @@
+"""The least model above a fidelity: plans along the path of budgets, carried out until the bound is met closely."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from snp_onnx.errors import TargetError
+from snp_onnx.planning.options import Target, TargetKind
+from snp_onnx.planning.plan import Plan
+from snp_onnx.verbs.carry_out import Candidate, Work, carry_out
+from snp_onnx.verbs.settle import held_back_fidelity, worst_cosine
+
+PROBE_SAMPLES = 256
+"""Samples that a trial is refitted on; the model given back sees all of them."""
+
+PROBES = 6
+STEP = 0.02
+"""Share of the MACs by which the result is moved once it has been refitted on all samples."""
+
+Decide = Callable[[Target], Plan]
+
+
+def least_above(work: Work, target: Target, decide: Decide, least: float) -> Candidate:
+    """The candidate with the fewest MACs whose worst held-back cosine is at least the target's value.
+
+    `decide` makes the plan of a MACs target from the paths that are there; `least` is the smallest share it can reach.
+    Bisects with trials on few samples, then moves the result, refitted on all of them, in small steps to the bound.
+    """
+    trial = _on_fewer_samples(work)
+    low, high = least, 1.0
+    for _ in range(PROBES):
+        middle = 0.5 * (low + high)
+        meets = _cosine(trial, carry_out(trial, decide(_macs(middle)))) >= target.value
+        low, high = (low, middle) if meets else (middle, high)
+    best: Candidate | None = None
+    share = high
+    while share <= 1.0:
+        candidate = carry_out(work, decide(_macs(share)))
+        if _cosine(work, candidate) >= target.value:
+            best = candidate
+            if share - STEP < least or share > high:
+                break
+            share -= STEP
+        elif best is not None:
+            break
+        else:
+            high = share  # from here on only upwards
+            share += STEP
+    if best is None or all(decision.after == decision.before for decision in best.plan.decisions):
+        raise TargetError(
+            f"--{target.option} {target.value:g} can't be reached by removing anything: "
+            "give a lower bound or more samples"
+        )
+    record = {"kind": str(target.kind), "value": target.value}
+    return replace(best, plan=replace(best.plan, target=record))
+
+
+def _macs(share: float) -> Target:
+    return Target(TargetKind.MACS, min(max(share, 1e-6), 1.0))
+
+
+def _on_fewer_samples(work: Work) -> Work:
+    assert work.calibration is not None
+    every = max(1, work.calibration.count // PROBE_SAMPLES)
+    return replace(work, calibration=replace(work.calibration, every=every))
+
+
+def _cosine(work: Work, candidate: Candidate) -> float:
+    assert work.calibration is not None
+    return worst_cosine(held_back_fidelity(work.subject.dense.proto, candidate.model, work.calibration))
