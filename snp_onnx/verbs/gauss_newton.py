@@ -33,6 +33,9 @@ from snp_onnx.tracing.weights import Weights
 
 Array = npt.NDArray[Any]
 
+CURVATURE_EVERY = 2
+"""Products with the curvature use one in so many of the batches that the gradient uses: it needs less of them."""
+
 ITERATIONS = 3
 """More would fit the samples rather than the layer."""
 
@@ -86,12 +89,15 @@ class Joint:
         nodes = tuple(i for i, node in enumerate(both.node) if chained.intersection(node.output))
         return cls(chain, consumer, tangent, requests[0], requests[1], nodes, every)
 
-    def step(self, walk: Walk, weights: Weights, rho: float) -> dict[str, Array]:
-        """New values of the producer's initialisers; none where a moment isn't finite."""
+    def step(self, walk: Walk, weights: Weights, rho: float, inputs: Moments | None) -> dict[str, Array]:
+        """New values of the producer's initialisers; none where a moment isn't finite.
+
+        `inputs` are the moments of the producer's inputs, if they were taken already.
+        """
         producer = self.chain.producer
         asked = producer.reading.request
-        found = walk.run([asked, self.gradient], every=self.every)
-        x, g = found[asked.key], found[self.gradient.key]
+        found = walk.run([self.gradient, *([asked] if inputs is None else [])], every=self.every)
+        x, g = inputs or found[asked.key], found[self.gradient.key]
         if not (x.is_finite and g.is_finite):
             return {}
         present, bias = producer.matrix(weights), producer.offset(weights)
@@ -103,7 +109,9 @@ class Joint:
 
         def curvature(change: Array) -> Array:
             self._hold(walk, weights, change, mean)
-            product = self._change(walk.run([self.curvature], every=self.every)[self.curvature.key], mean)
+            product = self._change(
+                walk.run([self.curvature], every=CURVATURE_EVERY * self.every)[self.curvature.key], mean
+            )
             product[:, :-1] += gain[:, None] * ridge * change[:, :-1]
             return product
 
