@@ -11,7 +11,7 @@ SOURCES := snp_onnx passes models tools tests
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format format-check lint types size bench clean
+.PHONY: help demo test check format format-check lint types size bench rivals clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,13 @@ bench: .venv/.ready ## measure accuracy, validity and cost on the benchmark mode
 	$(DEV)/python -m tools.bench.accuracy
 	$(DEV)/python -m tools.bench.every_model
 	$(DEV)/python -m tools.bench.pass_cost
+	$(DEV)/python -m tools.bench.mobilenet
+	$(DEV)/python -m tools.bench.concat
+	$(DEV)/python -m tools.bench.sensitivity --preset all
+
+rivals: .venv/.ready ## measure other tools beside ours on one network, and draw the plot
+	$(DEV)/python -m pip install --quiet --constraint requirements/dev.txt --editable '.[dev,bench]'
+	$(DEV)/python -m tools.bench.rivals $(ARGS)
 
 clean: ## remove the environments, caches and build products
 	rm -rf .venv .venv-core build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -18,6 +18,7 @@ from models.mobilenet import mobilenet_v2
 from models.resnet import bottleneck_block, resnet
 from models.se_resnet import se_resnet
 from models.shufflenet import shufflenet_v1, shufflenet_v2
+from models.squeezenet import squeezenet
 from models.super_resolution import super_resolution
 from models.unet import unet
 from models.vgg import vgg
@@ -65,6 +66,8 @@ RECIPES: dict[str, Recipe] = {
     "densenet40": Recipe(
         partial(densenet, stages=(12, 12, 12), growth=12, bottleneck=False, cifar=True, classes=10), 32
     ),
+    "squeezenet": Recipe(squeezenet, 224),
+    "squeezenet-cifar": Recipe(partial(squeezenet, cifar=True, classes=10), 32),
     "unet": Recipe(partial(unet, mode="transposed"), 256),
     "unet-nearest": Recipe(partial(unet, mode="nearest"), 256),
     "unet-bilinear": Recipe(partial(unet, mode="bilinear"), 256),

@@ -33,6 +33,8 @@ TINY: dict[str, dict[str, Any]] = {
     "shufflenetv2": {**_NARROW, "classes": 10, "stages": (2, 2)},
     "densenet121": {**_NARROW, "width": 0.25, "classes": 10, "stages": (2, 2)},
     "densenet40": {"width": 0.5, "in_size": 16, "stages": (3, 2)},
+    "squeezenet": {**_NARROW, "width": 0.25, "classes": 10, "stages": ((16,), (32,))},
+    "squeezenet-cifar": {"width": 0.25, "in_size": 16, "stages": ((16,), (32,))},
     "unet": _UNET,
     "unet-nearest": _UNET,
     "unet-bilinear": _UNET,

@@ -314,7 +314,7 @@ def test_the_model_is_replaced_only_by_force(how: str, here: Bench, capsys: pyte
     if how == "link":
         output.symlink_to(here.model)
     before = files(here.folder)
-    asked = ("prune", here.model, output, "--calibration", here.data, "--target-macs", 0.5)
+    asked = ("prune", here.model, output, "--calibration", here.data, "--target-macs", 0.5, "--preset", "paper")
     assert_refused(call(capsys, *asked), 2, "--force")
     assert files(here.folder) == before
     assert call(capsys, *asked, "--force").code == 0

@@ -16,6 +16,7 @@ from tests.command_line import (
     DIGITS,
     DIGITS_OPTIONS,
     Bench,
+    Done,
     bench,
     call,
     classifier,
@@ -71,9 +72,9 @@ def test_variance_gives_every_group_its_share(here: Bench, capsys: Capture) -> N
 
 
 def test_round_to_gives_multiples_or_the_dense_width(here: Bench, capsys: Capture) -> None:
-    plain = done(here, capsys).widths
+    plain = done(here, capsys, "--preset", "paper").widths
     assert plain == {"w1:0": 5, "w2:0": 4}
-    rounded = done(here, capsys, "--round-to", 4).widths
+    rounded = done(here, capsys, "--preset", "paper", "--round-to", 4).widths
     assert rounded != plain
     assert all(after % 4 == 0 or after == before for after, before in zip(rounded.values(), (8, 6), strict=True))
 
@@ -139,11 +140,12 @@ def test_seed_changes_the_random_order(here: Bench, capsys: Capture) -> None:
 
 
 def test_folding_lowers_the_error(here: Bench, capsys: Capture) -> None:
-    folded, plain = done(here, capsys), done(here, capsys, "--fold", "none")
+    paper = ("--preset", "paper")
+    folded, plain = done(here, capsys, *paper), done(here, capsys, *paper, "--fold", "none")
     assert folded.widths == plain.widths
     assert folded.report["fidelity"][0]["relative_l2"] < plain.report["fidelity"][0]["relative_l2"]
     assert not np.array_equal(folded.weight(2), plain.weight(2))
-    assert done(here, capsys, "--fold", "channel").model == folded.model
+    assert done(here, capsys, *paper, "--fold", "channel").model == folded.model
 
 
 def test_uniform_ratios_cut_all_alike(tmp_path: Path, capsys: Capture) -> None:
@@ -165,14 +167,37 @@ def test_ridge_changes_the_fold(here: Bench, capsys: Capture) -> None:
 
 def test_preset_paper_is_what_it_says(here: Bench, capsys: Capture) -> None:
     named = done(here, capsys, "--preset", "paper")
-    assert named.model == done(here, capsys).model
-    options = named.report["options"]
-    assert (options["order"], options["fold"], options["ratios"], options["ridge"]) == (
-        "zca",
-        "channel",
-        "variance",
-        1e-6,
-    )
+    single = {"order": "zca", "fold": "channel", "ratios": "variance", "ridge": 1e-6, "refine": "none"}
+    assert {name: named.report["options"][name] for name in single} == single
+    spelt = [word for name, value in single.items() for word in (f"--{name}", value)]
+    assert held(done(here, capsys, *spelt)) == held(named)
+    assert held(done(here, capsys)) != held(named)
+
+
+def held(found: Done) -> list[bytes]:
+    """The weights alone: the metadata have the options too."""
+    return [tensor.raw_data for tensor in found.model.graph.initializer]
+
+
+def test_preset_best_is_the_default(here: Bench, capsys: Capture) -> None:
+    plain = done(here, capsys)
+    assert done(here, capsys, "--preset", "best").model == plain.model
+    single = {"order": "output", "fold": "patch", "ratios": "budget", "ridge": 1e-3, "refine": "sequential"}
+    assert {name: plain.report["options"][name] for name in single} == single
+
+
+def test_refine_none_leaves_the_weights_as_they_were_folded(here: Bench, capsys: Capture) -> None:
+    best, unrefined = done(here, capsys), done(here, capsys, "--refine", "none")
+    assert best.widths == unrefined.widths
+    assert held(best) != held(unrefined)
+    assert unrefined.report["options"]["refine"] == "none"
+    assert best.report["fidelity"][0]["relative_l2"] != unrefined.report["fidelity"][0]["relative_l2"]
+    fast = done(here, capsys, "--preset", "fast", "--refine", "sequential")
+    assert held(fast) != held(done(here, capsys, "--preset", "fast"))
+    outcome = here.prune(capsys, "--refine", "twice")
+    assert outcome.code == 2
+    assert "--refine 'twice'" in outcome.err
+    assert "sequential, none" in outcome.err
 
 
 # data
@@ -199,7 +224,7 @@ def test_batch_size_is_the_number_of_rows_a_run(here: Bench, capsys: Capture, mo
     monkeypatch.setattr(measure_module, "collect", spy)
     for size in (1, 7):
         assert done(here, capsys, "--batch-size", size).report["options"]["batch_size"] == size
-    assert done(here, capsys).widths == {"w1:0": 5, "w2:0": 4}
+    assert done(here, capsys, "--preset", "paper").widths == {"w1:0": 5, "w2:0": 4}
     assert seen == [1, 7, 16]
 
 

@@ -66,7 +66,8 @@ def test_the_input_stays_and_the_output_is_the_same_every_time(here: Bench, caps
 
 def test_force_replaces_the_model(here: Bench, capsys: Capture) -> None:
     dense = here.model.read_bytes()
-    outcome = call(capsys, "prune", here.model, here.model, "--calibration", here.data, "--target-macs", 0.6, "--force")
+    asked = ("--calibration", here.data, "--target-macs", 0.6, "--preset", "paper")
+    outcome = call(capsys, "prune", here.model, here.model, *asked, "--force")
     assert outcome.code == 0
     assert len(here.model.read_bytes()) < len(dense)
     assert onnx.load(here.model).graph.initializer[0].dims[0] == 5
@@ -113,7 +114,7 @@ def test_the_report_has_what_is_promised(here: Bench, capsys: Capture) -> None:
 
 
 def test_provenance_is_in_the_metadata(here: Bench, capsys: Capture) -> None:
-    metadata = {entry.key: entry.value for entry in done(here, capsys).model.metadata_props}
+    metadata = {entry.key: entry.value for entry in done(here, capsys, "--preset", "paper").model.metadata_props}
     assert metadata["author"] == "tests"
     assert metadata["snp_onnx.version"] == __version__
     assert json.loads(metadata["snp_onnx.plan"])["widths"] == {"w1:0": [8, 5], "w2:0": [6, 4]}
@@ -143,13 +144,14 @@ def test_a_plan_of_streams_is_folded_too(tmp_path: Path, capsys: Capture) -> Non
 
 def test_a_plan_without_statistics_warns(here: Bench, capsys: Capture) -> None:
     plan, again = here.folder / "plan.json", here.folder / "again.onnx"
-    done(here, capsys, "--plan", plan)
+    paper = ("--preset", "paper", "--plan", plan)
+    done(here, capsys, *paper)
     (here.folder / "plan.npz").unlink()
     outcome = call(capsys, "prune", here.model, again, "--apply-plan", plan, "--quiet")
     assert outcome.code == 0
     assert len(outcome.lines) == 1
     assert outcome.err.startswith("warning: cut without folding")
-    plain = done(here, capsys, "--fold", "none", "--plan", plan).model
+    plain = done(here, capsys, *paper, "--fold", "none").model
     assert [t.raw_data for t in onnx.load(again).graph.initializer] == [t.raw_data for t in plain.graph.initializer]
     assert call(capsys, "prune", here.model, again, "--apply-plan", plan, "--quiet").err == ""  # it asks for no folding
 

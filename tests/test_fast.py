@@ -25,9 +25,10 @@ from snp_onnx.planning.decide import decide
 from snp_onnx.planning.folding import fold, own_bias
 from snp_onnx.planning.options import FAST, Target, TargetKind
 from snp_onnx.planning.paths import Path
-from snp_onnx.planning.readings import conv_window, readings
+from snp_onnx.planning.readings import PATCH_COLUMNS, conv_window, readings
 from snp_onnx.planning.statistics import Statistics
 from snp_onnx.tracing import Group, Kind, Trace
+from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.weights import Weights
 from tests.command_line import DIGITS, DIGITS_DATA, bench, call, done, images, small
 from tests.graphs import Net, feed_for
@@ -205,7 +206,7 @@ def test_windows_of_convolutions(case: str) -> None:
 
 
 def test_windows_of_too_many_columns_are_read_by_channel() -> None:
-    for units, view in ((455, View.PATCHES), (456, View.CHANNELS)):  # 455 x 9 = 4095
+    for units, view in ((PATCH_COLUMNS // 9, View.PATCHES), (PATCH_COLUMNS // 9 + 1, View.CHANNELS)):
         model = pair(3, units=units)
         found = traced(model, feed_for(model, 1))
         assert [r.request.view for r in readings(found, found.groups, 5, patches=True).values()] == [view]
@@ -240,7 +241,7 @@ def test_patch_folds_are_least_squares_with_a_constant(stride: int, pad: int, bi
     (consumer,) = group.consumers
     alive = found.alive([group.labels[[1, 4]]])
     by_patch, by_channel = (
-        fold(model, found, alive, statistics(model, found, feed, patches), 1e-10, affine=patches).values
+        fold(Flow(model, found), alive, statistics(model, found, feed, patches), 1e-10, affine=patches).values
         for patches in (True, False)
     )
     shown = onnx.ModelProto()
@@ -272,7 +273,7 @@ def consumer_bias(net: Net) -> str | None:
     model = net.model()
     found = traced(model, feed_for(model, 1))
     moments = statistics(model, found, feed_for(model, 8), patches=True)
-    return own_bias(found, Weights(model), list(found.groups[0].consumers)[:1], moments)
+    return own_bias(Flow(model, found), list(found.groups[0].consumers)[:1], moments)
 
 
 def test_only_an_own_plain_bias_takes_a_constant() -> None:
@@ -293,6 +294,10 @@ def test_only_an_own_plain_bias_takes_a_constant() -> None:
     product.output(product.linear(product.Relu(product.linear(product.input("x", 5), 5, 6)), 6, 4))
     assert [consumer_bias(dense(beta)) for beta in (1.0, 0.5)] == ["b2", None]
     assert [consumer_bias(shared(count)) for count in (1, 2)] == ["b2", None]
+    assert consumer_bias(product) == "b2"  # the Add behind a MatMul
+    product = Net(batch="N")
+    x = product.Relu(product.linear(product.input("x", 5), 5, 6))
+    product.output(product.Add(product.linear(x, 6, 4, bias=False), product.normal(1, 4)))
     assert consumer_bias(product) is None
 
 
@@ -322,7 +327,7 @@ def test_fast_is_closer_than_paper_at_equal_cost() -> None:
 def test_fast_on_every_topology(name: str) -> None:
     model = CATALOGUE[name].model("N" if "N" in CATALOGUE[name].batches else 2)
     feeds = [feed_for(model, 2, seed) for seed in range(12)]
-    result = snp_onnx.prune(model, feeds, target_params=0.9, preset="fast", streams=True)
+    result = snp_onnx.prune(model, feeds, target_params=0.9, preset="fast", streams=True, threads=1)
     assert result.report.pruned.params <= 0.9 * result.report.dense.params
     assert_valid(result.model, feeds[0], full_check=not CATALOGUE[name].is_deprecated)
     dense, pruned = run(model, feeds[1]), run(result.model, feeds[1])

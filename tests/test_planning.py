@@ -30,6 +30,7 @@ from snp_onnx.planning.statistics import Statistics, unit_columns
 from snp_onnx.subspace import Order
 from snp_onnx.tracing import Group, Kind, Trace, trace
 from snp_onnx.tracing.facts import infer_facts
+from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.weights import Weights
 from tests.graphs import Net, feed_for
 from tests.oracles import Mask, cut, half_removed, run, traced
@@ -56,8 +57,11 @@ class Planned:
         return run(shown, self.feed)[0].astype(np.float64)
 
     def paths(self, chosen: Choices = Choices(streams=True)) -> tuple[Path, ...]:  # noqa: B008
-        weights = Weights(self.model)
-        return find_paths(self.trace, eligible(self.trace, chosen), self.statistics, chosen, weights)
+        return find_paths(self.flow, eligible(self.trace, chosen), self.statistics, chosen)
+
+    @property
+    def flow(self) -> Flow:
+        return Flow(self.model, self.trace)
 
 
 def planned(model: onnx.ModelProto, samples: int = 64) -> Planned:
@@ -249,7 +253,7 @@ def test_what_is_not_finite_counts_as_not_measured() -> None:
 
 
 def folded(found: Planned, alive: Mask, ridge: float = 1e-10) -> Mapping[str, Array]:
-    result = fold(found.model, found.trace, alive, found.statistics, ridge)
+    result = fold(found.flow, alive, found.statistics, ridge)
     assert result.unfolded == ()
     return result.values
 

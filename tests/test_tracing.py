@@ -293,6 +293,8 @@ GROUPS_AND_STREAMS = {
     "se-resnet18-linear": (6, 2),
     "shufflenetv1": (0, 0),
     "shufflenetv2": (10, 0),
+    "squeezenet": (7, 0),
+    "squeezenet-cifar": (7, 0),
     "super-resolution": (5, 1),
     "unet": (12, 0),
     "unet-bilinear": (12, 0),

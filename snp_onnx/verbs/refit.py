@@ -39,8 +39,14 @@ REFIT_RIDGE = 10.0
 ENOUGH_SAMPLES = 1000
 """With fewer the anchor grows in proportion: positions of one sample are much alike, so samples count, not rows."""
 
+BOUNDARY_TENSORS = 4
+
 MOST_SAMPLES = 1024
 """Of more, every second or third batch is enough: a refit on 4,096 images is no better than one on 1,024."""
+
+MOST_BYTES = 8 * 2**30
+LEAST_SAMPLES = 64
+"""Activations of large images are kept of fewer samples, so that they fit on a disk; never of less than these."""
 
 JOINT_ROWS_PER_COLUMN = 400
 """Positions for each of a producer's inputs that a joint step wants to see."""
@@ -53,7 +59,8 @@ def refit_layers(
 
     `flow` is the dense model's, `alive` says what the pruned one has of it.
     """
-    calibration = replace(calibration, every=max(calibration.every, -(-calibration.count // MOST_SAMPLES)))
+    most = min(MOST_SAMPLES, max(LEAST_SAMPLES, MOST_BYTES // _bytes_a_sample(flow, dense)))
+    calibration = replace(calibration, every=max(calibration.every, -(-calibration.count // most)))
     aims = find_aims(flow, alive, calibration.count)
     chains = [find_chain(flow, alive, aim, calibration.count) for aim in aims]
     both = beside(dense, pruned)
@@ -67,6 +74,15 @@ def refit_layers(
             calibration.progress("refit", number, len(steps))
             refitting.take(step, [name for later in steps[number + 1 :] for name in later.wanted])
     return refitting.values
+
+
+def _bytes_a_sample(flow: Flow, model: onnx.ModelProto) -> int:
+    """About what crosses a boundary at the widest place: inputs, aims and shortcuts of both models."""
+    shapes = flow.trace.facts.shapes
+    constants = {tensor.name for tensor in model.graph.initializer}
+    rows = [shapes[value.name][0] for value in model.graph.input if shapes.get(value.name)]
+    largest = max((int(np.prod(shape)) for name, shape in shapes.items() if name not in constants), default=1)
+    return max(1, 4 * BOUNDARY_TENSORS * largest // max(rows, default=1))
 
 
 def _every(flow: Flow, chain: Chain | None, samples: int) -> int:

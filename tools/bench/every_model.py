@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import snp_onnx
+from snp_onnx.planning.options import Preset
 from tools.bench import material
 
 Case = tuple[Path, Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]
@@ -27,8 +28,8 @@ def main() -> None:
     """Print the table."""
     cases = (*_classifiers(), *_others(), *_language())
     columns = ("model", "groups", "MACs kept", "params kept", "top-1 dense", "top-1 pruned", "cosine, worst output")
-    for preset in ("paper", "fast"):
-        rows = [_row(model, *data, {**options, "preset": preset}) for model, *data, options in cases]
+    for preset in Preset:
+        rows = [_row(model, *data, {**options, "preset": str(preset)}) for model, *data, options in cases]
         print(f"\n{datetime.now(UTC):%Y-%m-%d}; {material.machine()}; preset {preset}, --target-macs {TARGET}\n")
         print(material.table(columns, rows))
 

@@ -22,10 +22,11 @@ from snp_onnx.calibration.inputs import input_specs
 from snp_onnx.calibration.samples import Part, Preprocess, open_samples
 from snp_onnx.calibration.sessions import Runtime, open_session, run
 from snp_onnx.model_io import load
+from snp_onnx.planning.options import Preset
 from tools.bench import material
 
 ROUNDS = 5
-WORK = ("calibrate", "decide", "fold")
+WORK = ("calibrate", "decide", "fold", "refit")
 
 
 def main() -> None:
@@ -42,23 +43,23 @@ def main() -> None:
         ("mobilenetv2_1.0_224_imagenet.onnx", mobile, {}),
     ]
     columns = (
-        *("preset", "model", "samples", "calibrate + decide + fold, in plain passes"),
-        *("apart: session", "prepare", "trace", "rewrite", "verify"),
+        *("preset", "model", "samples", "calibrate + decide + fold + refit, in plain passes"),
+        *("apart: session", "prepare", "trace", "rewrite", "settle", "verify"),
     )
-    print(material.table(columns, [_measure(preset, *case) for preset in ("paper", "fast") for case in cases]))
+    print(material.table(columns, [_measure(preset, *case) for preset in Preset for case in cases]))
     print()
     peaks = [(count, _peak(count)) for count in (128, 512, 2048)]
     print(material.table(("samples", "peak memory, MB"), peaks))
 
 
-def _measure(preset: str, name: str, source: Any, options: dict[str, Any]) -> tuple[object, ...]:
+def _measure(preset: Preset, name: str, source: Any, options: dict[str, Any]) -> tuple[object, ...]:
     model = material.model(name)
     rows = []
     for _ in range(ROUNDS):
         plain = _plain_pass(model, source, options)
-        timings = snp_onnx.prune(model, source, target_macs=0.5, preset=preset, **options).report.timings
-        apart = [timings[stage] for stage in ("open session", "prepare", "trace", "rewrite", "verify")]
-        rows.append([sum(timings[stage] for stage in WORK) / plain, *(seconds / plain for seconds in apart)])
+        timings = snp_onnx.prune(model, source, target_macs=0.5, preset=str(preset), **options).report.timings
+        apart = [timings[stage] for stage in ("open session", "prepare", "trace", "rewrite", "settle", "verify")]
+        rows.append([sum(timings.get(stage, 0.0) for stage in WORK) / plain, *(seconds / plain for seconds in apart)])
     return (preset, name, len(next(iter(source.values()))), *(f"{share:.3f}" for share in np.median(rows, axis=0)))
 
 

@@ -1,0 +1,76 @@
+"""The plot of accuracy against MACs kept: every preset of ours, and the best row of every other family."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Curve = Sequence[tuple[float, float]]
+Named = tuple[str, str, Curve]
+"""Family, name, and (share of MACs, top-1 in per cent) points."""
+
+OURS = "snp-onnx"
+OWN_COLOURS = ("#0b5cad", "#2f8fe0", "#8cc4f5")
+COLOURS = ("#b5442e", "#7a5ba6", "#2e7d5b", "#8a6d1f", "#666666")
+MARKERS = "sD^vP"
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "snp-onnx",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Helvetica", "Arial"],
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def draw(rows: Sequence[Named], dense: float, path: Path) -> None:
+    """Write an SVG, the same bytes for the same rows; without matplotlib only a line that says so."""
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        print("no plot: pip install matplotlib", file=sys.stderr)
+        return
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        _curves(axes, chosen(rows))
+        _frame(axes, dense)
+        figure.savefig(path, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
+
+
+def chosen(rows: Sequence[Named]) -> list[Named]:
+    """Our presets, best first, then of every other family the row with the highest mean, best first."""
+    full = [row for row in rows if row[2]]
+    ours = [row for row in full if row[0] == OURS]
+    families = dict.fromkeys(row[0] for row in full if row[0] != OURS)
+    best = [max((row for row in full if row[0] == family), key=_mean) for family in families]
+    return sorted(ours, key=_mean, reverse=True) + sorted(best, key=_mean, reverse=True)
+
+
+def _mean(row: Named) -> float:
+    return sum(accuracy for _, accuracy in row[2]) / len(row[2])
+
+
+def _curves(axes: Any, rows: Sequence[Named]) -> None:
+    others = 0
+    for at, (family, name, curve) in enumerate(rows):
+        own = family == OURS
+        colour = OWN_COLOURS[min(at, len(OWN_COLOURS) - 1)] if own else COLOURS[others % len(COLOURS)]
+        look = {"marker": "o" if own else MARKERS[others % len(MARKERS)], "linewidth": 2.4 if own else 1.3}
+        others += not own
+        shares, accuracies = zip(*sorted(curve), strict=True)
+        axes.plot(shares, accuracies, color=colour, markersize=5, label=f"{family}, {name}", **look)
+
+
+def _frame(axes: Any, dense: float) -> None:
+    axes.axhline(dense, color="#999999", linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+    axes.annotate(f"dense {dense:.2f} %", (0.3, dense), (0, 3), textcoords="offset points", color="#555555", fontsize=9)
+    axes.set(xlabel="MACs kept", ylabel="top-1 on the test images, %", xlim=(0.28, 0.82), ylim=(0, 100))
+    axes.set_title("ResNet-56, CIFAR-10: 1,024 unlabelled images, no training", loc="left", fontsize=11)
+    axes.grid(color="#e5e5e5", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.legend(loc="lower right", fontsize=8.5, frameon=True, edgecolor="none")
