@@ -87,7 +87,9 @@ def _put_back_nodes(
     for node, proto in exported:
         origin = sources.get(id(node))
         if origin is not None and origin.op_type == proto.op_type:
-            proto.doc_string, proto.overload = origin.doc_string, origin.overload
+            for field in ("doc_string", "overload"):
+                if origin.HasField(field):  # an empty one would take up bytes
+                    setattr(proto, field, getattr(origin, field))
             proto.metadata_props.extend(origin.metadata_props)
 
 

@@ -39,7 +39,14 @@ def test_a_real_network_is_pruned_validly(name: str, tmp_path: Path) -> None:
         pytest.skip(f"{path.name} is not here: set SNP_ONNX_BENCH_DATA")
     before = path.read_bytes()
     result = snp_onnx.prune(
-        path, "random", target_macs=0.8, samples=24, batch_size=8, streams=True, input_shapes=SHAPES[name]
+        path,
+        "random",
+        target_macs=0.8,
+        samples=24,
+        batch_size=8,
+        streams=True,
+        threads=1,
+        input_shapes=SHAPES[name],
     )
     report = result.report
     assert report.pruned.macs <= 0.8 * report.dense.macs

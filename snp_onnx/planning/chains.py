@@ -45,7 +45,7 @@ def find_chain(flow: Flow, alive: Mask, aim: Aim, samples: int) -> Chain | None:
     """The chain that ends in the layer of an aim, if that lost inputs; None where there is no such chain."""
     trace, consumer = flow.trace, aim.layer.linear
     lost = not alive[trace.axes[consumer.weight][consumer.in_axis]].all()
-    if not lost or trace.facts.types[consumer.input] != onnx.TensorProto.FLOAT:
+    if not lost or not _is_right(consumer) or trace.facts.types[consumer.input] != onnx.TensorProto.FLOAT:
         return None
     linears = {linear.op.index: linear for linear in trace.linears}
     links: list[Op] = []
@@ -56,16 +56,23 @@ def find_chain(flow: Flow, alive: Mask, aim: Aim, samples: int) -> Chain | None:
             return None
         if maker.type in ("Conv", "Gemm", "MatMul", "Add") and (producer := _ends_in(flow, tensor, maker, linears)):
             layer = find_layer(flow, alive, producer, samples)
-            if layer is None or layer.output != tensor:
+            if layer is None or layer.output != tensor or not _is_right(producer):
                 return None
             convs = [op for op in (*links, consumer.op) if op.type == "Conv"]
             windows = {op.outputs[0]: window_of(trace, linears[op.index]) for op in convs}
+            if any(op.version < 10 and max(windows[op.outputs[0]].strides) > 1 for op in convs):
+                return None  # the way back ends in a Slice with an end computed at run time
             return Chain(layer, tuple(reversed(links)), windows)
         if not (maker.is_standard and (maker.type in ACTIVATIONS or _is_depthwise(flow, maker))):
             return None
         links.append(maker)
         tensor = maker.input(0)
     return None
+
+
+def _is_right(linear: Linear) -> bool:
+    """Whether the weight is the right operand, as in all tangents."""
+    return linear.op.input(0) == linear.input
 
 
 def _ends_in(flow: Flow, tensor: str, maker: Op, linears: dict[int, Linear]) -> Linear | None:

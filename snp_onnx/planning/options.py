@@ -84,8 +84,8 @@ class Choices:
     """How a plan is decided and carried out. `streams` says whether convolutional residual streams may lose width.
 
     `ridge` is ρ, the one strength of every anchor: elimination and folding use ρ, the refit, which rests on fewer rows,
-    10 ρ. `error_power` is p in e / E^p, by which errors of different groups are compared: between 0, where loud layers
-    rule the budget, and 1, where quiet ones do.
+    10 ρ. `error_power` is p in e / V^p, by which errors of different groups are compared: between 0, where loud layers
+    rule the budget, and 1, where quiet ones do; V is the variance of the sum a layer's output goes into.
     """
 
     order: Order = Order.ZCA
@@ -113,6 +113,8 @@ class Choices:
                 raise PlanError(f"{option} {number}: give a positive number")
         if not 0.0 < self.ridge < math.inf:
             raise PlanError(f"--ridge {self.ridge}: give a positive number")
+        if not 0.0 <= self.error_power <= 1.0:
+            raise PlanError(f"--error-power {self.error_power}: give a number from 0 to 1")
         if not self.kinds:
             raise PlanError(f"--units names none: choose from {', '.join(Kind)}")
 

@@ -40,7 +40,7 @@ def conjugate_gradients(
         if not along > 0.0:
             break
         solution += size / along * step
-        residual -= size / along * image
+        residual = residual - size / along * image  # not in place: the step may be the residual itself
         next_step = precondition(residual)
         next_size = float(np.sum(residual * next_step))
         step, size = next_step + next_size / size * step, next_size

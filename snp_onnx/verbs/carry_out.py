@@ -96,7 +96,8 @@ def _fallen_back(work: Work, ways: Sequence[tuple[str, Candidate]], errors: Sequ
     model = onnx.ModelProto()
     model.CopyFrom(candidate.model)
     with_provenance(model, _provenance(work.subject, plan))
-    return replace(candidate, model=model, plan=plan, warnings=(*candidate.warnings, warning))
+    cost = replace(candidate.cost, bytes=bytes_on_disk(model, work.external_as))
+    return replace(candidate, model=model, plan=plan, cost=cost, warnings=(*candidate.warnings, warning))
 
 
 def _folded(work: Work, plan: Plan, alive: Mask) -> Candidate:
@@ -145,7 +146,8 @@ def candidate_from_plan(work: Work, plan: Plan, saved: Folds | None) -> Candidat
     same = plan.dense_sha256 == subject.dense.sha256
     if saved and same:
         return _cut(work, plan, alive, Folding(_fitting(subject, saved), ()))
-    if alive.all() or (same and plan.options.get("fold") == Fold.NONE):
+    as_cut = plan.options.get("fold") == Fold.NONE and plan.options.get("refine", Refine.NONE) == Refine.NONE
+    if alive.all() or (same and as_cut):
         return _cut(work, plan, alive, Folding({}, ()))
     why = "its folded weights are missing or another plan's" if same else "the plan was made for another model"
     warning = f"cut without folding, because no calibration was given and {why}: the accuracy will suffer"

@@ -38,17 +38,8 @@ from snp_onnx.verbs.subject import Subject, load_subject, resolve_shapes, trace_
 from snp_onnx.verbs.verify import verify
 
 CHOICE_OPTIONS = [
-    "error_power",
-    "order",
-    "fold",
-    "ratios",
-    "streams",
-    "include",
-    "exclude",
-    "min_units",
-    "round_to",
-    "ridge",
-    "refine",
+    *("order", "fold", "ratios", "refine", "ridge", "error_power"),
+    *("streams", "include", "exclude", "min_units", "round_to"),
 ]
 
 
@@ -83,9 +74,9 @@ def prune(
     external_as : the file name that the result will be saved under with external data; its bytes then count for
         `target_size`.
     progress : called as `progress(stage, done, total)`.
-    options : order, fold, ratios, refine, ridge, streams, include, exclude, min_units, round_to; input_array,
-        label_array, mean, std, scale, layout, samples, batch_size, input_shapes, seed, provider, threads, custom_ops:
-        as on the command line.
+    options : order, fold, ratios, refine, ridge, error_power, streams, include, exclude, min_units, round_to;
+        input_array, label_array, mean, std, scale, layout, samples, batch_size, input_shapes, seed, provider, threads,
+        custom_ops: as on the command line.
 
     Raises
     ------
@@ -104,17 +95,18 @@ def prune(
         as_planned = {name: earlier[0].options.get(name) for name in ("fold", "ridge", "refine")}
         given_choices |= {name: value for name, value in as_planned.items() if given_choices[name] is None}
     chosen = choices(preset, kinds=units, seed=options.get("seed"), **given_choices)
-    if target is not None and calibration is None:
-        raise CalibrationError("no calibration samples given: pass a SOURCE (--calibration data.npz)")
-    if (
-        target is not None
-        and target.kind is TargetKind.VARIANCE
-        and options.get("ratios") not in (None, Ratios.VARIANCE)
-    ):
-        raise PlanError(f"--variance implies --ratios variance: drop --ratios {chosen.ratios} or give another target")
+    if target is not None:
+        _check_target(target, calibration, options.get("ratios"))
     data, runtime = data_from(calibration, options), runtime_from(options)
     job = _Job(chosen, target, data, runtime, progress or _silent, external_as)
     return job.run(model, earlier)
+
+
+def _check_target(target: Target, calibration: Any, ratios: Any) -> None:
+    if calibration is None:
+        raise CalibrationError("no calibration samples given: pass a SOURCE (--calibration data.npz)")
+    if target.kind is TargetKind.VARIANCE and ratios not in (None, Ratios.VARIANCE):
+        raise PlanError(f"--variance implies --ratios variance: drop --ratios {ratios} or give another target")
 
 
 def _silent(stage: str, done: int, total: int) -> None:
