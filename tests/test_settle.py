@@ -1,0 +1,136 @@
+"""Falling back where folding or refitting harms the samples held back, and the least model above a fidelity."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import snp_onnx
+from snp_onnx import PlanError, PruneResult, TargetError
+from snp_onnx.planning.folding import Folding
+from snp_onnx.verbs import carry_out
+from tests.command_line import DIGITS, DIGITS_DATA, Bench, call
+
+
+def digits(**options: Any) -> PruneResult:
+    return snp_onnx.prune(DIGITS, DIGITS_DATA, input_array="images", scale=1 / 16, samples=300, threads=1, **options)
+
+
+def weights(model: onnx.ModelProto) -> dict[str, bytes]:
+    return {tensor.name: tensor.raw_data for tensor in model.graph.initializer}
+
+
+# falling back
+
+
+@pytest.fixture
+def spoiled_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folding that turns the signs of the weights it writes."""
+    honest = carry_out.fold
+
+    def spoiled(*arguments: Any) -> Folding:
+        found = honest(*arguments)
+        return replace(found, values={name: -values for name, values in found.values.items()})
+
+    monkeypatch.setattr(carry_out, "fold", spoiled)
+
+
+@pytest.fixture
+def spoiled_refit(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = carry_out.refit_layers
+    monkeypatch.setattr(
+        carry_out, "refit_layers", lambda *given: {name: -values for name, values in honest(*given).items()}
+    )
+
+
+@pytest.mark.usefixtures("spoiled_fold")
+def test_a_fold_that_harms_is_left_out_and_said(tmp_path: Path) -> None:
+    result = digits(preset="paper", target_macs=0.6)
+    (warning,) = [line for line in result.report.warnings if "held back" in line]
+    assert warning.startswith("without fold:")
+    bare = digits(preset="paper", target_macs=0.6, fold="none")
+    assert weights(result.model) == weights(bare.model)
+    assert result.report.fidelity == bare.report.fidelity
+    assert (result.plan.options["fold"], result.folds) == ("none", {})
+    result.save_plan(tmp_path / "plan.json")
+    again = snp_onnx.prune(DIGITS, plan=tmp_path / "plan.json")
+    assert weights(again.model) == weights(result.model)
+    assert again.report.warnings == ()
+
+
+@pytest.mark.usefixtures("spoiled_refit")
+def test_a_refit_that_harms_is_left_out_and_said() -> None:
+    result = digits(target_macs=0.6)
+    (warning,) = [line for line in result.report.warnings if "held back" in line]
+    assert warning.startswith("without refit:")
+    folded = digits(target_macs=0.6, refine="none")
+    assert weights(result.model) == weights(folded.model)
+    assert (result.plan.options["fold"], result.plan.options["refine"]) == ("patch", "none")
+    assert result.report.pruned.bytes == len(result.model.SerializeToString())
+
+
+def test_what_helps_stays() -> None:
+    result = digits(target_macs=0.6)
+    assert result.report.warnings == ()
+    assert result.plan.options["refine"] == "sequential"
+    worse = digits(target_macs=0.6, refine="none").report.fidelity[0].relative_l2
+    assert result.report.fidelity[0].relative_l2 < worse
+
+
+# the least model above a fidelity
+
+
+@pytest.mark.parametrize("preset", ["fast", "best"])
+def test_the_bound_holds_closely(preset: str) -> None:
+    results = [digits(preset=preset, min_fidelity=bound) for bound in (0.9, 0.99)]
+    macs = [result.report.pruned.macs for result in results]
+    for bound, result in zip((0.9, 0.99), results, strict=True):
+        assert result.report.fidelity[0].cosine >= bound
+        assert result.report.target == {"kind": "fidelity", "value": bound}
+    assert macs[0] < macs[1] < 0.9 * results[0].report.dense.macs
+    # one tenth of the MACs less is too little
+    share = 0.9 * macs[1] / results[1].report.dense.macs
+    assert digits(preset=preset, target_macs=share).report.fidelity[0].cosine < 0.995
+
+
+def test_calibration_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from snp_onnx.verbs import prune as verb
+
+    calls: list[int] = []
+    honest = verb.measure
+    monkeypatch.setattr(verb, "measure", lambda *given: (calls.append(1), honest(*given))[1])
+    digits(preset="fast", min_fidelity=0.95)
+    assert calls == [1]
+
+
+def test_a_bound_that_nothing_meets_is_a_missed_target(here: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(TargetError, match="--min-fidelity 1"):
+        digits(preset="fast", min_fidelity=1.0)
+    outcome = call(capsys, "prune", here.model, here.folder / "o.onnx", "--calibration", here.data, "--min-fidelity", 1)
+    assert outcome.code == 3
+    assert not (here.folder / "o.onnx").exists()
+
+
+def test_a_bound_is_a_target_like_the_others() -> None:
+    with pytest.raises(PlanError, match="2 targets given"):
+        digits(min_fidelity=0.9, target_macs=0.5)
+    with pytest.raises(PlanError, match="--min-fidelity 1.5"):
+        digits(min_fidelity=1.5)
+    with pytest.raises(PlanError, match="--error-power 2.0:"):
+        digits(target_macs=0.5, error_power=2.0)
+
+
+def test_worst_and_mean_are_over_outputs() -> None:
+    from snp_onnx.verbs.fidelity import Fidelity
+    from snp_onnx.verbs.settle import mean_error, worst_cosine
+
+    entries = [Fidelity("a", 1, 0.9, 0.5), Fidelity("b", 1, 0.7, 0.1)]
+    assert (mean_error(entries), worst_cosine(entries)) == (pytest.approx(0.3), 0.7)
+    broken = [*entries, Fidelity("c", 1, float("nan"), float("nan"))]
+    assert (mean_error(broken), worst_cosine(broken)) == (np.inf, -1.0)
+    assert (mean_error([]), worst_cosine([])) == (np.inf, -1.0)
