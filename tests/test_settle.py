@@ -119,9 +119,9 @@ def test_a_bound_that_nothing_meets_is_a_missed_target(here: Bench, capsys: pyte
 def test_a_bound_is_a_target_like_the_others() -> None:
     with pytest.raises(PlanError, match="2 targets given"):
         digits(min_fidelity=0.9, target_macs=0.5)
-    with pytest.raises(PlanError, match="--min-fidelity 1.5"):
+    with pytest.raises(PlanError, match=r"--min-fidelity 1\.5"):
         digits(min_fidelity=1.5)
-    with pytest.raises(PlanError, match="--error-power 2.0:"):
+    with pytest.raises(PlanError, match=r"--error-power 2\.0:"):
         digits(target_macs=0.5, error_power=2.0)
 
 

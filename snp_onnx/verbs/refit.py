@@ -7,7 +7,7 @@ consumer's aim: the producer by one regularised Gauss-Newton step, the consumer 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,13 +40,17 @@ ENOUGH_SAMPLES = 1000
 """With fewer the anchor grows in proportion: positions of one sample are much alike, so samples count, not rows."""
 
 BOUNDARY_TENSORS = 4
+"""Inputs, aims and shortcuts that a segment leaves behind at a time, of both models."""
 
 MOST_SAMPLES = 1024
-"""Of more, every second or third batch is enough: a refit on 4,096 images is no better than one on 1,024."""
+"""Of more, every second or third batch is used: so the refit of a large set costs no more than a few passes over it."""
 
 MOST_BYTES = 8 * 2**30
 LEAST_SAMPLES = 64
 """Activations of large images are kept of fewer samples, so that they fit on a disk; never of less than these."""
+
+WINDOW_BYTES = 256 * 2**20
+"""A batch's windows at every position may fill so much memory; batches become smaller where they would fill more."""
 
 JOINT_ROWS_PER_COLUMN = 400
 """Positions for each of a producer's inputs that a joint step wants to see."""
@@ -63,6 +67,7 @@ def refit_layers(
     calibration = replace(calibration, every=max(calibration.every, -(-calibration.count // most)))
     aims = find_aims(flow, alive, calibration.count)
     chains = [find_chain(flow, alive, aim, calibration.count) for aim in aims]
+    calibration = _in_small_batches(flow, chains, calibration)
     both = beside(dense, pruned)
     every = [_every(flow, chain, calibration.count) for chain in chains]
     pair = Pair.of(both)
@@ -85,13 +90,24 @@ def _bytes_a_sample(flow: Flow, model: onnx.ModelProto) -> int:
     return max(1, 4 * BOUNDARY_TENSORS * largest // max(rows, default=1))
 
 
+def _in_small_batches(flow: Flow, chains: Iterable[Chain | None], calibration: Calibration) -> Calibration:
+    """Batches whose windows at every position, which a joint step looks at, fit in memory; as many samples as before."""
+    rows = [_positions(flow, chain) * len(chain.producer.reading.columns) for chain in chains if chain is not None]
+    size = min(calibration.batch_size, max(1, WINDOW_BYTES // (4 * max(rows, default=1))))
+    return replace(calibration, batch_size=size)
+
+
+def _positions(flow: Flow, chain: Chain) -> int:
+    """How many rows of the producer's outputs a sample has."""
+    shape, axis = flow.shape(chain.producer.output), chain.producer.linear.output_axis
+    return max(1, int(np.prod([extent for place, extent in enumerate(shape) if place not in (0, axis)])))
+
+
 def _every(flow: Flow, chain: Chain | None, samples: int) -> int:
     """One in so many batches is enough for the joint step of a chain: 4, fewer where a sample has few positions."""
     if chain is None:
         return 1
-    shape, axis = flow.shape(chain.producer.output), chain.producer.linear.output_axis
-    positions = int(np.prod([extent for place, extent in enumerate(shape) if place not in (0, axis)]))
-    enough = JOINT_ROWS_PER_COLUMN * len(chain.producer.reading.columns) / max(positions, 1)
+    enough = JOINT_ROWS_PER_COLUMN * len(chain.producer.reading.columns) / _positions(flow, chain)
     return max(1, min(4, int(samples / max(enough, 1))))
 
 
