@@ -91,7 +91,7 @@ def _bytes_a_sample(flow: Flow, model: onnx.ModelProto) -> int:
 
 
 def _in_small_batches(flow: Flow, chains: Iterable[Chain | None], calibration: Calibration) -> Calibration:
-    """Batches whose windows at every position, which a joint step looks at, fit in memory; the samples stay the same."""
+    """Batches whose windows at every position, as a joint step looks at them, fit in memory; the samples stay."""
     rows = [_positions(flow, chain) * len(chain.producer.reading.columns) for chain in chains if chain is not None]
     size = min(calibration.batch_size, max(1, WINDOW_BYTES // (4 * max(rows, default=1))))
     return replace(calibration, batch_size=size)
