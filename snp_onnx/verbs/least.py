@@ -33,20 +33,7 @@ def least_above(work: Work, target: Target, decide: Decide, least: float) -> Can
         middle = 0.5 * (low + high)
         meets = _cosine(trial, carry_out(trial, decide(_macs(middle)))) >= target.value
         low, high = (low, middle) if meets else (middle, high)
-    best: Candidate | None = None
-    share = high
-    while share <= 1.0:
-        candidate = carry_out(work, decide(_macs(share)))
-        if _cosine(work, candidate) >= target.value:
-            best = candidate
-            if share - STEP < least or share > high:
-                break
-            share -= STEP
-        elif best is not None:
-            break
-        else:
-            high = share  # from here on only upwards
-            share += STEP
+    best = _moved_to_bound(work, target, decide, high, least)
     if best is None or all(decision.after == decision.before for decision in best.plan.decisions):
         raise TargetError(
             f"--{target.option} {target.value:g} can't be reached by removing anything: "
@@ -54,6 +41,22 @@ def least_above(work: Work, target: Target, decide: Decide, least: float) -> Can
         )
     record = {"kind": str(target.kind), "value": target.value}
     return replace(best, plan=replace(best.plan, target=record))
+
+
+def _moved_to_bound(work: Work, target: Target, decide: Decide, share: float, least: float) -> Candidate | None:
+    """From a share of the MACs down while the bound still holds, or up until it does; None if it never does."""
+    best: Candidate | None = None
+    step = 0.0
+    while least <= share <= 1.0:
+        candidate = carry_out(work, decide(_macs(share)))
+        meets = _cosine(work, candidate) >= target.value
+        if meets:
+            best = candidate
+        step = step or (-STEP if meets else STEP)
+        if meets == (step > 0.0):  # going down it no longer holds, or going up it does at last
+            return best
+        share += step
+    return best
 
 
 def _macs(share: float) -> Target:

@@ -7,7 +7,7 @@ consumer's aim: the producer by one regularised Gauss-Newton step, the consumer 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from snp_onnx.calibration.segments import DENSE, beside
 from snp_onnx.calibration.walk import Walk
 from snp_onnx.planning.aims import Aim, Layer, find_aims
 from snp_onnx.planning.chains import Chain, find_chain
+from snp_onnx.planning.rations import joint_every, most_rows, most_samples
 from snp_onnx.subspace import refit, refit_error
 from snp_onnx.tracing import Linear
 from snp_onnx.tracing.flow import Flow
@@ -39,22 +40,6 @@ REFIT_RIDGE = 10.0
 ENOUGH_SAMPLES = 1000
 """With fewer the anchor grows in proportion: positions of one sample are much alike, so samples count, not rows."""
 
-BOUNDARY_TENSORS = 4
-"""Inputs, aims and shortcuts that a segment leaves behind at a time, of both models."""
-
-MOST_SAMPLES = 1024
-"""Of more, every second or third batch is used: so the refit of a large set costs no more than a few passes over it."""
-
-MOST_BYTES = 8 * 2**30
-LEAST_SAMPLES = 64
-"""Activations of large images are kept of fewer samples, so that they fit on a disk; never of less than these."""
-
-WINDOW_BYTES = 256 * 2**20
-"""A batch's windows at every position may fill so much memory; batches become smaller where they would fill more."""
-
-JOINT_ROWS_PER_COLUMN = 400
-"""Positions for each of a producer's inputs that a joint step wants to see."""
-
 
 def refit_layers(
     flow: Flow, dense: onnx.ModelProto, pruned: onnx.ModelProto, alive: Mask, ridge: float, calibration: Calibration
@@ -63,52 +48,23 @@ def refit_layers(
 
     `flow` is the dense model's, `alive` says what the pruned one has of it.
     """
-    most = min(MOST_SAMPLES, max(LEAST_SAMPLES, MOST_BYTES // _bytes_a_sample(flow, dense)))
-    calibration = replace(calibration, every=max(calibration.every, -(-calibration.count // most)))
+    calibration = replace(calibration, every=max(calibration.every, -(-calibration.count // most_samples(flow))))
     aims = find_aims(flow, alive, calibration.count)
     chains = [find_chain(flow, alive, aim, calibration.count) for aim in aims]
-    calibration = _in_small_batches(flow, chains, calibration)
     both = beside(dense, pruned)
-    every = [_every(flow, chain, calibration.count) for chain in chains]
     pair = Pair.of(both)
+    every = [joint_every(flow, chain, calibration.count) for chain in chains]
     anchor = REFIT_RIDGE * ridge * max(1.0, ENOUGH_SAMPLES / calibration.count)
     steps = [_Step.of(pair, number, *given) for number, given in enumerate(zip(aims, chains, every, strict=True))]
-    with Walk(both, calibration.batches(Part.CALIBRATION), calibration.runtime) as walk:
+    small = replace(
+        calibration, batch_size=min([calibration.batch_size, *(most_rows(flow, chain) for chain in chains)])
+    )
+    with Walk(both, small.batches(Part.CALIBRATION), calibration.runtime) as walk:
         refitting = _Refitting(walk, pair.weights, anchor)
         for number, step in enumerate(steps):
             calibration.progress("refit", number, len(steps))
             refitting.take(step, [name for later in steps[number + 1 :] for name in later.wanted])
     return refitting.values
-
-
-def _bytes_a_sample(flow: Flow, model: onnx.ModelProto) -> int:
-    """About what crosses a boundary at the widest place: inputs, aims and shortcuts of both models."""
-    shapes = flow.trace.facts.shapes
-    constants = {tensor.name for tensor in model.graph.initializer}
-    rows = [shapes[value.name][0] for value in model.graph.input if shapes.get(value.name)]
-    largest = max((int(np.prod(shape)) for name, shape in shapes.items() if name not in constants), default=1)
-    return max(1, 4 * BOUNDARY_TENSORS * largest // max(rows, default=1))
-
-
-def _in_small_batches(flow: Flow, chains: Iterable[Chain | None], calibration: Calibration) -> Calibration:
-    """Batches whose windows at every position, as a joint step looks at them, fit in memory; the samples stay."""
-    rows = [_positions(flow, chain) * len(chain.producer.reading.columns) for chain in chains if chain is not None]
-    size = min(calibration.batch_size, max(1, WINDOW_BYTES // (4 * max(rows, default=1))))
-    return replace(calibration, batch_size=size)
-
-
-def _positions(flow: Flow, chain: Chain) -> int:
-    """How many rows of the producer's outputs a sample has."""
-    shape, axis = flow.shape(chain.producer.output), chain.producer.linear.output_axis
-    return max(1, int(np.prod([extent for place, extent in enumerate(shape) if place not in (0, axis)])))
-
-
-def _every(flow: Flow, chain: Chain | None, samples: int) -> int:
-    """One in so many batches is enough for the joint step of a chain: 4, fewer where a sample has few positions."""
-    if chain is None:
-        return 1
-    enough = JOINT_ROWS_PER_COLUMN * len(chain.producer.reading.columns) / _positions(flow, chain)
-    return max(1, min(4, int(samples / max(enough, 1))))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
