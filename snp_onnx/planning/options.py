@@ -99,7 +99,7 @@ class Choices:
     round_to: int = 1
     ridge: float = 1e-6
     refine: Refine = Refine.NONE
-    error_power: float = 0.75
+    error_power: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
