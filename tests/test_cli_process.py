@@ -69,6 +69,7 @@ def started(here: Bench, module: str, inner: str) -> subprocess.Popen[str]:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background inherits SIG_IGN
     )
     limit = time.monotonic() + 60
     while not mark.exists():

@@ -25,7 +25,7 @@ from snp_onnx.model_io import load
 from snp_onnx.planning.options import Preset
 from tools.bench import material
 
-ROUNDS = 5
+ROUNDS = 3
 WORK = ("calibrate", "decide", "fold", "refit")
 
 
