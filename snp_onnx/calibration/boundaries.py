@@ -97,7 +97,11 @@ class Boundaries:
 
     def retain(self, names: Iterable[str]) -> None:
         """Remove all other tensors."""
-        for name in set(self._tensors) - set(names):
+        self.drop(set(self._tensors) - set(names))
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Remove these tensors, where they are kept."""
+        for name in set(self._tensors) & set(names):
             tensor = self._tensors.pop(name)
             self._held -= tensor.held
             if tensor.file is not None:

@@ -106,3 +106,7 @@ class Frontier:
     def advance(self, stretch: Stretch, hold: Iterable[int] = ()) -> None:
         """These nodes have been run, and all but those of `hold` need not be run again."""
         self._done.update(set(stretch.nodes) - self._free - set(hold))
+
+    def undo(self, nodes: Iterable[int]) -> None:
+        """These nodes have to be run again."""
+        self._done.difference_update(nodes)

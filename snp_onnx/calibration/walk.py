@@ -72,6 +72,12 @@ class Walk:
             self._boundaries.retain(live)
         return moments
 
+    def redo(self, nodes: Iterable[int]) -> None:
+        """What these nodes gave no longer holds: it is dropped, and they run again where it is needed."""
+        nodes = tuple(nodes)
+        self._frontier.undo(nodes)
+        self._boundaries.drop(name for index in nodes for name in self._model.graph.node[index].output)
+
     def write(self, values: Mapping[str, Array]) -> None:
         """Give initialisers other values."""
         for name, array in values.items():

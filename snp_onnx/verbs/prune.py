@@ -196,13 +196,6 @@ class _Job:
                 fidelity = held_back_fidelity(subject.dense.proto, candidate.model, calibration)
         return self._result(subject, candidate, measured, samples, fidelity, clock)
 
-    def _fidelity(
-        self, subject: Subject, candidate: Candidate, calibration: Calibration | None
-    ) -> tuple[Fidelity, ...]:
-        if calibration is None:
-            return ()
-        return held_back_fidelity(subject.dense.proto, candidate.model, calibration)
-
     def _result(
         self,
         subject: Subject,

@@ -124,11 +124,13 @@ class _Refitting:
         known = self.inputs.get(producer.linear)
         alone = self._solve(step, self._moments(step, [*step.wanted, *later], step.joint.nodes))
         written = [name for layer in (step.layer, producer) for name in self._roots(layer)]
-        before = {name: self.weights.array(name).copy() for name in written}
+        before, inputs = {name: self.weights.array(name).copy() for name in written}, self.inputs
         self._write(step.joint.step(self.walk, self.weights, self.ridge, known))
-        together = self._solve(step, self._moments(step, later))
+        together = self._solve(step, self._moments(step, [*later, producer.linear.input]))
         if not together <= alone:
             self._write(before)
+            self.inputs = inputs
+            self.walk.redo(step.joint.nodes)  # later layers must see what the restored weights give
 
     def _moments(self, step: _Step, later: Sequence[str], hold: Sequence[int] = ()) -> tuple[Moments, Moments]:
         found = self.walk.run([step.inputs, step.outputs], later, hold)

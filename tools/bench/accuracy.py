@@ -21,12 +21,7 @@ SAMPLES = 1024
 SEEDS = 3
 
 WAYS: Mapping[str, Mapping[str, Any]] = {
-    "magnitude order, uniform, no folding": {
-        "preset": "paper",
-        "order": "magnitude",
-        "ratios": "uniform",
-        "fold": "none",
-    },
+    "magnitude order, uniform, no folding": material.MAGNITUDE,
     "ZCA order, no folding": {"preset": "paper", "fold": "none"},
     "paper": {"preset": "paper"},
     "paper, streams cut too": {"preset": "paper", "streams": True},
@@ -50,7 +45,7 @@ def main() -> None:
 
     columns = ("MACs kept at most", *map(str, TARGETS))
     draws = [_drawn(seed) for seed in range(seeds)]
-    found = [row(EXPORTS[0], images, WAYS["best"]) for images in draws]
+    found = [row(EXPORTS[0], images, {"preset": "best"}) for images in draws]
     print(material.table(columns, [(f"best, draw {seed}", *_texts(line)) for seed, line in enumerate(found)]))
     spread = [f"{mean:.2f} ± {std:.2f}" for mean, std in zip(np.mean(found, 0), np.std(found, 0), strict=True)]
     print(f"\nMean and standard deviation of {seeds} draws: {', '.join(spread)}\n", flush=True)

@@ -37,12 +37,7 @@ SEED, BATCH, PEAK_RATE, MARGIN = 0, 100, 0.1, 4
 SIDE = 32
 
 WAYS: Mapping[str, Mapping[str, Any]] = {
-    "magnitude order, uniform, no folding": {
-        "preset": "paper",
-        "order": "magnitude",
-        "ratios": "uniform",
-        "fold": "none",
-    },
+    "magnitude order, uniform, no folding": material.MAGNITUDE,
     **{str(preset): {"preset": str(preset)} for preset in Preset},
 }
 

@@ -20,6 +20,10 @@ CIFAR = {"scale": 1 / 255, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 
 """Preprocessing of the CIFAR-10 ResNets: (x / 255 - mean) / std, RGB NCHW."""
 
 
+MAGNITUDE = {"preset": "paper", "order": "magnitude", "ratios": "uniform", "fold": "none"}
+"""What most tools do: the smallest weights go, as many everywhere, and nothing takes over."""
+
+
 def folder() -> Path:
     """The folder with `models/` and `data/`; exits with one line where there is none."""
     beside = Path(__file__).resolve().parents[3] / "shared"

@@ -74,11 +74,10 @@ def rivals() -> list[Rival]:
 
 
 def _own_rows() -> list[Rival]:
-    magnitude = {"preset": "paper", "order": "magnitude", "ratios": "uniform"}
     steps: dict[str, Mapping[str, Any]] = {
         "SNP's order and widths, no folding": {"preset": "paper", "fold": "none"},
-        "magnitude order, uniform, channel folding": magnitude,
-        "magnitude order, uniform, no folding": {**magnitude, "fold": "none"},
+        "magnitude order, uniform, channel folding": {**material.MAGNITUDE, "fold": "channel"},
+        "magnitude order, uniform, no folding": material.MAGNITUDE,
     }
     presets = [Rival("snp-onnx", f"preset {name}", _ours({"preset": name})) for name in Preset]
     return presets + [Rival("single steps", name, _ours(options)) for name, options in steps.items()]
