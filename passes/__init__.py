@@ -8,6 +8,7 @@ from snp_onnx.passes.fold_weights import FoldWeights
 from snp_onnx.passes.lift_constants import LiftConstants
 from snp_onnx.passes.pipeline import Rewritten, rewrite
 from snp_onnx.passes.prepare import prepare
+from snp_onnx.passes.rotate_stream import rotate_streams
 from snp_onnx.passes.separate_shared import SeparateShared
 from snp_onnx.passes.slice_units import SliceUnits
 
@@ -25,5 +26,6 @@ __all__ = [
     "SliceUnits",
     "prepare",
     "rewrite",
+    "rotate_streams",
     "summarise",
 ]

@@ -7,6 +7,7 @@ from snp_onnx.subspace.ldl import cumulative_variance, ldl
 from snp_onnx.subspace.ordering import Order, magnitude, natural, order_by_importance, random, saw, zca_importance
 from snp_onnx.subspace.refit import refit, refit_error
 from snp_onnx.subspace.ridge import ridge_diagonal
+from snp_onnx.subspace.rotation import centring, principal_axes, turned
 from snp_onnx.subspace.shrinkage import shrink
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Elimination",
     "Order",
     "affine_fold",
+    "centring",
     "conjugate_gradients",
     "cumulative_variance",
     "eliminate",
@@ -23,11 +25,13 @@ __all__ = [
     "magnitude",
     "natural",
     "order_by_importance",
+    "principal_axes",
     "random",
     "refit",
     "refit_error",
     "ridge_diagonal",
     "saw",
     "shrink",
+    "turned",
     "zca_importance",
 ]

@@ -9,6 +9,7 @@ import onnx
 from snp_onnx.tracing.extents import bar_extents, bar_numbers
 from snp_onnx.tracing.facts import Facts, Shape, infer_facts
 from snp_onnx.tracing.groups import Trace, conclude
+from snp_onnx.tracing.norms import open_norms
 from snp_onnx.tracing.op import Op, ops_of
 from snp_onnx.tracing.rules import RULES
 from snp_onnx.tracing.tracer import Tracer
@@ -23,7 +24,8 @@ def trace(
     tell (seen in a run). The model isn't changed. Anything the rules don't know becomes a barrier, never a guess.
     """
     facts = infer_facts(model, input_shapes, observed)
-    tracer = Tracer(facts, frozenset(tensor.name for tensor in model.graph.initializer))
+    constants = frozenset(tensor.name for tensor in model.graph.initializer)
+    tracer = Tracer(facts, constants, open_norms(model))
     ops = list(ops_of(model))
     _enter_inputs(model, tracer)
     for op in ops:

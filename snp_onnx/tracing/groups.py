@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snp_onnx.tracing.facts import Facts, Shape
-from snp_onnx.tracing.labels import FIXED, HEAD, SUMMED, Labels
+from snp_onnx.tracing.labels import FIXED, HEAD, STREAM, SUMMED, Labels
 from snp_onnx.tracing.op import Op
 from snp_onnx.tracing.tracer import Axes, Barrier, Linear, Product, Tracer
 
@@ -22,6 +22,7 @@ class Kind(StrEnum):
 
     CHANNELS = "channels"
     HEADS = "heads"
+    STREAM = "stream"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,6 +148,8 @@ def _group(tracer: Tracer, axes: Mapping[str, Axes], first: Linear, labels: Labe
     producers = tuple(x for x in tracer.linears if lead in axes[x.weight][x.out_axis])
     consumers = tuple(x for x in tracer.linears if x.mixes and lead in axes[x.weight][x.in_axis])
     kind = Kind.HEADS if tracer.classes.has(labels, HEAD).any() else Kind.CHANNELS
+    if tracer.classes.has(labels, STREAM).any():
+        kind = Kind.STREAM
     summed = bool(tracer.classes.has(labels, SUMMED).any())
     return Group(f"{tracer.root(first.weight)}:{first.out_axis}", kind, labels, producers, consumers, summed)
 

@@ -57,8 +57,9 @@ class Barrier:
 class Tracer:
     """Labels of every tensor's axes, and the facts that rules have recorded so far."""
 
-    def __init__(self, facts: Facts, constants: frozenset[str]) -> None:
+    def __init__(self, facts: Facts, constants: frozenset[str], open_norms: frozenset[str] = frozenset()) -> None:
         self.facts = facts
+        self.open_norms = open_norms
         self.classes = DisjointSet()
         self.products = Products(self.classes)
         self.barriers: list[tuple[Barrier, Labels]] = []
