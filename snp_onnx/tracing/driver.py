@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import onnx
 
 from snp_onnx.tracing.extents import bar_extents, bar_numbers
 from snp_onnx.tracing.facts import Facts, Shape, infer_facts
-from snp_onnx.tracing.groups import Trace, conclude
+from snp_onnx.tracing.groups import PLAIN_KINDS, Kind, Trace, conclude
 from snp_onnx.tracing.op import Op, ops_of
 from snp_onnx.tracing.rules import RULES
 from snp_onnx.tracing.tracer import Tracer
 
 
 def trace(
-    model: onnx.ModelProto, input_shapes: Mapping[str, Shape], observed: Mapping[str, Shape] | None = None
+    model: onnx.ModelProto,
+    input_shapes: Mapping[str, Shape],
+    observed: Mapping[str, Shape] | None = None,
+    kinds: Collection[Kind] = PLAIN_KINDS,
 ) -> Trace:
     """Units, groups and barriers of a model.
 
