@@ -286,7 +286,7 @@ def _num_groups(node: gs.Node, op: Op, resizing: Resizing) -> None:
 
 
 def _open_norm(node: gs.Node, op: Op, resizing: Resizing) -> None:
-    """A mean of squares over k of d entries: sum / d + eps is (mean + eps d / k) k / d, so the gain gets sqrt(d / k)."""
+    """A mean of squares over k of d entries: sum/d + eps = (mean + eps d/k) k/d, so the gain gets sqrt(d/k)."""
     source = op.input(0)
     axis = len(resizing.shape(source)) - 1
     before, after = resizing.shape(source)[axis], resizing.after(source)[axis]

@@ -149,7 +149,8 @@ def _write(graph: gs.Graph, node: gs.Node, place: int, value: Matrix, path: Weig
         return []
     dtype = operand.values.dtype if isinstance(operand, gs.Constant) else operand.dtype
     node.inputs[place] = gs.Constant(fresh_name(graph, f"{operand.name}_rotated"), value.astype(dtype))
-    return [Note(operand.name, "shared by several nodes or computed: this reader has a copy of its own now")]
+    why = "computed from constants" if path is None else "shared by several nodes"
+    return [Note(operand.name, f"{why}: the residual stream has a copy of its own now")]
 
 
 def _insert_bias(graph: gs.Graph, node: gs.Node, shift: Matrix) -> None:
@@ -231,5 +232,9 @@ class _Writing:
         output: gs.Variable | None = None,
     ) -> gs.Variable:
         made = gs.Variable(f"{self.stem}/{name}", self.dtype) if output is None else output
-        insert_before(self.graph, self.place, gs.Node(kind, f"{self.stem}/{kind}", attributes or {}, inputs, [made]))
+        insert_before(
+            self.graph,
+            self.place,
+            gs.Node(kind, f"{self.stem}/{name or 'normalised'}", attributes or {}, inputs, [made]),
+        )
         return made

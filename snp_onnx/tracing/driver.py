@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import onnx
 
 from snp_onnx.tracing.extents import bar_extents, bar_numbers
 from snp_onnx.tracing.facts import Facts, Shape, infer_facts
-from snp_onnx.tracing.groups import Trace, conclude
+from snp_onnx.tracing.groups import PLAIN_KINDS, Kind, Trace, conclude
 from snp_onnx.tracing.norms import open_norms
 from snp_onnx.tracing.op import Op, ops_of
 from snp_onnx.tracing.rules import RULES
@@ -16,7 +16,10 @@ from snp_onnx.tracing.tracer import Tracer
 
 
 def trace(
-    model: onnx.ModelProto, input_shapes: Mapping[str, Shape], observed: Mapping[str, Shape] | None = None
+    model: onnx.ModelProto,
+    input_shapes: Mapping[str, Shape],
+    observed: Mapping[str, Shape] | None = None,
+    kinds: Collection[Kind] = PLAIN_KINDS,
 ) -> Trace:
     """Units, groups and barriers of a model.
 
@@ -25,7 +28,7 @@ def trace(
     """
     facts = infer_facts(model, input_shapes, observed)
     constants = frozenset(tensor.name for tensor in model.graph.initializer)
-    tracer = Tracer(facts, constants, open_norms(model))
+    tracer = Tracer(facts, constants, open_norms(model) if Kind.STREAM in kinds else frozenset())
     ops = list(ops_of(model))
     _enter_inputs(model, tracer)
     for op in ops:

@@ -22,7 +22,12 @@ class Kind(StrEnum):
 
     CHANNELS = "channels"
     HEADS = "heads"
+    HEAD_DIMS = "head-dims"
     STREAM = "stream"
+
+
+PLAIN_KINDS = frozenset((Kind.CHANNELS, Kind.HEADS))
+"""The kinds of units that a network has as it is, and that may go unless others are asked for."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

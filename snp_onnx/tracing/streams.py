@@ -7,7 +7,6 @@ norm whose gain and shift can move into it. Anything else that touches an entry 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -69,16 +68,17 @@ class Stream:
         return self.norms[0].is_centred
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Unrotated:
     """A stream that stays as it is, and why."""
 
     id: str
     width: int
+    labels: Labels
     barrier: Barrier
 
 
-class _Refusal(Exception):
+class _RefusedError(Exception):
     """Ends the walk over one stream."""
 
     def __init__(self, op: Op | None, tensor: str, reason: str) -> None:
@@ -101,9 +101,9 @@ def find_streams(flow: Flow) -> tuple[Stream | Unrotated, ...]:
         walk = _Walk(flow, labels, [each for each in norms if np.array_equal(_labels(flow, each), labels)])
         try:
             found.append(walk.stream(name))
-        except _Refusal as no:
+        except _RefusedError as no:
             barrier = Barrier(no.tensor, 0, no.op.name if no.op else "", no.reason)
-            found.append(Unrotated(name, len(labels), barrier))
+            found.append(Unrotated(name, len(labels), labels, barrier))
     return tuple(found)
 
 
@@ -126,8 +126,10 @@ def _written(flow: Flow, labels: Labels) -> str:
 
 
 _MOVES = frozenset(
-    ["Identity", "Cast", "Dropout", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Tile"]
-    + ["Concat", "Split", "Slice", "Gather"]
+    (
+        *("Identity", "Cast", "Dropout", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Tile"),
+        *("Concat", "Split", "Slice", "Gather"),
+    )
 )
 """Operators that put whole stream vectors elsewhere."""
 _AVERAGES = frozenset(("ReduceMean", "ReduceSum"))
@@ -149,7 +151,7 @@ class _Walk:
     _mixed: set[str] = field(default_factory=set)
 
     def stream(self, name: str) -> Stream:
-        """The whole stream; _Refusal where something forbids to rotate it."""
+        """The whole stream; _RefusedError where something forbids to rotate it."""
         self._locate()
         members = {index: norm for norm in self.norms for index in norm.members}
         linears = {linear.op.index: linear for linear in self.flow.trace.linears}
@@ -183,7 +185,7 @@ class _Walk:
     def _visit(self, op: Op, linear: Linear | None) -> None:
         mixed = next((name for name in (*op.reads, *op.outputs) if name in self._mixed), None)
         if mixed is not None and (linear is None or mixed != linear.weight):
-            raise _Refusal(op, mixed, f"{op.type} handles entries of the stream one by one")
+            raise _RefusedError(op, mixed, f"{op.type} handles entries of the stream one by one")
         if linear is not None:
             self._multiply(op, linear)
         elif op.is_standard and op.type in _MOVES | _AVERAGES:
@@ -193,11 +195,11 @@ class _Walk:
         elif op.is_standard and op.type in ("Mul", "Div"):
             self._scale(op)
         else:
-            raise _Refusal(op, op.outputs[0], f"{op.type} works on single entries of the stream")
+            raise _RefusedError(op, op.outputs[0], f"{op.type} works on single entries of the stream")
 
     def _normalise(self, norm: Norm) -> None:
         if self._state(norm.last, norm.input) is not None:
-            raise _Refusal(norm.last, norm.input, _POST)
+            raise _RefusedError(norm.last, norm.input, _POST)
         one, none = np.ones(len(self.labels)), np.zeros(len(self.labels))
         gain = self._vector(norm.last, norm.gain) if norm.gain else one
         shift = self._vector(norm.last, norm.shift) if norm.shift else none
@@ -206,16 +208,16 @@ class _Walk:
     def _multiply(self, op: Op, linear: Linear) -> None:
         """A weight that reads, writes, or both."""
         if not linear.mixes:
-            raise _Refusal(op, linear.output, f"a grouped {op.type} works on parts of the stream")
+            raise _RefusedError(op, linear.output, f"a grouped {op.type} works on parts of the stream")
         weight = self.flow.trace.axes[linear.weight]
         reads = linear.input in self._places
         if reads:
             if self._places[linear.input] != linear.input_axis:
-                raise _Refusal(op, linear.input, "multiplied along another axis than the stream's")
+                raise _RefusedError(op, linear.input, "multiplied along another axis than the stream's")
             self.readers.append(Reader(linear, self._state(op, linear.input)))
         if linear.output in self._places:
             if not np.array_equal(weight[linear.out_axis], self.labels):
-                raise _Refusal(op, linear.output, "multiplied along another axis than the stream's")
+                raise _RefusedError(op, linear.output, "multiplied along another axis than the stream's")
             self.writers.append(Writer(op, op.inputs.index(linear.weight), linear.out_axis))
             self.state[linear.output] = None
             if op.input(2):
@@ -225,13 +227,13 @@ class _Walk:
         """A constant operand that goes into the stream; it must have an entry for every unit."""
         name = op.input(place)
         if not self.flow.weights.knows(name) or name not in self._places:
-            raise _Refusal(op, name, "the same number is added to every entry of the stream")
+            raise _RefusedError(op, name, "the same number is added to every entry of the stream")
         self.writers.append(Writer(op, place, self._places[name]))
 
     def _move(self, op: Op) -> None:
         """Whole vectors are put elsewhere, averaged, or picked from a table."""
         data = [place for place, name in enumerate(op.inputs) if name and (place == 0 or op.type == "Concat")]
-        states = []
+        states: list[Normed | None] = []
         for place in data:
             name = op.input(place)
             if self.flow.weights.knows(name):
@@ -240,24 +242,24 @@ class _Walk:
             elif name in self._places:
                 states.append(self._state(op, name))
             else:
-                raise _Refusal(op, name, f"{op.type} makes the stream from something else")
+                raise _RefusedError(op, name, f"{op.type} makes the stream from something else")
         state = states[0]
         if any(other is not state for other in states):
-            raise _Refusal(op, op.outputs[0], "outputs of different norms are joined")
+            raise _RefusedError(op, op.outputs[0], "outputs of different norms are joined")
         if state is not None and op.type == "ReduceSum":
             state = replace(state, is_plain=False)
         for name in op.outputs:
             if name and name not in self._places:
-                raise _Refusal(op, name, f"{op.type} works over the stream")
+                raise _RefusedError(op, name, f"{op.type} works over the stream")
             self.state[name] = state
 
     def _add(self, op: Op) -> None:
         constant = [place for place, name in enumerate(op.inputs) if self.flow.weights.knows(name)]
-        states = []
+        states: list[Normed | None] = []
         for place, name in enumerate(op.inputs):
             if place not in constant:
                 if name not in self._places:
-                    raise _Refusal(op, name, "the same number is added to every entry of the stream")
+                    raise _RefusedError(op, name, "the same number is added to every entry of the stream")
                 states.append(self._state(op, name))
         if all(state is None for state in states):
             for place in constant:
@@ -270,7 +272,7 @@ class _Walk:
             or len(states) > 1
             or op.input(0) in (op.input(place) for place in constant if op.type == "Sub")
         ):
-            raise _Refusal(op, op.outputs[0], _POST)
+            raise _RefusedError(op, op.outputs[0], _POST)
         shift = sum((self._vector(op, op.input(place)) for place in constant), np.zeros(len(self.labels)))
         self._bypass(op, replace(state, shift=state.shift + (-shift if op.type == "Sub" else shift)))
 
@@ -279,59 +281,54 @@ class _Walk:
         carrying = [place for place, name in enumerate(op.inputs) if name in self._places]
         active = [place for place in carrying if not self.flow.weights.knows(op.input(place))]
         if len(active) != 1 or (op.type == "Div" and active != [0]):
-            raise _Refusal(op, op.outputs[0], f"{op.type} works on single entries of the stream")
+            raise _RefusedError(op, op.outputs[0], f"{op.type} works on single entries of the stream")
         state = self._state(op, op.input(active[0]))
         if len(carrying) == 1:
             self.state[op.outputs[0]] = state if state is None else replace(state, is_plain=False)
             return
         if state is None:
-            raise _Refusal(op, op.outputs[0], "entries of the stream are scaled one by one")
+            raise _RefusedError(op, op.outputs[0], "entries of the stream are scaled one by one")
         factor = self._vector(op, op.input(next(place for place in carrying if place not in active)))
         factor = 1.0 / factor if op.type == "Div" else factor
         self._bypass(op, replace(state, gain=state.gain * factor, shift=state.shift * factor))
 
     def _bypass(self, op: Op, state: Normed) -> None:
         if not state.is_plain:
-            raise _Refusal(op, op.outputs[0], "a gain stands behind another operation on the norm's output")
+            raise _RefusedError(op, op.outputs[0], "a gain stands behind another operation on the norm's output")
         self.bypassed.append(op)
         self.state[op.outputs[0]] = state
 
     def _state(self, op: Op, tensor: str) -> Normed | None:
         if tensor not in self.state:
-            raise _Refusal(op, tensor, "not written by weights alone")
+            raise _RefusedError(op, tensor, "not written by weights alone")
         return self.state[tensor]
 
     def _vector(self, op: Op, tensor: str) -> Vector:
         """A constant (d,), whatever axes of extent one it has."""
         shape = self.flow.shape(tensor)
         if not self.flow.weights.knows(tensor) or int(np.prod(shape)) != len(self.labels):
-            raise _Refusal(op, tensor, "a gain or shift that isn't a constant vector")
+            raise _RefusedError(op, tensor, "a gain or shift that isn't a constant vector")
         return np.asarray(self.flow.weights.array(tensor), dtype=np.float64).reshape(-1)
 
     def _check(self) -> None:
         """What is true of the stream as a whole."""
         for tensor in self._places.keys() | self._mixed:
             if self.flow.is_output(tensor):
-                raise _Refusal(None, tensor, "the stream is a graph output")
+                raise _RefusedError(None, tensor, "the stream is a graph output")
         if len({norm.is_centred for norm in self.norms}) > 1:
-            raise _Refusal(self.norms[0].last, self.norms[0].input, "norms with and without mean on one stream")
+            raise _RefusedError(self.norms[0].last, self.norms[0].input, "norms with and without mean on one stream")
         for reader in self.readers:
             self._check_reader(reader)
         if not self.readers or not self.writers:
-            raise _Refusal(None, self.norms[0].input, "no weight reads it")
+            raise _RefusedError(None, self.norms[0].input, "no weight reads it")
 
     def _check_reader(self, reader: Reader) -> None:
         op, source = reader.linear.op, reader.source
         if source is None:
             if self.norms[0].is_centred:
-                raise _Refusal(op, reader.linear.input, "read without a norm, so its mean can't be taken away")
+                raise _RefusedError(op, reader.linear.input, "read without a norm, so its mean can't be taken away")
         elif source.shift.any() and (not source.is_plain or op.type not in ("MatMul", "Gemm")):
-            raise _Refusal(op, reader.linear.input, "the norm's shift can't move into a bias")
+            raise _RefusedError(op, reader.linear.input, "the norm's shift can't move into a bias")
 
 
 _POST = "the norm's output is the stream itself (post-norm), so its gain can't move into the weights that read it"
-
-
-def refusals(found: tuple[Stream | Unrotated, ...]) -> Iterator[Unrotated]:
-    """Those that stay as they are."""
-    yield from (stream for stream in found if isinstance(stream, Unrotated))
