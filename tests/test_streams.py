@@ -19,7 +19,7 @@ from snp_onnx.calibration.samples import open_samples
 from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.errors import PlanError, TargetError
 from snp_onnx.passes import prepare, rotate_streams
-from snp_onnx.subspace import centring, principal_axes
+from snp_onnx.subspace import centring, principal_axes, sensitivity
 from snp_onnx.subspace import turned as turn
 from snp_onnx.tracing import Group, Kind, Trace, trace
 from snp_onnx.tracing.flow import Flow
@@ -185,14 +185,29 @@ def test_a_stream_of_low_rank_vanishes(name: str) -> None:
 
 
 def test_principal_axes_come_in_the_order_of_their_energy() -> None:
-    rng = np.random.default_rng(0)
-    parts = [rng.standard_normal((40, 5)) * [5, 1, 3, 2, 4] for _ in range(2)]
-    axes = principal_axes([x.T @ x * scale for x, scale in zip(parts, (1.0, 100.0), strict=True)])
-    both = sum(x.T @ x / np.square(x).sum() for x in parts)
-    energy = np.diag(axes.T @ both @ axes)
+    x = np.random.default_rng(0).standard_normal((40, 5)) * [5, 1, 3, 2, 4]
+    axes = principal_axes(x.T @ x)
+    energy = np.diag(axes.T @ x.T @ x @ axes)
     assert np.allclose(axes.T @ axes, np.eye(5))
-    assert np.allclose(energy, np.linalg.svd(both)[1])  # as the singular values are: descending
-    assert (np.diff(energy) < 0).all()
+    assert np.allclose(energy, np.square(np.linalg.svd(x)[1]))  # as the singular values are: descending
+
+
+@pytest.mark.parametrize("kept", [1, 3, 5])
+def test_principal_axes_with_one_reader_are_reduced_rank_regression(kept: int) -> None:
+    """No k-dimensional approximation of x W is better than the truncated SVD of x W itself (Eckart-Young)."""
+    rng = np.random.default_rng(kept)
+    x = rng.standard_normal((60, 6)) @ rng.standard_normal((6, 6))
+    weight = rng.standard_normal((6, 8)) * np.geomspace(1, 30, 6)[:, None]
+    gram = x.T @ x
+    axes = principal_axes(gram, sensitivity([(gram, weight)], power=1.0))[:, :kept]
+    singular = np.linalg.svd(x @ weight)[1]
+    least = np.square(singular[kept:]).sum()
+    # x' = x P with P onto span(axes), along the directions that the weight's metric sends there
+    metric = weight @ weight.T
+    projector = metric @ axes @ np.linalg.solve(axes.T @ metric @ axes, axes.T)
+    assert np.isclose(np.square((x - x @ projector) @ weight).sum(), least, rtol=1e-6)
+    by_energy = principal_axes(gram)[:, :kept]
+    assert np.square((x - x @ by_energy @ by_energy.T) @ weight).sum() > 1.01 * least
 
 
 @pytest.mark.parametrize("name", ["layer_norm", "rms_parts"])

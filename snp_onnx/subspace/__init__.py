@@ -7,7 +7,7 @@ from snp_onnx.subspace.ldl import cumulative_variance, ldl
 from snp_onnx.subspace.ordering import Order, magnitude, natural, order_by_importance, random, saw, zca_importance
 from snp_onnx.subspace.refit import refit, refit_error
 from snp_onnx.subspace.ridge import ridge_diagonal
-from snp_onnx.subspace.rotation import centring, principal_axes, turned
+from snp_onnx.subspace.rotation import centring, principal_axes, sensitivity, turned
 from snp_onnx.subspace.shrinkage import shrink
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "refit_error",
     "ridge_diagonal",
     "saw",
+    "sensitivity",
     "shrink",
     "turned",
     "zca_importance",

@@ -11,23 +11,49 @@ import numpy.typing as npt
 Matrix = npt.NDArray[np.float64]
 
 
-def principal_axes(grams: Iterable[Matrix]) -> Matrix:
-    """Q (d, d), orthogonal: eigenvectors of Σ G_c / tr G_c as columns, the largest eigenvalue first.
+FLOOR = 1e-12
+"""Eigenvalues below this share of the largest count as zero."""
 
-    Every G_c (d, d) is the Gram matrix of one norm's output; scaled to unit trace, no layer counts for more than
-    another. In the basis Q a prefix of the entries holds as much of the summed energy as any subspace of that width can
-    (SliceGPT, arXiv 2401.15024, section 3.3). Signs: the largest entry of each column is positive.
 
-    >>> principal_axes([np.diag([1.0, 3.0])])
+def principal_axes(gram: Matrix, sensitivity: Matrix | None = None) -> Matrix:
+    """Q (d, d), orthogonal: its first k columns span the best k directions of rows with Gram matrix G (d, d).
+
+    Without M they are the eigenvectors of G, the largest eigenvalue first (SliceGPT, arXiv 2401.15024, section 3.3).
+    With the sensitivity M (d, d) of what reads the rows, an error e costs eᵀ M e: reduced-rank regression then keeps
+    G^{1/2} U_k, U the eigenvectors of G^{1/2} M G^{1/2}, made orthogonal one after the other (QR). M = I gives the
+    first case. Signs: the largest entry of each column is positive.
+
+    >>> principal_axes(np.diag([1.0, 3.0]))
     array([[0., 1.],
            [1., 0.]])
+    >>> principal_axes(np.diag([1.0, 3.0]), np.diag([9.0, 1.0]))
+    array([[1., 0.],
+           [0., 1.]])
     """
-    total = sum(gram / trace for gram in grams if (trace := float(np.trace(gram))) > 0.0)
-    _, vectors = np.linalg.eigh(np.atleast_2d(np.asarray(total, dtype=np.float64)))
-    columns = vectors[:, ::-1]
+    energies, vectors = np.linalg.eigh(gram)
+    energies = np.maximum(energies, FLOOR * energies[-1])
+    root = (vectors * np.sqrt(energies)) @ vectors.T
+    weighed = root @ (np.eye(len(gram)) if sensitivity is None else sensitivity) @ root
+    columns = np.linalg.qr(root @ np.linalg.eigh(weighed)[1][:, ::-1])[0]
     largest = np.abs(columns).argmax(axis=0)
     signs = np.sign(columns[largest, np.arange(columns.shape[1])])
     return np.ascontiguousarray(columns * signs) + 0.0
+
+
+def sensitivity(readers: Iterable[tuple[Matrix, Matrix]], power: float) -> Matrix:
+    """M = Σ_c W_c W_cᵀ / (tr W_cᵀ G_c W_c)^p (d, d) over readers (G_c (d, d), W_c (d, O)).
+
+    eᵀ M e is what an error e of the rows does to all outputs, each relative to its energy to the power p.
+
+    >>> sensitivity([(np.eye(1), np.array([[2.0]]))], power=0.5).tolist()
+    [[2.0]]
+    """
+    total: Matrix = np.zeros(())
+    for gram, weight in readers:
+        square = weight @ weight.T
+        energy = float(np.einsum("ij,ij->", gram, square))
+        total = total + (square / energy**power if energy > 0.0 else 0.0 * square)
+    return total
 
 
 def centring(width: int) -> Matrix:

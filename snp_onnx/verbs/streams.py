@@ -14,8 +14,8 @@ from snp_onnx.errors import CalibrationError, PlanError
 from snp_onnx.passes import Note, rotate_streams
 from snp_onnx.planning.plan import Bases
 from snp_onnx.planning.readings import ROWS_PER_UNIT
-from snp_onnx.subspace import principal_axes
-from snp_onnx.tracing import Barrier
+from snp_onnx.subspace import principal_axes, sensitivity
+from snp_onnx.tracing import Barrier, Linear
 from snp_onnx.tracing.norms import Norm
 from snp_onnx.tracing.streams import Stream, Unrotated, find_streams
 from snp_onnx.verbs.measure import Calibration
@@ -23,6 +23,9 @@ from snp_onnx.verbs.subject import Subject
 from snp_onnx.verbs.turned import Turned
 
 Matrix = npt.NDArray[np.float64]
+ERROR_POWER = 0.5
+"""Errors of different readers are compared relative to the square root of their output's energy, as in the budget."""
+TINY = float(np.finfo(np.float64).tiny)
 ORTHOGONAL = 1e-6
 """How far QᵀQ of a saved basis may be from one, in its largest entry."""
 
@@ -80,7 +83,10 @@ def _measured(subject: Subject, streams: Sequence[Stream], calibration: Calibrat
     batches = calibration.batches(Part.CALIBRATION)
     with calibration.clock("calibrate"):
         moments = collect(plain, list(requests.values()), batches, calibration.runtime)
-    return {s.id: _axes(s, [moments[requests[norm.output].key] for norm in s.norms]) for s in streams}
+    return {
+        stream.id: _axes(subject, stream, {norm.output: moments[requests[norm.output].key] for norm in stream.norms})
+        for stream in streams
+    }
 
 
 def _request(subject: Subject, norm: Norm, samples: int) -> MomentRequest:
@@ -90,8 +96,21 @@ def _request(subject: Subject, norm: Norm, samples: int) -> MomentRequest:
     return MomentRequest(norm.output, axis, len(shape), lattice=lattice)
 
 
-def _axes(stream: Stream, moments: Sequence[Moments]) -> Matrix:
-    grams = [found.gram for found in moments if found.is_finite]
+def _axes(subject: Subject, stream: Stream, moments: Mapping[str, Moments]) -> Matrix:
+    """The axes of all norms' outputs together, each of unit energy, weighed by what reads them."""
+    grams = {name: found.gram for name, found in moments.items() if found.is_finite}
     if not grams:
         raise CalibrationError(f"residual stream {stream.id} is not finite on the calibration samples")
-    return principal_axes(grams)
+    joint = np.sum([gram / max(float(np.trace(gram)), TINY) for gram in grams.values()], axis=0)
+    readers = (
+        (grams[reader.source.norm.output], _matrix(subject, reader.linear) * reader.source.gain[:, None])
+        for reader in stream.readers
+        if reader.source is not None and reader.source.norm.output in grams
+    )
+    return principal_axes(joint, sensitivity(readers, ERROR_POWER))
+
+
+def _matrix(subject: Subject, linear: Linear) -> Matrix:
+    """A reader's weight as (d, rest)."""
+    weight = np.asarray(subject.flow.weights.array(linear.weight), dtype=np.float64)
+    return np.moveaxis(weight, linear.in_axis, 0).reshape(weight.shape[linear.in_axis], -1)
