@@ -34,6 +34,9 @@ class Flow:
         """Whether one node reads the tensor and nobody else does, the graph's outputs included."""
         return len(self.readers.get(tensor, ())) == 1 and tensor not in self._outputs
 
+    def is_output(self, tensor: str) -> bool:
+        return tensor in self._outputs
+
     def only_reader(self, tensor: str) -> Op | None:
         return self.readers[tensor][0] if self.is_sole(tensor) else None
 
@@ -67,6 +70,11 @@ class Flow:
             linear.op.index
             for linear in self.trace.linears
             if linear.mixes and not alive[axes[linear.weight][linear.in_axis]].all()
+        }
+        losers |= {
+            product.op.index
+            for product in self.trace.products
+            if product.is_open and not alive[axes[product.contracted[0][0]][product.contracted[0][1]]].all()
         }
         found: set[str] = set()
         for op, reads in zip(self.trace.ops, self._reads, strict=True):

@@ -7,36 +7,22 @@ as with any other unit. The matrices are part of the plan's sidecar, so that a p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
-import onnx
-
 from snp_onnx.calibration.sessions import Runtime
-from snp_onnx.passes import Note
 from snp_onnx.planning.plan import Bases
 from snp_onnx.tracing import Kind
+from snp_onnx.verbs.head_dims import turn_heads
 from snp_onnx.verbs.measure import Calibration
 from snp_onnx.verbs.subject import Subject, trace_at
+from snp_onnx.verbs.turned import Step, Turned
+
+__all__ = ["STEPS", "Step", "Turned", "change_bases"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Turned:
-    """A model in other bases, the matrices by name, and what was done or left alone."""
-
-    model: onnx.ModelProto
-    bases: Bases
-    notes: tuple[Note, ...]
-
-
-Step = Callable[[Subject, Calibration | None, Bases], Turned]
-"""Turn a subject by the bases given (names without the kind), or where there are none by the calibration's moments.
-
-PlanError where neither is there but something would be turned.
-"""
-
-STEPS: Mapping[Kind, Step] = MappingProxyType({})
+STEPS: Mapping[Kind, Step] = MappingProxyType({Kind.HEAD_DIMS: turn_heads})
 """The kinds that need other bases; carried out in this order."""
 
 
