@@ -1,72 +1,19 @@
-"""Heads: the moments of what goes through each head of an attention, and the bases that they single out."""
+"""Heads: the bases that the moments of an attention single out, and what its logits lose with their dimensions."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from snp_onnx.calibration.moments import MomentRequest, Moments, row_strides
-from snp_onnx.calibration.single_heads import SingleHead
+from snp_onnx.planning.head_statistics import HeadStatistics, own_heads
+from snp_onnx.planning.statistics import Statistics, unit_columns
 from snp_onnx.subspace import balanced_bases, principal_basis
-from snp_onnx.tracing.attention import Attention, Context, Logits, Operand
+from snp_onnx.tracing import Group
+from snp_onnx.tracing.attention import Context, Logits
 from snp_onnx.tracing.flow import Flow
-from snp_onnx.tracing.tracer import Linear
+from snp_onnx.tracing.tracer import Product
 
 Matrix = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class HeadReading:
-    """The moments of one head of an operand, units on its dimensions, and the head's tensor where it is a part."""
-
-    request: MomentRequest
-    head: SingleHead | None
-
-
-def head_readings(flow: Flow, operand: Operand, samples: int) -> tuple[HeadReading, ...]:
-    """One reading for every head of an operand, in order."""
-    return tuple(_reading(flow, operand, number, samples) for number in range(operand.heads))
-
-
-def _reading(flow: Flow, operand: Operand, number: int, samples: int) -> HeadReading:
-    shape, axis = flow.shape(operand.tensor), operand.dim_axis
-    if operand.head_axis is None:
-        lattice = row_strides(shape, axis, samples, shape[axis])
-        return HeadReading(MomentRequest(operand.tensor, axis, len(shape), lattice=lattice), None)
-    head = SingleHead(operand.tensor, operand.head_axis, number)
-    rest = (*shape[: head.axis], *shape[head.axis + 1 :])
-    own = axis - (head.axis < axis)
-    lattice = row_strides(rest, own, samples, rest[own])
-    return HeadReading(MomentRequest(head.name, own, len(rest), lattice=lattice), head)
-
-
-def operands(attention: Attention) -> Iterator[Operand]:
-    """What must be measured for new bases: queries, keys, and what the values come to."""
-    for logits in attention.logits:
-        yield from (logits.queries.operand, logits.keys.operand)
-    yield from (context.output for context in attention.contexts)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class HeadStatistics:
-    """Moments of single heads, by operand."""
-
-    readings: Mapping[Operand, tuple[HeadReading, ...]]
-    moments: Mapping[str, Moments]
-
-    def is_measured(self, operand: Operand) -> bool:
-        found = [self.moments.get(reading.request.key) for reading in self.readings.get(operand, ())]
-        return bool(found) and all(part is not None and part.count > 0 and part.is_finite for part in found)
-
-    def gram(self, operand: Operand, heads: Iterable[int], around_mean: bool) -> Matrix:
-        """The sum of the moments of heads that share a basis; heads that are one and the same count once."""
-        rows = {tuple(operand.numbers[head].tolist()): head for head in reversed(list(heads))}
-        parts = [self.moments[self.readings[operand][head].request.key] for head in sorted(rows.values())]
-        grams = [part.gram - np.outer(part.mean, part.mean) * around_mean for part in parts]
-        return np.asarray(np.sum(grams, axis=0), dtype=np.float64)
 
 
 def logits_bases(logits: Logits, found: HeadStatistics, rho: float) -> tuple[Matrix, Matrix]:
@@ -92,11 +39,6 @@ def context_bases(flow: Flow, context: Context, found: HeadStatistics, rho: floa
     return np.stack([basis for basis, _ in pairs]), np.stack([inverse for _, inverse in pairs])
 
 
-def own_heads(operand: Operand, family: Sequence[int]) -> tuple[int, ...]:
-    """The heads of an operand that a family of a product's heads reads: one for all where it has but one."""
-    return tuple(family) if operand.heads > 1 else (0,)
-
-
 def logits_energy(logits: Logits, found: HeadStatistics) -> Matrix:
     """M (d, d): without the dimensions R the logits of all heads lose the energy Σ_{i, j in R} M_ij.
 
@@ -112,9 +54,23 @@ def logits_energy(logits: Logits, found: HeadStatistics) -> Matrix:
     return total
 
 
-def output_request(flow: Flow, linear: Linear, samples: int) -> MomentRequest:
-    """Moments of what a layer gives, its bias included."""
-    output = flow.bias(linear)[1]
-    shape, axis = flow.shape(output), linear.output_axis
-    lattice = row_strides(shape, axis, samples, shape[axis], per_unit=4, at_least=4)
-    return MomentRequest(output, axis, len(shape), lattice=lattice)
+def logits_loss(flow: Flow, group: Group, product: Product, statistics: Statistics, power: float) -> Matrix | None:
+    """M (U, U) of a group's units on the scale of the other groups' errors; None where something wasn't measured.
+
+    The share of the logits' energy that goes, times the variance of the output projection they serve over V^p: what
+    would be lost if the attention's output went as its logits do.
+    """
+    attention = flow.trace.attention
+    found = [part for part in (attention.logits if attention else ()) if part.product.op.index == product.op.index]
+    if not found or not all(map(statistics.heads.is_measured, (found[0].queries.operand, found[0].keys.operand))):
+        return None
+    output = statistics.output_variance(found[0].output)
+    if output is None:
+        return None
+    total = statistics.spread(found[0].output) or output
+    energy = logits_energy(found[0], statistics.heads)
+    whole = float(energy.sum())
+    scale = output * total**-power / whole if whole > 0.0 and total > 0.0 else 0.0
+    tensor, axis = product.contracted[0]
+    places = unit_columns(flow.trace.axes[tensor][axis], group.labels)
+    return scale * np.asarray(np.sum([energy[np.ix_(row, row)] for row in places], axis=0), dtype=np.float64)

@@ -17,15 +17,15 @@ from snp_onnx.calibration.single_heads import with_single_heads
 from snp_onnx.errors import PlanError
 from snp_onnx.passes import FreezeNumbers, Note, Turn, TurnHeads, rewrite
 from snp_onnx.passes.turn_heads import digest
-from snp_onnx.planning.heads import (
+from snp_onnx.planning.head_statistics import (
     HeadReading,
     HeadStatistics,
-    context_bases,
     head_readings,
-    logits_bases,
     operands,
     own_heads,
+    single_heads,
 )
+from snp_onnx.planning.heads import context_bases, logits_bases
 from snp_onnx.planning.plan import Bases
 from snp_onnx.tracing.attention import Attention, Context, Logits, Operand, Projection, find_attention
 from snp_onnx.tracing.extents import SHAPE_OPERANDS
@@ -113,14 +113,13 @@ def _bases(flow: Flow, place: Logits | Context, found: HeadStatistics) -> tuple[
 def _statistics(
     subject: Subject, readings: Mapping[Operand, tuple[HeadReading, ...]], calibration: Calibration
 ) -> HeadStatistics:
-    every = [reading for several in readings.values() for reading in several]
-    model = with_single_heads(subject.prepared, [reading.head for reading in every if reading.head is not None])
-    requests = list({reading.request.key: reading.request for reading in every}.values())
+    requests = [reading.request for several in readings.values() for reading in several]
+    model = with_single_heads(subject.prepared, single_heads(readings))
     batches = -(-calibration.count // calibration.batch_size)
     with calibration.clock("bases"):
         moments = collect(
             model,
-            requests,
+            list(dict.fromkeys(requests)),
             calibration.batches(Part.CALIBRATION),
             calibration.runtime,
             progress=lambda done: calibration.progress("bases", done, batches),
