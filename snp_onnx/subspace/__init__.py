@@ -7,14 +7,16 @@ from snp_onnx.subspace.ldl import cumulative_variance, ldl
 from snp_onnx.subspace.ordering import Order, magnitude, natural, order_by_importance, random, saw, zca_importance
 from snp_onnx.subspace.refit import refit, refit_error
 from snp_onnx.subspace.ridge import ridge_diagonal
-from snp_onnx.subspace.rotation import centring, principal_axes, sensitivity, turned
+from snp_onnx.subspace.rotation import balanced_bases, principal_basis
 from snp_onnx.subspace.shrinkage import shrink
+from snp_onnx.subspace.stream_axes import centring, principal_axes, sensitivity, turned
 
 __all__ = [
     "Consumer",
     "Elimination",
     "Order",
     "affine_fold",
+    "balanced_bases",
     "centring",
     "conjugate_gradients",
     "cumulative_variance",
@@ -26,6 +28,7 @@ __all__ = [
     "natural",
     "order_by_importance",
     "principal_axes",
+    "principal_basis",
     "random",
     "refit",
     "refit_error",

@@ -6,9 +6,12 @@ from collections.abc import Collection, Iterator, Mapping
 
 import onnx
 
+from snp_onnx.tracing.attention import Attention, find_attention
 from snp_onnx.tracing.extents import bar_extents, bar_numbers
 from snp_onnx.tracing.facts import Facts, Shape, infer_facts
+from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.groups import PLAIN_KINDS, Kind, Trace, conclude
+from snp_onnx.tracing.labels import INSIDE
 from snp_onnx.tracing.norms import open_norms
 from snp_onnx.tracing.op import Op, ops_of
 from snp_onnx.tracing.rules import RULES
@@ -25,10 +28,20 @@ def trace(
 
     `input_shapes` gives one concrete shape for every true input; `observed` the shapes of tensors that inference can't
     tell (seen in a run). The model isn't changed. Anything the rules don't know becomes a barrier, never a guess.
+    With the kind `head-dims` an attention's units are the dimensions inside its heads where these may go, and heads
+    only where they may not.
     """
     facts = infer_facts(model, input_shapes, observed)
-    constants = frozenset(tensor.name for tensor in model.graph.initializer)
-    tracer = Tracer(facts, constants, open_norms(model) if Kind.STREAM in kinds else frozenset())
+    opened = open_norms(model) if Kind.STREAM in kinds else frozenset()
+    found = _walk(model, facts, None, opened)
+    return found if Kind.HEAD_DIMS not in kinds else _walk(model, facts, find_attention(Flow(model, found)), opened)
+
+
+def _walk(model: onnx.ModelProto, facts: Facts, inside: Attention | None, opened: frozenset[str]) -> Trace:
+    """One walk over the graph; `inside`: where dimensions inside heads may go, `opened`: norms that may lose width."""
+    initialisers = frozenset(tensor.name for tensor in model.graph.initializer)
+    tracer = Tracer(facts, initialisers, inside.contractions if inside is not None else {})
+    tracer.open_norms = opened
     ops = list(ops_of(model))
     _enter_inputs(model, tracer)
     for op in ops:
@@ -43,8 +56,11 @@ def trace(
         bar_numbers(None, tracer, value.name, "its extent is a graph output")
     for sparse in model.graph.sparse_initializer:
         tracer.barrier_all(None, sparse.values.name, "sparse initialiser")
+    if inside is not None:
+        for tensor, axis in inside.dims:
+            tracer.classes.flag(tracer.axes(tensor)[axis], INSIDE)
     tracer.products.settle()
-    return conclude(tracer, ops)
+    return conclude(tracer, ops, inside)
 
 
 def unknown_shapes(model: onnx.ModelProto, facts: Facts) -> tuple[str, ...]:

@@ -19,7 +19,9 @@ SUMMED = Flag(4)
 """The class is written by the sum of several activations: a residual stream."""
 REPEATED = Flag(8)
 """The class counts the copies that an Expand makes of one position."""
-STREAM = Flag(16)
+INSIDE = Flag(16)
+"""The class counts dimensions inside attention heads, which may go in place of whole heads."""
+STREAM = Flag(32)
 """The class is a transformer's residual stream, rotated so that its units may be cut one by one."""
 
 STILL = 0

@@ -70,7 +70,9 @@ def prune(
     target_macs, target_params, target_size : fraction of the dense model's cost to keep at most.
     variance : the paper's τ. min_fidelity : the cosine that every output must keep on the samples held back, by as few
         MACs as can be found. Exactly one target, unless `plan` is given.
-    preset : "best", "fast" or "paper". units : kinds that may be removed, of "channels" and "heads".
+    preset : "best", "fast" or "paper". units : kinds that may be removed, of "channels", "heads" and "head-dims". With
+        "head-dims" an attention gives up dimensions inside its heads where it can, and whole heads only where it can't:
+        run twice for both.
     plan : a Plan or the path of a saved one, to carry out instead of deciding.
     external_as : the file name that the result will be saved under with external data; its bytes then count for
         `target_size`.
