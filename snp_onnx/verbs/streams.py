@@ -13,7 +13,6 @@ from snp_onnx.calibration.samples import Part
 from snp_onnx.errors import CalibrationError, PlanError
 from snp_onnx.passes import Note, rotate_streams
 from snp_onnx.planning.plan import Bases
-from snp_onnx.planning.readings import ROWS_PER_UNIT
 from snp_onnx.subspace import principal_axes, sensitivity
 from snp_onnx.tracing import Barrier, Linear
 from snp_onnx.tracing.norms import Norm
@@ -92,7 +91,7 @@ def _measured(subject: Subject, streams: Sequence[Stream], calibration: Calibrat
 def _request(subject: Subject, norm: Norm, samples: int) -> MomentRequest:
     shape = subject.flow.shape(norm.output)
     axis = len(shape) - 1
-    lattice = row_strides(shape, axis, samples, shape[axis], ROWS_PER_UNIT)
+    lattice = row_strides(shape, axis, samples, shape[axis])
     return MomentRequest(norm.output, axis, len(shape), lattice=lattice)
 
 
