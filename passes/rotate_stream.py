@@ -10,8 +10,9 @@ SliceGPT, arXiv 2401.15024, section 3.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +27,13 @@ from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.norms import OPEN_NORMS, Norm, open_norms
 from snp_onnx.tracing.op import Op
 from snp_onnx.tracing.streams import Reader, Stream
+from snp_onnx.tracing.tracer import Linear
 from snp_onnx.tracing.weights import WeightPath
 
 Matrix = npt.NDArray[np.float64]
 Operand = tuple[int, int]
 """A node's index and the place of one of its inputs."""
+Change = Callable[[Matrix], Matrix]
 
 
 def rotate_streams(
@@ -71,11 +74,15 @@ class RotateStream:
 
     def __call__(self, graph: gs.Graph) -> Outcome:
         nodes = {next((t.name for t in node.outputs if t.name), ""): node for node in graph.nodes}
-        values, inserted = self._values()
+        steps, inserted = self._steps()
         notes = [Note(self.stream.id, f"residual stream of width {self.stream.width} rotated")]
-        for (index, place), value in values.items():
+        weights = self.flow.weights
+        for (index, place), changes in steps.items():  # one weight at a time is held in float64
             op = self.flow.trace.ops[index]
-            notes += _write(graph, _node(nodes, op), place, value, self.flow.weights.path(op.input(place)))
+            value = np.asarray(weights.array(op.input(place)), dtype=np.float64)
+            for change in changes:
+                value = change(value)
+            notes += _write(graph, _node(nodes, op), place, value, weights.path(op.input(place)))
         for reader, shift in inserted:
             _insert_bias(graph, _node(nodes, reader.linear.op), shift)
         for op in self.stream.bypassed:
@@ -84,53 +91,52 @@ class RotateStream:
             _write_norm(graph, _node(nodes, norm.last), norm, self.stream.width)
         return Outcome(True, tuple(notes))
 
-    def _values(self) -> tuple[dict[Operand, Matrix], list[tuple[Reader, Matrix]]]:
-        """New values of operands in float64, and shifts for which there is no bias to take them."""
+    def _steps(self) -> tuple[dict[Operand, list[Change]], list[tuple[Reader, Matrix]]]:
+        """What is done to every operand, in this order, and shifts for which there is no bias to take them."""
         stream = self.stream
-        values: dict[Operand, Matrix] = {}
+        steps: dict[Operand, list[Change]] = {}
         inserted = []
         into = centring(stream.width) @ self.basis if stream.is_centred else self.basis
         writing = {writer.op.index for writer in stream.writers}
         for reader in stream.readers:
-            shift = self._absorb(reader, values)
+            shift = self._absorb(reader, steps)
             if shift is not None:
                 writes = reader.linear.op.index in writing
                 inserted.append((reader, turned(shift, 0, into) if writes else shift))
         for writer in stream.writers:
-            key = writer.op.index, writer.place
-            values[key] = turned(self._value(values, key), writer.axis, into)
-        return values, inserted
+            change = partial(turned, axis=writer.axis, matrix=into)
+            steps.setdefault((writer.op.index, writer.place), []).append(change)
+        return steps, inserted
 
-    def _absorb(self, reader: Reader, values: dict[Operand, Matrix]) -> Matrix | None:
+    def _absorb(self, reader: Reader, steps: dict[Operand, list[Change]]) -> Matrix | None:
         """Gain and rotation into the weight, the shift into its bias; the shift (O,) is returned if there is none."""
-        linear = reader.linear
+        linear, source = reader.linear, reader.source
         key = linear.op.index, linear.op.inputs.index(linear.weight)
-        weight = self._value(values, key)
-        source = reader.source
-        scaled = self.basis if source is None else source.gain[:, None] * self.basis
-        values[key] = turned(weight, linear.in_axis, scaled)
+        gain = None if source is None else source.gain
+        change = partial(_read, axis=linear.in_axis, gain=gain, basis=self.basis)
+        steps.setdefault(key, []).append(change)
         if source is None or not source.shift.any():
             return None
+        weight = np.asarray(self.flow.weights.array(linear.weight), dtype=np.float64)
         shift = np.tensordot(source.shift, weight, (0, linear.in_axis))
         place = self._bias(linear)
         if place is None:
             return shift
-        values[place] = self._value(values, place) + shift
+        steps.setdefault(place, []).append(partial(np.add, shift))
         return None
 
-    def _bias(self, linear: object) -> Operand | None:
-        name, output = self.flow.bias(linear)  # type: ignore[arg-type]
+    def _bias(self, linear: Linear) -> Operand | None:
+        name, output = self.flow.bias(linear)
         if name is None:
             return None
         op = self.flow.maker(output)
         assert op is not None
         return op.index, op.inputs.index(name)
 
-    def _value(self, values: Mapping[Operand, Matrix], key: Operand) -> Matrix:
-        if key in values:
-            return values[key]
-        op = self.flow.trace.ops[key[0]]
-        return np.asarray(self.flow.weights.array(op.input(key[1])), dtype=np.float64)
+
+def _read(weight: Matrix, axis: int, gain: Matrix | None, basis: Matrix) -> Matrix:
+    """Qᵀ diag(g) W along the axis that reads."""
+    return turned(weight, axis, basis if gain is None else gain[:, None] * basis)
 
 
 def _node(nodes: Mapping[str, gs.Node], op: Op) -> gs.Node:

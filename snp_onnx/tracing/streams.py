@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.labels import Labels
@@ -183,8 +184,9 @@ class _Walk:
         return bool(names) and op.type not in ("Shape", "Size") and not all(map(self.flow.weights.knows, outputs))
 
     def _visit(self, op: Op, linear: Linear | None) -> None:
-        mixed = next((name for name in (*op.reads, *op.outputs) if name in self._mixed), None)
-        if mixed is not None and (linear is None or mixed != linear.weight):
+        own = linear.weight if linear is not None else ""
+        mixed = next((name for name in (*op.reads, *op.outputs) if name in self._mixed and name != own), None)
+        if mixed is not None:
             raise _RefusedError(op, mixed, f"{op.type} handles entries of the stream one by one")
         if linear is not None:
             self._multiply(op, linear)
@@ -243,6 +245,8 @@ class _Walk:
                 states.append(self._state(op, name))
             else:
                 raise _RefusedError(op, name, f"{op.type} makes the stream from something else")
+        if op.type == "Cast" and not self._is_float(op.outputs[0]):
+            raise _RefusedError(op, op.outputs[0], "rounded to whole numbers")
         state = states[0]
         if any(other is not state for other in states):
             raise _RefusedError(op, op.outputs[0], "outputs of different norms are joined")
@@ -298,6 +302,10 @@ class _Walk:
         self.bypassed.append(op)
         self.state[op.outputs[0]] = state
 
+    def _is_float(self, tensor: str) -> bool:
+        kind = onnx.helper.tensor_dtype_to_np_dtype(self.flow.trace.facts.types[tensor])
+        return kind.kind == "f" or kind.name == "bfloat16"
+
     def _state(self, op: Op, tensor: str) -> Normed | None:
         if tensor not in self.state:
             raise _RefusedError(op, tensor, "not written by weights alone")
@@ -319,15 +327,20 @@ class _Walk:
             raise _RefusedError(self.norms[0].last, self.norms[0].input, "norms with and without mean on one stream")
         for reader in self.readers:
             self._check_reader(reader)
+        operands = [(reader.linear.op, reader.linear.weight) for reader in self.readers]
+        for op, name in [*operands, *((writer.op, writer.op.input(writer.place)) for writer in self.writers)]:
+            if self.flow.weights.is_quantised(name):
+                raise _RefusedError(op, name, "a quantised weight can't be rotated without loss")
         if not self.readers or not self.writers:
             raise _RefusedError(None, self.norms[0].input, "no weight reads it")
 
     def _check_reader(self, reader: Reader) -> None:
         op, source = reader.linear.op, reader.source
+        is_plain = op.attr("alpha", 1.0) == 1.0 and op.attr("beta", 1.0) == 1.0
         if source is None:
             if self.norms[0].is_centred:
                 raise _RefusedError(op, reader.linear.input, "read without a norm, so its mean can't be taken away")
-        elif source.shift.any() and (not source.is_plain or op.type not in ("MatMul", "Gemm")):
+        elif source.shift.any() and not (source.is_plain and op.type in ("MatMul", "Gemm") and is_plain):
             raise _RefusedError(op, reader.linear.input, "the norm's shift can't move into a bias")
 
 
