@@ -281,6 +281,26 @@ def entries_apart(net: Net) -> None:
     net.output(net.linear(streams.layer_norm(net, x), 16, 3), net.linear(net.slice(x, -1, 0, 6), 6, 3))
 
 
+def scaled_gemm(net: Net) -> None:
+    x = net.reshape(streams.embedded(net), -1, 16)
+    x = net.Add(x, net.linear(streams.layer_norm(net, x), 16, 16))
+    net.output(net.Gemm(streams.layer_norm(net, x), net.weight(16, 3, fan_in=16), net.bias(3), alpha=2.0))
+
+
+def rounded(net: Net) -> None:
+    x = net.Cast(net.Cast(streams.embedded(net), to=onnx.TensorProto.INT32), to=onnx.TensorProto.FLOAT)
+    x = net.Add(x, net.linear(streams.layer_norm(net, x), 16, 16))
+    net.output(net.linear(streams.layer_norm(net, x), 16, 3))
+
+
+def quantised(net: Net) -> None:
+    x = streams.embedded(net)
+    codes = net.const(net.rng.integers(-100, 100, (16, 16)), dtype=np.int8)
+    weight = net.DequantizeLinear(codes, net.const(0.01), net.const(0, dtype=np.int8))
+    x = net.Add(x, net.MatMul(streams.layer_norm(net, x), weight))
+    net.output(net.linear(streams.layer_norm(net, x), 16, 3))
+
+
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
@@ -291,6 +311,9 @@ def entries_apart(net: Net) -> None:
         (one_number_added, "same number is added"),
         (shift_before_a_sum, "shift can't move"),
         (entries_apart, "one by one"),
+        (scaled_gemm, "shift can't move"),
+        (rounded, "whole numbers"),
+        (quantised, "quantised"),
     ],
 )
 def test_what_forbids_a_rotation(build: Build, reason: str) -> None:
@@ -347,3 +370,42 @@ def test_prune_by_stream_and_apply_the_plan_again(tmp_path: Path) -> None:
     (tmp_path / "plan.npz").unlink()
     with pytest.raises(PlanError, match="sidecar"):
         snp_onnx.prune(model, plan=tmp_path / "plan.json")
+
+
+def test_only_what_is_asked_for_changes() -> None:
+    """Without the kind, results are those of a network whose stream nobody looked at; with it, an open stream goes."""
+    net = Net(17, batch="n")
+    streams.pre_norm(net, streams.layer_norm)
+    model = net.model()
+    data = {"ids": np.random.default_rng(0).integers(0, streams.WORDS, (120, streams.LENGTH))}
+    given = {"preset": "fast", "target_macs": 0.8}
+    plain = snp_onnx.prune(model, data, **given)
+    assert plain.plan.options["kinds"] == ["channels", "heads"]
+    assert not plain.bases
+    assert any(node.op_type == "LayerNormalization" for node in plain.model.graph.node)
+    assert all(entry.key != OPEN_NORMS for entry in plain.model.metadata_props)
+    asked = snp_onnx.prune(model, data, units=["channels", "heads", "stream"], **given)
+    assert [name for name in asked.bases if name.startswith("stream:")]
+    assert all(node.op_type != "LayerNormalization" for node in asked.model.graph.node)
+
+
+def test_a_sliced_stream_can_be_pruned_again() -> None:
+    net = Net(17, batch="n")
+    streams.pre_norm(net, streams.rms_parts)
+    data = {"ids": np.random.default_rng(0).integers(0, streams.WORDS, (120, streams.LENGTH))}
+    once = snp_onnx.prune(net.model(), data, units=["stream"], target_macs=0.9)
+    twice = snp_onnx.prune(once.model, data, units=["stream"], target_macs=0.9)
+    first, second = (next(g for g in r.report.groups if g.kind == "stream") for r in (once, twice))
+    assert second.before == first.after > second.after
+    assert twice.report.fidelity[0].cosine > 0.9
+
+
+def test_head_dimensions_and_stream_together() -> None:
+    net = Net(17, batch="n")
+    streams.pre_norm(net, streams.layer_norm)
+    model = net.model()
+    data = {"ids": np.random.default_rng(0).integers(0, streams.WORDS, (120, streams.LENGTH))}
+    result = snp_onnx.prune(model, data, units=["channels", "head-dims", "stream"], target_macs=0.6)
+    assert {"stream", "head-dims"} <= {group.kind for group in result.report.groups if group.after < group.before}
+    assert {name.split(":")[0] for name in result.bases} == {"stream", "head-dims"}
+    assert result.report.fidelity[0].cosine > 0.8
