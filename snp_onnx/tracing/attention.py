@@ -67,11 +67,12 @@ class Projection:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Logits:
-    """A product q kᵀ, the output projection that it serves, and what of the two may share a basis."""
+    """A product q kᵀ, the factor that scales it right after, and the output projection that it serves."""
 
     product: Product
     queries: Projection
     keys: Projection
+    scale: float
     output: Linear
 
     @property
@@ -259,7 +260,7 @@ class _Found:
             elif output is None:
                 self.reasons.setdefault(index, "no output projection was found behind it")
             else:
-                yield Logits(product, queries, keys, output)
+                yield Logits(product, queries, keys, _scale_behind(self.flow, product), output)
 
 
 def _spread(flow: Flow, start: str, numbers: Numbers, lines: dict[AxisOf, Numbers]) -> Iterator[_Arrival]:
@@ -275,6 +276,8 @@ def _spread(flow: Flow, start: str, numbers: Numbers, lines: dict[AxisOf, Number
         if not flow.readers.get(tensor) or flow.is_output(tensor):
             yield _Arrival(None, 0, tensor, held)
         for op in flow.readers.get(tensor, ()):
+            if op.is_standard and op.type in ("Shape", "Size"):
+                continue  # reads extents only
             moved = _moved(flow, op, tensor, held)
             if moved is None:
                 yield from (_Arrival(op, place, tensor, held) for place, name in enumerate(op.reads) if name == tensor)
@@ -362,6 +365,20 @@ def _output_behind(flow: Flow, product: Product, contexts: Iterable[Context]) ->
             seen.update(fresh)
             waiting += fresh
     return None
+
+
+def _scale_behind(flow: Flow, product: Product) -> float:
+    """The constant that a product is multiplied by before anything else happens to it; 1 where there is none."""
+    tensor, scale = product.op.outputs[0], 1.0
+    while (op := flow.only_reader(tensor)) is not None and op.is_standard and op.type in ("Mul", "Div"):
+        other = op.input(1 - op.inputs.index(tensor))
+        known = flow.trace.facts.values.get(other)
+        if known is None or known.size != 1 or (op.type == "Div" and op.input(0) != tensor):
+            break
+        factor = float(np.asarray(known, dtype=np.float64).reshape(()))
+        scale = scale * factor if op.type == "Mul" else scale / factor
+        tensor = op.outputs[0]
+    return scale
 
 
 def _heads(*sides: Projection) -> int:
