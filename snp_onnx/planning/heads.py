@@ -57,8 +57,9 @@ def logits_energy(logits: Logits, found: HeadStatistics) -> Matrix:
 def logits_loss(flow: Flow, group: Group, product: Product, statistics: Statistics, power: float) -> Matrix | None:
     """M (U, U) of a group's units on the scale of the other groups' errors; None where something wasn't measured.
 
-    The share of the logits' energy that goes, times the variance of the output projection they serve over V^p: what
-    would be lost if the attention's output went as its logits do.
+    Softmax takes an error δ of its logits to an error p (δ - Σ p δ) of the attention weights p, to first order: so δ of
+    variance ε² moves the attention's output about as much as ε² of that output's own variance. With the scale s of the
+    logits that is s² M / H · V_o / V^p: the mean over H heads, the variance V_o of the output projection they serve.
     """
     attention = flow.trace.attention
     found = [part for part in (attention.logits if attention else ()) if part.product.op.index == product.op.index]
@@ -69,8 +70,8 @@ def logits_loss(flow: Flow, group: Group, product: Product, statistics: Statisti
         return None
     total = statistics.spread(found[0].output) or output
     energy = logits_energy(found[0], statistics.heads)
-    whole = float(energy.sum())
-    scale = output * total**-power / whole if whole > 0.0 and total > 0.0 else 0.0
+    heads = max(found[0].queries.operand.heads, found[0].keys.operand.heads)
+    scale = found[0].scale ** 2 / heads * output * total**-power if total > 0.0 else 0.0
     tensor, axis = product.contracted[0]
     places = unit_columns(flow.trace.axes[tensor][axis], group.labels)
     return scale * np.asarray(np.sum([energy[np.ix_(row, row)] for row in places], axis=0), dtype=np.float64)

@@ -12,27 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
-import onnx
 
-from snp_onnx.tracing.facts import AxisOf, evaluate
+from snp_onnx.tracing.facts import AxisOf
 from snp_onnx.tracing.flow import Flow
-from snp_onnx.tracing.op import Op
+from snp_onnx.tracing.marks import Arrival, Numbers, along_axis, follow_marks, line_of
 from snp_onnx.tracing.tracer import Linear, Product
-
-Numbers = npt.NDArray[np.int64]
-
-MOVES = frozenset(
-    (
-        *("Reshape", "Transpose", "Split", "Slice", "Gather", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Tile"),
-        "Identity",
-    )
-)
-"""Operators whose output entries are those of their first input, put elsewhere."""
-
-_FLOATS = frozenset(
-    (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
-)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,11 +51,12 @@ class Projection:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Logits:
-    """A product q kᵀ, the output projection that it serves, and what of the two may share a basis."""
+    """A product q kᵀ, the factor that scales it right after, and the output projection that it serves."""
 
     product: Product
     queries: Projection
     keys: Projection
+    scale: float
     output: Linear
 
     @property
@@ -125,16 +110,6 @@ class Attention:
         return tuple(found)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Arrival:
-    """Where numbers stop: a node that does more than move them (None: a graph output), and which input it is."""
-
-    op: Op | None
-    place: int
-    tensor: str
-    numbers: Numbers
-
-
 def find_attention(flow: Flow) -> Attention:
     """The products whose operands can change basis; nothing is changed."""
     products = {product.op.index: product for product in flow.trace.products if product.contracted}
@@ -163,9 +138,9 @@ class _Found:
         flow = self.flow
         bias, start = flow.bias(linear)
         count = flow.shape(linear.weight)[linear.out_axis]
-        numbers = _along(np.arange(count), linear.output_axis, flow.shape(start))
+        numbers = along_axis(np.arange(count), linear.output_axis, flow.shape(start))
         lines: dict[AxisOf, Numbers] = {}
-        arrivals = list(_spread(flow, start, numbers, lines))
+        arrivals = list(follow_marks(flow, start, numbers, lines))
         inside = [a for a in arrivals if a.op is not None and a.op.index in self.products]
         if not inside:
             return
@@ -189,7 +164,7 @@ class _Found:
                 if any(np.array_equal(line, row) for row in projection.columns):
                     yield axis
 
-    def _enter(self, arrival: _Arrival, projection: Projection, why: str) -> None:
+    def _enter(self, arrival: Arrival, projection: Projection, why: str) -> None:
         assert arrival.op is not None
         place = (arrival.op.index, arrival.place)
         self.touched.add(place)
@@ -223,15 +198,15 @@ class _Found:
         extent = shape[dim_axis]
         if values.operand.heads not in (1, heads) or extent != values.columns.shape[1]:
             return None
-        numbers = _along(np.arange(extent), dim_axis, shape)
+        numbers = along_axis(np.arange(extent), dim_axis, shape)
         if head_axis is not None:
-            numbers = numbers + extent * _along(np.arange(heads), head_axis, shape)
-        arrivals = list(_spread(flow, tensor, numbers, {}))
+            numbers = numbers + extent * along_axis(np.arange(heads), head_axis, shape)
+        arrivals = list(follow_marks(flow, tensor, numbers, {}))
         linears = {linear.op.index: linear for linear in flow.trace.linears if linear.mixes}
         if len(arrivals) != 1 or arrivals[0].op is None or arrivals[0].op.index not in linears:
             return None
         reader = linears[arrivals[0].op.index]
-        line = _line(arrivals[0].numbers, reader.input_axis)
+        line = line_of(arrivals[0].numbers, reader.input_axis)
         if line is None or reader.input != arrivals[0].tensor or _obstacle(flow, reader, None, is_reader=True):
             return None
         if not np.array_equal(np.sort(line), np.arange(heads * extent)):
@@ -259,50 +234,10 @@ class _Found:
             elif output is None:
                 self.reasons.setdefault(index, "no output projection was found behind it")
             else:
-                yield Logits(product, queries, keys, output)
+                yield Logits(product, queries, keys, _scale_behind(self.flow, product), output)
 
 
-def _spread(flow: Flow, start: str, numbers: Numbers, lines: dict[AxisOf, Numbers]) -> Iterator[_Arrival]:
-    """Follow a tensor's entries through everything that only moves or scales them.
-
-    `lines` takes up the first entries along every axis of the tensors on the way.
-    """
-    waiting = [(start, numbers)]
-    while waiting:
-        tensor, held = waiting.pop()
-        for axis in range(held.ndim):
-            lines[tensor, axis] = held[tuple(slice(None) if place == axis else 0 for place in range(held.ndim))].copy()
-        if not flow.readers.get(tensor) or flow.is_output(tensor):
-            yield _Arrival(None, 0, tensor, held)
-        for op in flow.readers.get(tensor, ()):
-            moved = _moved(flow, op, tensor, held)
-            if moved is None:
-                yield from (_Arrival(op, place, tensor, held) for place, name in enumerate(op.reads) if name == tensor)
-            else:
-                waiting += [(name, part) for name, part in zip(op.outputs, moved, strict=False) if name]
-
-
-def _moved(flow: Flow, op: Op, tensor: str, held: Numbers) -> Sequence[Numbers] | None:
-    """The entries behind a node, None where it does more than move them."""
-    facts = flow.trace.facts
-    if not op.is_standard or op.has_subgraph or op.inputs.count(tensor) != 1:
-        return None
-    if op.type == "Cast":
-        return [held] if facts.types.get(op.outputs[0]) in _FLOATS else None
-    if op.type in ("Mul", "Div"):
-        other = op.input(1 - op.inputs.index(tensor))
-        is_scale = int(np.prod(facts.shapes.get(other, (0,)))) == 1 and (op.type == "Mul" or op.input(0) == tensor)
-        return [np.broadcast_to(held, flow.shape(op.outputs[0]))] if is_scale else None
-    if op.type not in MOVES or op.input(0) != tensor:
-        return None
-    operands = [facts.values.get(name) if name else None for name in op.inputs[1:]]
-    if any(name and value is None for name, value in zip(op.inputs[1:], operands, strict=True)):
-        return None
-    outcome = evaluate(op, [held, *operands])
-    return None if outcome is None else [np.asarray(array, dtype=np.int64) for array in outcome]
-
-
-def _operand(arrival: _Arrival, product: Product) -> Operand:
+def _operand(arrival: Arrival, product: Product) -> Operand:
     """Heads and dimensions of what arrived; no numbers where they can't be told apart."""
     numbers = arrival.numbers
     varying = [axis for axis in range(numbers.ndim) if (numbers != numbers.take([0], axis)).any()]
@@ -317,12 +252,6 @@ def _operand(arrival: _Arrival, product: Product) -> Operand:
     rows = np.unique(table, axis=0)
     apart = len(np.unique(rows)) == rows.size  # no column in two heads, or twice in one
     return Operand(arrival.tensor, head, dims[0], table if apart else nothing)
-
-
-def _line(numbers: Numbers, axis: int) -> Numbers | None:
-    """The numbers along one axis, where they depend on no other."""
-    line = np.moveaxis(numbers, axis, -1).reshape(-1, numbers.shape[axis])
-    return line[0] if (line == line[0]).all() else None
 
 
 def _obstacle(flow: Flow, linear: Linear, bias: str | None, is_reader: bool = False) -> str:
@@ -364,6 +293,20 @@ def _output_behind(flow: Flow, product: Product, contexts: Iterable[Context]) ->
     return None
 
 
+def _scale_behind(flow: Flow, product: Product) -> float:
+    """The constant that a product is multiplied by before anything else happens to it; 1 where there is none."""
+    tensor, scale = product.op.outputs[0], 1.0
+    while (op := flow.only_reader(tensor)) is not None and op.is_standard and op.type in ("Mul", "Div"):
+        other = op.input(1 - op.inputs.index(tensor))
+        known = flow.trace.facts.values.get(other)
+        if known is None or known.size != 1 or (op.type == "Div" and op.input(0) != tensor):
+            break
+        factor = float(np.asarray(known, dtype=np.float64).reshape(()))
+        scale = scale * factor if op.type == "Mul" else scale / factor
+        tensor = op.outputs[0]
+    return scale
+
+
 def _heads(*sides: Projection) -> int:
     return max(side.operand.heads for side in sides)
 
@@ -377,9 +320,3 @@ def _families(tables: Sequence[Numbers], heads: int) -> tuple[tuple[int, ...], .
             old, new = leader[head], leader[rows.index(row)]
             leader = [min(old, new) if lead in (old, new) else lead for lead in leader]
     return tuple(tuple(h for h in range(heads) if leader[h] == lead) for lead in sorted(set(leader)))
-
-
-def _along(line: Numbers, axis: int, shape: Sequence[int]) -> Numbers:
-    """Numbers that vary along one axis of a shape only; takes no memory."""
-    spread = line.reshape([-1 if place == axis else 1 for place in range(len(shape))])
-    return np.broadcast_to(spread, tuple(shape))

@@ -45,7 +45,7 @@ class Group:
     producers: tuple[Linear, ...]
     consumers: tuple[Linear, ...]
     is_stream: bool
-    """Whether several activations are summed into the units: a residual stream."""
+    """Whether outputs of different layers are summed into the units: a residual stream."""
     products: tuple[Product, ...] = ()
     """Products of two activations that sum over the units: the logits of an attention."""
 
