@@ -15,6 +15,7 @@ import onnx
 
 from tests import topologies_attention as attention
 from tests import topologies_conv as conv
+from tests import topologies_fused as fused
 from tests import topologies_layout as layout
 from tests import topologies_weights as weights
 from tests.graphs import Batch, Net
@@ -231,6 +232,7 @@ CATALOGUE: Mapping[str, Topology] = MappingProxyType(
             attention.normalised, {"w6:1": 10}, heads={"w2:1": 4}, barriers=("LayerNormalization works over this axis",)
         ),
         "llama": Topology(attention.llama, {"w6:1": 10}, heads={"w2:1": 3}, barriers=("ReduceMean reduces this axis",)),
+        **FUSED_TABLE,
         "half-conv-bn-relu": Topology(conv.conv_bn_relu, {"w1:0": 8, "w2:0": 6}, dtype="float16"),
         "half-option-a": Topology(conv.option_a, {"w1:0": 8, "w2:0": 6, "w3:0": 8}, dtype="float16"),
         "half-se-gate": Topology(conv.se_gate, {"w1:0": 8, "w2:0": 4}, dtype="float16"),
