@@ -12,12 +12,15 @@ WIDTH, HEADS, EACH, LENGTH = 12, 4, 4, 5
 ALL = HEADS * EACH
 FUSED = "com.microsoft"
 ROTATIONS = np.outer(np.arange(LENGTH), [1.0, 0.1])
+WIDE = 16
+"""GroupQueryAttention wants a multiple of 8 dims a head, of 16 with rotary positions."""
+WIDE_ROTATIONS = np.outer(np.arange(LENGTH), 0.5 ** np.arange(WIDE // 2))
 
 
-def _start(net: Net) -> str:
+def _start(net: Net, length: int = LENGTH) -> str:
     net.domains[FUSED] = 1
     net.output_rank = 3
-    return net.linear(net.input("x", LENGTH, 6), 6, WIDTH)
+    return net.linear(net.input("x", length, 6), 6, WIDTH)
 
 
 def _fused(net: Net, kind: str, *inputs: str, **attributes: Any) -> str:
@@ -136,8 +139,8 @@ def projection_uneven(net: Net) -> None:
 
 def projection_cached(net: Net) -> None:
     x = _start(net)
-    weight, past = net.weight(WIDTH, 3 * ALL, fan_in=WIDTH), net.input("past", 2, HEADS, 3, EACH, batched=False)
-    past = net.Transpose(net.input("past", HEADS, 3, 2, EACH), perm=[3, 0, 1, 2, 4]) if net.batch == "N" else past
+    weight = net.weight(WIDTH, 3 * ALL, fan_in=WIDTH)
+    past = net.input("past", 2, net.batch, HEADS, 3, EACH, batched=False)
     joined, present = net.ops("Attention", x, weight, net.bias(3 * ALL), "", past, outputs=2, domain=FUSED,
                               num_heads=HEADS, unidirectional=1)  # fmt: skip
     _finish(net, x, joined)
@@ -153,36 +156,37 @@ def _positions(net: Net, x: str) -> list[str]:
 def group_query(net: Net) -> None:
     """Six query heads on three key-value heads, rotary positions inside."""
     x = _start(net)
-    parts = _projected(net, x, 6, 3, 3)
-    tables = [net.const(values) for values in (np.cos(ROTATIONS), np.sin(ROTATIONS))]
+    parts = _projected(net, x, 6, 3, 3, each=WIDE)
+    tables = [net.const(values) for values in (np.cos(WIDE_ROTATIONS), np.sin(WIDE_ROTATIONS))]
     inputs = [*parts, "", "", *_positions(net, x), *tables]
     joined = net.ops("GroupQueryAttention", *inputs, outputs=3, domain=FUSED, num_heads=6, kv_num_heads=3, do_rotary=1)
-    _finish(net, x, joined[0], 6 * EACH)
+    _finish(net, x, joined[0], 6 * WIDE)
 
 
 def group_query_packed(net: Net) -> None:
     x = _start(net)
-    packed = net.linear(x, WIDTH, 12 * EACH, bias=False)
+    packed = net.linear(x, WIDTH, 12 * WIDE, bias=False)
     inputs = [packed, "", "", "", "", *_positions(net, x)]
     joined = net.ops("GroupQueryAttention", *inputs, outputs=3, domain=FUSED, num_heads=6, kv_num_heads=3)
-    _finish(net, x, joined[0], 6 * EACH)
+    _finish(net, x, joined[0], 6 * WIDE)
 
 
 def group_query_single(net: Net) -> None:
     """One key-value head for all: every query head may go on its own."""
     x = _start(net)
-    inputs = [*_projected(net, x, HEADS, 1, 1), "", "", *_positions(net, x)]
+    inputs = [*_projected(net, x, HEADS, 1, 1, each=WIDE), "", "", *_positions(net, x)]
     joined = net.ops("GroupQueryAttention", *inputs, outputs=3, domain=FUSED, num_heads=HEADS, kv_num_heads=1)
-    _finish(net, x, joined[0])
+    _finish(net, x, joined[0], HEADS * WIDE)
 
 
 def group_query_cached(net: Net) -> None:
-    x = _start(net)
-    past = [net.input(f"past_{name}", 3, LENGTH, EACH) for name in ("key", "value")]
-    before = net.Expand(net.const([2 * LENGTH - 1], dtype=np.int32), net.extent(x, 0))
-    inputs = [*_projected(net, x, 6, 3, 3), *past, before, net.const(2 * LENGTH, dtype=np.int32)]
+    """One more position behind those of the cache."""
+    x = _start(net, length=1)
+    past = [net.input(f"past_{name}", 3, LENGTH, WIDE) for name in ("key", "value")]
+    before = net.Expand(net.const([LENGTH], dtype=np.int32), net.extent(x, 0))
+    inputs = [*_projected(net, x, 6, 3, 3, each=WIDE), *past, before, net.const(LENGTH + 1, dtype=np.int32)]
     joined = net.ops("GroupQueryAttention", *inputs, outputs=3, domain=FUSED, num_heads=6, kv_num_heads=3)
-    _finish(net, x, joined[0], 6 * EACH)
+    _finish(net, x, joined[0], 6 * WIDE)
     net.output(*joined[1:])
 
 
@@ -217,9 +221,7 @@ def standard_joined(net: Net) -> None:
     q, k, v = _projected(net, x, 6, 3, 3)
     places = net.Expand(net.const([list(range(LENGTH))]), net.computed_shape(net.extent(x, 0), LENGTH))
     tables = [net.const(values) for values in (np.cos(ROTATIONS), np.sin(ROTATIONS))]
-    q, k = (
-        net.RotaryEmbedding(part, *tables, places, num_heads=heads) for part, heads in ((q, 6), (k, 3))
-    )
+    q, k = (net.RotaryEmbedding(part, *tables, places, num_heads=heads) for part, heads in ((q, 6), (k, 3)))
     _finish(net, x, net.op("Attention", q, k, v, q_num_heads=6, kv_num_heads=3, is_causal=1), 6 * EACH)
 
 
