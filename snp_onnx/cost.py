@@ -185,8 +185,8 @@ _PARTS: Mapping[str, Callable[[onnx.NodeProto, Shapes], list[Part]]] = {
     "MultiHeadAttention": _multi_head,
     "GroupQueryAttention": _group_query,
 }
-"""Attention in one node, as (factors, scale): a pair of positions costs once the dims of all query heads, for the logit,
-and once those of all values."""
+"""Attention in one node, as (factors, scale): a pair of positions costs the dims of all query heads, for the logit, and
+those of all values."""
 
 
 def param_terms(model: onnx.ModelProto) -> list[Term]:
