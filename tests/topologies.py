@@ -247,6 +247,8 @@ CATALOGUE: Mapping[str, Topology] = MappingProxyType(
         "embedding-norm": Topology(fused.embedding_norm, {"w1:1": 10}),
         "multi-head": Topology(fused.multi_head, {"w1:1": 12}, heads={"w2:1": 4}),
         "multi-head-biased": Topology(fused.multi_head_biased, {"w1:1": 12}, heads={"w2:1": 4}),
+        "multi-head-values": Topology(fused.multi_head_values, {"w1:1": 12, "w4:1": 4}),
+        "projection-values": Topology(fused.projection_values, {"w1:1": 12, "w2:1": 4}),
         "multi-head-cross": Topology(fused.multi_head_cross, {"w1:1": 12}, heads={"w2:1": 4}),
         "multi-head-cached": Topology(fused.multi_head_cached, {"w1:1": 12}),
         "projection": Topology(fused.projection, {"w1:1": 12}, heads={"w2:1": 4}),

@@ -101,6 +101,22 @@ def multi_head_biased(net: Net) -> None:
     _finish(net, x, _fused(net, "MultiHeadAttention", *inputs, num_heads=HEADS, scale=0.3))
 
 
+def multi_head_values(net: Net) -> None:
+    """A bias for every head from outside: heads stay, and the same dims of the values in all of them may go."""
+    x = _start(net)
+    bias = net.input("bias", HEADS, LENGTH, LENGTH)
+    inputs = [*_projected(net, x, HEADS, HEADS, HEADS), net.bias(3 * ALL), "", bias]
+    _finish(net, x, _fused(net, "MultiHeadAttention", *inputs, num_heads=HEADS))
+
+
+def projection_values(net: Net) -> None:
+    """The same with the projection inside."""
+    x = _start(net)
+    bias = net.input("bias", HEADS, LENGTH, LENGTH)
+    inputs = [x, net.weight(WIDTH, 3 * ALL, fan_in=WIDTH), net.bias(3 * ALL), "", "", bias]
+    _finish(net, x, _fused(net, "Attention", *inputs, num_heads=HEADS))
+
+
 def multi_head_cross(net: Net) -> None:
     """Keys and values by head, as they come out of another graph."""
     x = _start(net)

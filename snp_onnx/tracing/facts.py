@@ -131,7 +131,7 @@ def _follow(facts: Facts, op: Op, model: onnx.ModelProto) -> None:
         _infer_types(facts, op, model)
         for name, shape in fused_shapes(op, facts.shapes, facts.values).items():
             facts.shapes[name] = shape
-            facts.types[name] = facts.types[typed_by(op)]
+            facts.types[name] = facts.types[typed_by(op, name)]
 
 
 def _follow_extent(facts: Facts, op: Op) -> None:

@@ -95,6 +95,8 @@ class Flow:
         if op.type in ("Conv", "Gemm"):
             plain = all(op.attr(name, 1.0) == 1.0 for name in ("alpha", "beta"))
             return (op.input(2) if plain and self._is_bias(op.input(2), linear) else None), output
+        if (op.domain, op.type) == ("com.microsoft", "Attention"):
+            return (op.input(2) if self._is_bias(op.input(2), linear) else None), output
         reader = self.only_reader(output)
         is_last = linear.output_axis == len(self.shape(output)) - 1
         if op.type not in ("MatMul", "FusedMatMul") or op.attr("alpha", 1.0) != 1.0 or not is_last or reader is None:

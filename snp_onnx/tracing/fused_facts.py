@@ -25,9 +25,9 @@ def fused_shapes(op: Op, shapes: Shapes, values: Values) -> dict[str, Shape]:
     return {name: shape for name, shape in zip(op.outputs, found, strict=False) if name and shape is not None}
 
 
-def typed_by(op: Op) -> str:
-    """The input whose type the outputs of a fused operator have."""
-    return op.input(2 if op.type == "EmbedLayerNormalization" else 0)
+def typed_by(op: Op, output: str) -> str:
+    """The input whose type an output of a fused operator has; the mask's index of an embedding is like the ids."""
+    return op.input(2 if op.type == "EmbedLayerNormalization" and [output] != op.outputs[1:2] else 0)
 
 
 Found = list[Shape | None]
