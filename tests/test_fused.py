@@ -18,6 +18,7 @@ from snp_onnx.passes.eliminate_dead import EliminateDead
 from snp_onnx.passes.name_sums import NameSums
 from snp_onnx.passes.resize_attention import keep_scale
 from snp_onnx.planning.aims import find_aims
+from snp_onnx.tracing import trace as snp_trace
 from snp_onnx.tracing.facts import infer_facts
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.op import Op
@@ -28,6 +29,7 @@ from tests.topologies import CATALOGUE
 
 Draw = Callable[[Net], None]
 MANY = 10_000
+MULTI_HEAD = "MultiHeadAttention"
 FUSED = [name for name, topology in CATALOGUE.items() if topology.draw.__module__ == fused.__name__]
 
 
@@ -129,6 +131,34 @@ def test_costs_by_hand(name: str, kind: str, macs: int) -> None:
     (node,) = (node for node in model.graph.node if node.op_type == kind)
     terms = [term for term in mac_terms(model, shapes) if term.name == node.name]
     assert total(terms, lambda tensor, axis: shapes[tensor][axis]) == macs
+
+
+# what onnxruntime has for other devices only
+
+
+@pytest.mark.parametrize(
+    ("draw", "weights", "macs"),
+    [
+        (fused.multi_head_packed, {"w2": (12, 36)}, 2 * 5 * 5 * (16 + 16)),
+        (fused.multi_head_pairs, {"w2": (12, 12), "w3": (12, 24)}, 2 * 5 * 5 * (16 + 16)),
+    ],
+)
+def test_packed_operands_lose_whole_heads(draw: Draw, weights: dict[str, tuple[int, int]], macs: int) -> None:
+    """The CPU has no kernel for them: nothing here is run."""
+    net = Net()
+    draw(net)
+    model = net.model()
+    trace = snp_trace(model, {"x": (2, 5, 6)})
+    assert {group.id: len(group) for group in trace.groups} == {"w1:1": 12, "w2:1": 4}
+    terms = [term for term in mac_terms(model, trace.facts.shapes) if term.name == node_of(model, MULTI_HEAD).name]
+    assert total(terms, lambda tensor, axis: trace.facts.shapes[tensor][axis]) == macs
+    result = cut(model, trace, trace.alive([trace.group("w2:1").labels[2:3]]))
+    assert attributes(result, MULTI_HEAD) == {"num_heads": 3}
+    held = {tensor.name: tuple(tensor.dims) for tensor in result.graph.initializer}
+    assert {name: held[name] for name in weights} == weights
+    heads = {tensor.name: numpy_helper.to_array(tensor) for tensor in result.graph.initializer}["w2"]
+    before = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}["w2"]
+    np.testing.assert_array_equal(heads, np.delete(before.reshape(12, 4, -1), 2, axis=1).reshape(12, -1))
 
 
 # equations

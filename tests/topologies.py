@@ -235,6 +235,11 @@ CATALOGUE: Mapping[str, Topology] = MappingProxyType(
         "bias-gelu": Topology(fused.bias_gelu, {"w1:1": 12, "w2:1": 10}),
         "gelus": Topology(fused.gelus, {"w1:1": 12, "w2:1": 10, "w3:1": 10, "w4:1": 10, "w5:1": 10}),
         "skip-norm": Topology(fused.skip_norm, {"w2:1": 10}, barriers=("SkipLayerNormalization works over this axis",)),
+        "skip-norm-broadcast": Topology(
+            fused.skip_norm_broadcast,
+            {"w1:1": 12, "w2:1": 10},
+            barriers=("SkipLayerNormalization works over this axis",),
+        ),
         "skip-norm-with-sum": Topology(
             fused.skip_norm_with_sum,
             {"w2:1": 10, "w4:1": 10},
@@ -269,6 +274,7 @@ CATALOGUE: Mapping[str, Topology] = MappingProxyType(
         "rotated-half": Topology(fused.rotated_half, {"w1:1": 12}, heads={"w2:1": 4}),
         "standard-joined": Topology(fused.standard_joined, {"w1:1": 12}, heads={"w2:1": 3}, opset=23),
         "standard-apart": Topology(fused.standard_apart, {"w1:1": 12}, heads={"w2:1": 4}, opset=24),
+        "standard-padded": Topology(fused.standard_padded, {"w1:1": 12}, heads={"w2:1": 4}, opset=24),
         "standard-cached": Topology(fused.standard_cached, {"w1:1": 12}, opset=23),
         "fused-matmul": Topology(fused.fused_matmul, {"w1:1": 12, "w6:0": 10}, heads={"w2:1": 4}),
         "fused-matmul-left": Topology(fused.fused_matmul_left, {"w1:1": 12, "w2:1": 10}),

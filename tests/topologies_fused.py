@@ -60,6 +60,14 @@ def skip_norm(net: Net) -> None:
     net.output(net.linear(x, WIDTH, 4))
 
 
+def skip_norm_broadcast(net: Net) -> None:
+    """What is added is the same for every sample: learned positions."""
+    x = _start(net)
+    last = net.linear(net.Relu(net.linear(x, WIDTH, 10)), 10, WIDTH)
+    inputs = [last, net.normal(1, LENGTH, WIDTH), net.normal(WIDTH)]
+    net.output(net.linear(_fused(net, "SkipLayerNormalization", *inputs), WIDTH, 4))
+
+
 def skip_norm_with_sum(net: Net) -> None:
     """Pre-norm parts: the fourth output is the stream that goes on."""
     x = _start(net)
@@ -125,6 +133,20 @@ def multi_head_cross(net: Net) -> None:
     _finish(net, x, _fused(net, "MultiHeadAttention", q, k, v, num_heads=HEADS))
 
 
+def multi_head_packed(net: Net) -> None:
+    """Queries, keys and values in one tensor, side by side inside each head."""
+    x = _start(net)
+    packed = net.reshape(net.linear(x, WIDTH, 3 * ALL), 0, 0, HEADS, 3, EACH)
+    _finish(net, x, _fused(net, "MultiHeadAttention", packed, num_heads=HEADS))
+
+
+def multi_head_pairs(net: Net) -> None:
+    """Keys and values in one tensor, as for attention to another sequence."""
+    x = _start(net)
+    query, pairs = _projected(net, x, HEADS, 2 * HEADS)
+    _finish(net, x, _fused(net, "MultiHeadAttention", query, net.reshape(pairs, 0, 0, HEADS, 2, EACH), num_heads=HEADS))
+
+
 def multi_head_cached(net: Net) -> None:
     """Earlier keys and values are inputs, all of them outputs: heads stay."""
     x = _start(net)
@@ -180,9 +202,10 @@ def group_query(net: Net) -> None:
 
 
 def group_query_packed(net: Net) -> None:
+    """One projection for all; a bias and a sink of its own for every query head."""
     x = _start(net)
     packed = net.linear(x, WIDTH, 12 * WIDE, bias=False)
-    inputs = [packed, "", "", "", "", *_positions(net, x)]
+    inputs = [packed, "", "", "", "", *_positions(net, x), "", "", "", net.normal(1, 6, LENGTH, LENGTH), net.normal(6)]
     joined = net.ops("GroupQueryAttention", *inputs, outputs=3, domain=FUSED, num_heads=6, kv_num_heads=3)
     _finish(net, x, joined[0], 6 * WIDE)
 
@@ -251,6 +274,14 @@ def standard_apart(net: Net) -> None:
     )
     mixed = net.Attention(q, k, v, net.normal(1, HEADS, LENGTH, LENGTH))
     _finish(net, x, net.reshape(net.Transpose(mixed, perm=[0, 2, 1, 3]), 0, 0, HEADS * 5), HEADS * 5)
+
+
+def standard_padded(net: Net) -> None:
+    """The number of positions that count, sample by sample."""
+    x = _start(net)
+    counted = net.Expand(net.const([3]), net.extent(x, 0))
+    parts = _projected(net, x, HEADS, HEADS, HEADS)
+    _finish(net, x, net.op("Attention", *parts, "", "", "", counted, q_num_heads=HEADS, kv_num_heads=HEADS))
 
 
 def standard_cached(net: Net) -> None:
