@@ -161,42 +161,6 @@ def test_packed_operands_lose_whole_heads(draw: Draw, weights: dict[str, tuple[i
     np.testing.assert_array_equal(heads, np.delete(before.reshape(12, 4, -1), 2, axis=1).reshape(12, -1))
 
 
-# equations
-
-
-def _with_equation(equation: str, *weight: int) -> Draw:
-    """Between two layers, on twelve channels, five positions."""
-
-    def draw(net: Net) -> None:
-        net.output_rank = 3
-        x = net.linear(net.input("x", 5, 6), 6, 12)
-        net.output(net.linear(net.op("Einsum", x, net.weight(*weight, fan_in=12), equation=equation), 10, 4))
-
-    return draw
-
-
-@pytest.mark.parametrize(
-    ("equation", "weight", "groups", "reason"),
-    [
-        ("bij,jk->bik", (12, 10), {"w1:1": 12, "w2:1": 10}, ""),
-        ("bij , kj -> bik", (10, 12), {"w1:1": 12, "w2:0": 10}, ""),
-        ("abc,cd", (12, 10), {"w1:1": 12, "w2:1": 10}, ""),
-        ("bij,bjk->bik", (2, 12, 10), {}, "contracted between two activations"),
-        ("bij,ijk->bik", (5, 12, 10), {}, "contracted between two activations"),
-        ("...j,jk->...k", (12, 10), {}, "no rule for this equation of an Einsum: ...j,jk->...k"),
-        ("bij,kk->bik", (10, 10), {}, "no rule for this equation of an Einsum: bij,kk->bik"),
-        ("bij,kl->bik", (10, 3), {}, "an Einsum sums over this axis"),
-    ],
-)
-def test_equations(equation: str, weight: tuple[int, ...], groups: dict[str, int], reason: str) -> None:
-    net = Net()
-    _with_equation(equation, *weight)(net)
-    model = net.model()
-    trace = traced(model, feed_for(model, 1))
-    assert {group.id: len(group) for group in trace.groups} == groups
-    assert {barrier.reason for barrier in trace.barriers} - {"graph output"} == ({reason} if reason else set())
-
-
 # biases and sums inside
 
 

@@ -279,6 +279,7 @@ CATALOGUE: Mapping[str, Topology] = MappingProxyType(
         "fused-matmul": Topology(fused.fused_matmul, {"w1:1": 12, "w6:0": 10}, heads={"w2:1": 4}),
         "fused-matmul-left": Topology(fused.fused_matmul_left, {"w1:1": 12, "w2:1": 10}),
         "einsum": Topology(fused.einsum, {"w1:1": 12, "w6:1": 10}, heads={"w2:1": 4}),
+        "einsum-heads": Topology(fused.einsum_heads, {"w1:1": 12}, heads={"w2:1": 4}),
         "einsum-other": Topology(
             fused.einsum_other, {"w3:1": 8}, barriers=("no rule for this equation of an Einsum: ...j,jk->...k",)
         ),

@@ -330,6 +330,22 @@ def einsum(net: Net) -> None:
     net.output(net.op("Einsum", net.weight(4, 10, fan_in=10), turned, equation="ok,bki"))
 
 
+def einsum_heads(net: Net) -> None:
+    """Projections by head, as Keras has them: weights of three axes, biases of two."""
+    x = _start(net)
+    q, k, v = (
+        net.Add(
+            net.op("Einsum", x, net.weight(WIDTH, HEADS, EACH, fan_in=WIDTH), equation="abc,cde->abde"),
+            net.normal(HEADS, EACH),
+        )
+        for _ in range(3)
+    )
+    weights = net.Softmax(net.op("Einsum", k, q, equation="aecd,abcd->acbe"), axis=-1)
+    mixed = net.op("Einsum", weights, v, equation="acbe,aecd->abcd")
+    y = net.op("Einsum", mixed, net.weight(HEADS, EACH, WIDTH, fan_in=ALL), equation="abcd,cde->abe")
+    net.output(net.linear(net.Add(x, net.Add(y, net.bias(WIDTH))), WIDTH, 4))
+
+
 def einsum_other(net: Net) -> None:
     """A run of indices is not followed."""
     x = _start(net)
