@@ -18,6 +18,7 @@ from snp_onnx.passes.eliminate_dead import EliminateDead
 from snp_onnx.passes.name_sums import NameSums
 from snp_onnx.passes.resize_attention import keep_scale
 from snp_onnx.planning.aims import find_aims
+from snp_onnx.planning.chains import find_chain
 from snp_onnx.tracing import trace as snp_trace
 from snp_onnx.tracing.facts import infer_facts
 from snp_onnx.tracing.flow import Flow
@@ -199,7 +200,7 @@ def test_fused_and_separate_nodes_are_pruned_alike(preset: str) -> None:
     assert separate.report.pruned.macs == joined.report.pruned.macs
     feed = {"x": data["x"][:9]}
     expected = run(separate.model, feed)
-    assert difference(expected, run(joined.model, feed)) < 2e-3
+    assert difference(expected, run(joined.model, feed)) < 1e-4
     assert difference(run(_encoder(True), feed), expected) > 2e-2  # or nothing was left to agree on
     kinds = [node.op_type for node in joined.model.graph.node]
     assert kinds.count("BiasGelu") == kinds.count("SkipLayerNormalization") == 2
@@ -219,6 +220,18 @@ def test_a_refit_aims_at_the_sum_inside_and_knows_the_bias_inside() -> None:
     assert (inner.total, inner.shortcut) == (inner.layer.linear.output, None)
     assert inner.bias == inner.layer.bias
     assert inner.bias is not None
+
+
+@pytest.mark.parametrize(("is_fused", "kinds"), [(False, ["Gelu"]), (True, ["BiasGelu"])])
+def test_producer_and_consumer_are_solved_together_over_fused_activations(is_fused: bool, kinds: list[str]) -> None:
+    model = prepare(_encoder(is_fused)).model
+    trace = traced(model, feed_for(model, 1))
+    flow, alive = Flow(model, trace), trace.alive([group.labels[:6] for group in trace.groups if not group.is_stream])
+    aim = next(aim for aim in find_aims(flow, alive, MANY) if aim.layer.linear.weight == "w3")
+    chain = find_chain(flow, alive, aim, MANY)
+    assert chain is not None
+    assert [op.type for op in chain.links] == kinds
+    assert aim.layer.is_apart is chain.producer.is_apart is is_fused
 
 
 def test_a_bias_that_is_not_the_layers_own_keeps_the_sum_from_being_an_aim() -> None:
