@@ -55,6 +55,8 @@ def _product(node: gs.Node) -> _Product | None:
     if len(terms) != 2 or sorted(constant) != [False, True] or "." in "".join(terms):
         return None
     source, weight = constant.index(False), constant.index(True)
+    if np.dtype(node.inputs[weight].dtype).kind != "f":
+        return None
     inner = [index for index in terms[source] if index in terms[weight]]
     rest = terms[source][: len(terms[source]) - len(inner)]
     added = result[len(rest) :]

@@ -278,6 +278,7 @@ CATALOGUE: Mapping[str, Topology] = MappingProxyType(
         "standard-cached": Topology(fused.standard_cached, {"w1:1": 12}, opset=23),
         "fused-matmul": Topology(fused.fused_matmul, {"w1:1": 12, "w6:0": 10}, heads={"w2:1": 4}),
         "fused-matmul-left": Topology(fused.fused_matmul_left, {"w1:1": 12, "w2:1": 10}),
+        "fused-weight": Topology(fused.fused_weight, {"w3:0": 10}, barriers=("contracted between two activations",)),
         "einsum": Topology(fused.einsum, {"w1:1": 12, "w6:1": 10}, heads={"w2:1": 4}),
         "einsum-heads": Topology(fused.einsum_heads, {"w1:1": 12}, heads={"w2:1": 4}),
         "einsum-other": Topology(

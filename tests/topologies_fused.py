@@ -315,6 +315,13 @@ def fused_matmul_left(net: Net) -> None:
     net.output(net.linear(net.Relu(y), 10, 4))
 
 
+def fused_weight(net: Net) -> None:
+    """A weight that a fused operator computes is not known before the run: cut, but not written to."""
+    x = _start(net)
+    made = _fused(net, "FusedMatMul", net.weight(12, 8, fan_in=12), net.weight(10, 8, fan_in=8), transB=1)
+    net.output(net.linear(net.Relu(net.MatMul(x, made)), 10, 4))
+
+
 def einsum(net: Net) -> None:
     """Layers and both products of attention as equations."""
     x = _start(net)
