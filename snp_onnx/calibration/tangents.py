@@ -84,6 +84,10 @@ class Tangent:
         """a - b."""
         return self._emit("Sub", a, b)
 
+    def plus(self, a: str, b: str) -> str:
+        """a + b."""
+        return self._emit("Add", a, b)
+
     def _scaled(self, moved: str, region: Region) -> str:
         return self._emit("Mul", moved, self._slopes[region.output])
 

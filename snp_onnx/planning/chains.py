@@ -33,7 +33,8 @@ ACTIVATIONS = frozenset(
 PARTS = ACTIVATIONS | frozenset(("Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Exp", "Reciprocal", "Max", "Min"))
 """What exporters spell activations with."""
 
-CONTRIB_ACTIVATIONS = frozenset(("Gelu", "FastGelu", "QuickGelu"))
+FUSED_ACTIVATIONS = frozenset(("Gelu", "QuickGelu", "FastGelu", "BiasGelu"))
+"""Those of onnxruntime, two of which add a bias first."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,12 +158,12 @@ def _place(op: Op | None) -> int:
 
 
 def _is_part(op: Op) -> bool:
-    return op.type in (PARTS if op.is_standard else CONTRIB_ACTIVATIONS if op.domain == "com.microsoft" else ())
+    return op.type in (PARTS if op.is_standard else FUSED_ACTIVATIONS if op.domain == "com.microsoft" else ())
 
 
 def _is_right(linear: Linear) -> bool:
     """Whether the weight is the right operand, as in all tangents."""
-    return linear.op.input(0) == linear.input
+    return linear.op.input(0) == linear.input and linear.op.is_standard
 
 
 def _is_depthwise(flow: Flow, op: Op) -> bool:
