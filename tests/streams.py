@@ -45,6 +45,11 @@ def rms_norm(net: Net, x: str) -> str:
     return net.RMSNormalization(x, _gain(net), epsilon=EPSILON, axis=-1)
 
 
+def rms_fused(net: Net, x: str) -> str:
+    """The operator that onnxruntime fuses the chain to; onnx doesn't know it."""
+    return net.SimplifiedLayerNormalization(x, _gain(net), epsilon=EPSILON, axis=-1)
+
+
 def _gain(net: Net) -> str:
     return net.normal(WIDTH, scale=0.3, shift=1.0)
 

@@ -130,6 +130,17 @@ def test_cutting_equals_silencing(name: str) -> None:
         assert_valid(small, feed(model))
 
 
+def test_a_norm_that_the_runtime_fused() -> None:
+    net = Net(17, batch=3)
+    streams.pre_norm(net, streams.rms_fused)
+    model = net.model()
+    result, found = turned(model, orthogonal())
+    assert difference(run(model, feed(model)), run(result, feed(model))) < 1e-5
+    alive = without(found, 7)
+    expected = run(silenced(result, found, alive), feed(model))
+    assert difference(expected, run(cut(result, found, alive), feed(model))) <= 4 * tolerance(expected)
+
+
 def test_a_cut_that_forgets_the_width_is_caught() -> None:
     """The oracle fails where epsilon or gain keep their dense values."""
     model = built("rms_parts")

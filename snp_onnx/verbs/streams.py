@@ -92,7 +92,8 @@ def _request(subject: Subject, norm: Norm, samples: int) -> MomentRequest:
     shape = subject.flow.shape(norm.output)
     axis = len(shape) - 1
     lattice = row_strides(shape, axis, samples, shape[axis])
-    return MomentRequest(norm.output, axis, len(shape), lattice=lattice)
+    mask = subject.trace.row_mask(norm.output, axis)
+    return MomentRequest(norm.output, axis, len(shape), lattice=lattice, row_mask=mask)
 
 
 def _axes(subject: Subject, stream: Stream, moments: Mapping[str, Moments]) -> Matrix:
