@@ -12,13 +12,14 @@ import pytest
 from onnx import numpy_helper
 
 import snp_onnx
+from snp_onnx.calibration.tangents import Region
 from snp_onnx.cost import mac_terms, total
 from snp_onnx.passes import prepare, rewrite
 from snp_onnx.passes.eliminate_dead import EliminateDead
 from snp_onnx.passes.name_sums import NameSums
 from snp_onnx.passes.resize_attention import keep_scale
 from snp_onnx.planning.aims import find_aims
-from snp_onnx.planning.chains import find_chain
+from snp_onnx.planning.chains import find_chains
 from snp_onnx.tracing import trace as snp_trace
 from snp_onnx.tracing.facts import infer_facts
 from snp_onnx.tracing.flow import Flow
@@ -228,9 +229,10 @@ def test_producer_and_consumer_are_solved_together_over_fused_activations(is_fus
     trace = traced(model, feed_for(model, 1))
     flow, alive = Flow(model, trace), trace.alive([group.labels[:6] for group in trace.groups if not group.is_stream])
     aim = next(aim for aim in find_aims(flow, alive, MANY) if aim.layer.linear.weight == "w3")
-    chain = find_chain(flow, alive, aim, MANY)
-    assert chain is not None
-    assert [op.type for op in chain.links] == kinds
+    (chain,) = find_chains(flow, alive, aim, MANY)
+    (region,) = chain.links
+    assert isinstance(region, Region)
+    assert [op.type for op in region.ops] == kinds
     assert aim.layer.is_apart is chain.producer.is_apart is is_fused
 
 
