@@ -13,6 +13,7 @@ from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.groups import PLAIN_KINDS, Kind, Trace, conclude
 from snp_onnx.tracing.labels import INSIDE
 from snp_onnx.tracing.op import Op, ops_of
+from snp_onnx.tracing.padding import mask_of
 from snp_onnx.tracing.rules import RULES
 from snp_onnx.tracing.tracer import Tracer
 
@@ -57,7 +58,7 @@ def _walk(model: onnx.ModelProto, facts: Facts, inside: Attention | None) -> Tra
         for tensor, axis in inside.dims:
             tracer.classes.flag(tracer.axes(tensor)[axis], INSIDE)
     tracer.products.settle()
-    return conclude(tracer, ops, inside)
+    return conclude(tracer, ops, mask_of(model), inside)
 
 
 def unknown_shapes(model: onnx.ModelProto, facts: Facts) -> tuple[str, ...]:
@@ -91,7 +92,7 @@ def _visit(op: Op, tracer: Tracer) -> None:
         rule(op, tracer)
         tracer.pass_layers(op, known)
         _bar_lone_positions(op, tracer)
-        inputs = [name for name in op.inputs if name]
+        inputs = [name for name in op.inputs if name and op.is_standard]  # others can't be evaluated
         if inputs and op.type != "ConstantOfShape" and all(tracer.is_constant(name) for name in inputs):
             tracer.mark_constant(op.outputs, inputs[0])
 
