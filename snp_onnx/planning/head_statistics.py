@@ -12,7 +12,9 @@ from snp_onnx.calibration.moments import MomentRequest, Moments, row_strides
 from snp_onnx.calibration.single_heads import SingleHead
 from snp_onnx.tracing import Group, Trace
 from snp_onnx.tracing.attention import Attention, Logits, Operand
+from snp_onnx.tracing.facts import Shape
 from snp_onnx.tracing.flow import Flow
+from snp_onnx.tracing.padding import has_rows_of
 from snp_onnx.tracing.tracer import Linear
 
 Matrix = npt.NDArray[np.float64]
@@ -40,7 +42,14 @@ def _reading(flow: Flow, operand: Operand, number: int, samples: int) -> HeadRea
     rest = (*shape[: head.axis], *shape[head.axis + 1 :])
     own = axis - (head.axis < axis)
     lattice = row_strides(rest, own, samples, rest[own])
-    return HeadReading(MomentRequest(head.name, own, len(rest), lattice=lattice), head)
+    mask = _row_mask(flow, rest, own)
+    return HeadReading(MomentRequest(head.name, own, len(rest), lattice=lattice, row_mask=mask), head)
+
+
+def _row_mask(flow: Flow, shape: Shape, axis: int) -> str | None:
+    """The input that says which rows of a head are padding, where its rows are the positions of a sequence."""
+    mask = flow.trace.mask
+    return mask if mask is not None and has_rows_of(flow.shape(mask), shape, axis) else None
 
 
 def operands(attention: Attention) -> Iterator[Operand]:
@@ -91,4 +100,4 @@ def output_request(flow: Flow, linear: Linear, samples: int) -> MomentRequest:
     output = flow.bias(linear)[1]
     shape, axis = flow.shape(output), linear.output_axis
     lattice = row_strides(shape, axis, samples, shape[axis], per_unit=4, at_least=4)
-    return MomentRequest(output, axis, len(shape), lattice=lattice)
+    return MomentRequest(output, axis, len(shape), lattice=lattice, row_mask=flow.trace.row_mask(output, axis))

@@ -112,10 +112,14 @@ class Attention:
 
 def find_attention(flow: Flow) -> Attention:
     """The products whose operands can change basis; nothing is changed."""
-    products = {product.op.index: product for product in flow.trace.products if product.contracted}
+    products = {
+        product.op.index: product
+        for product in flow.trace.products
+        if product.contracted and product.op.is_standard and product.op.type == "MatMul"
+    }
     found = _Found(flow, products)
     for linear in flow.trace.linears:
-        if linear.mixes and len(flow.shape(linear.weight)) == 2:
+        if _is_plain(flow, linear):
             found.follow(linear)
     contexts = tuple(found.contexts())
     logits = tuple(found.logits(contexts))
@@ -202,7 +206,7 @@ class _Found:
         if head_axis is not None:
             numbers = numbers + extent * along_axis(np.arange(heads), head_axis, shape)
         arrivals = list(follow_marks(flow, tensor, numbers, {}))
-        linears = {linear.op.index: linear for linear in flow.trace.linears if linear.mixes}
+        linears = {linear.op.index: linear for linear in flow.trace.linears if _is_plain(flow, linear)}
         if len(arrivals) != 1 or arrivals[0].op is None or arrivals[0].op.index not in linears:
             return None
         reader = linears[arrivals[0].op.index]
@@ -252,6 +256,12 @@ def _operand(arrival: Arrival, product: Product) -> Operand:
     rows = np.unique(table, axis=0)
     apart = len(np.unique(rows)) == rows.size  # no column in two heads, or twice in one
     return Operand(arrival.tensor, head, dims[0], table if apart else nothing)
+
+
+def _is_plain(flow: Flow, linear: Linear) -> bool:
+    """Whether a layer is one matrix product and nothing more."""
+    is_matrix = linear.op.is_standard and linear.op.type in ("MatMul", "Gemm")
+    return is_matrix and linear.mixes and len(flow.shape(linear.weight)) == 2
 
 
 def _obstacle(flow: Flow, linear: Linear, bias: str | None, is_reader: bool = False) -> str:

@@ -61,7 +61,7 @@ def _walk(model: onnx.ModelProto, facts: Facts, inside: Attention | None, opened
         for tensor, axis in inside.dims:
             tracer.classes.flag(tracer.axes(tensor)[axis], INSIDE)
     tracer.products.settle()
-    return conclude(tracer, ops, inside, mask_of(model))
+    return conclude(tracer, ops, mask_of(model), inside)
 
 
 def unknown_shapes(model: onnx.ModelProto, facts: Facts) -> tuple[str, ...]:

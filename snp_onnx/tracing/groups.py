@@ -77,10 +77,10 @@ class Trace:
     linears: tuple[Linear, ...]
     products: tuple[Product, ...]
     label_count: int
-    attention: Attention | None = None
-    """Where dimensions inside heads may go; None where they weren't asked for."""
     mask: str | None = None
     """The (batch, sequence) input that is 0 where a position is padding."""
+    attention: Attention | None = None
+    """Where dimensions inside heads may go; None where they weren't asked for."""
 
     def alive(self, removed: Iterable[npt.NDArray[np.int64]]) -> Mask:
         """Which labels stay when the given labels go, shape (label_count,)."""
@@ -106,7 +106,7 @@ class Trace:
         return tuple(int(np.count_nonzero(alive[labels])) for labels in self.axes[tensor])
 
 
-def conclude(tracer: Tracer, ops: Sequence[Op], attention: Attention | None = None, mask: str | None = None) -> Trace:
+def conclude(tracer: Tracer, ops: Sequence[Op], mask: str | None = None, attention: Attention | None = None) -> Trace:
     """Resolve all labels to their classes and collect the groups."""
     axes = {name: tuple(tracer.classes.find(part) for part in parts) for name, parts in tracer.traced().items()}
     removable = _removable(tracer, axes)
@@ -121,8 +121,8 @@ def conclude(tracer: Tracer, ops: Sequence[Op], attention: Attention | None = No
         tuple(tracer.linears),
         tuple(tracer.activation_products),
         len(tracer.classes),
-        attention,
         mask if mask in tracer.facts.shapes else None,
+        attention,
     )
 
 
