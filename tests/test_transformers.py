@@ -1,0 +1,173 @@
+"""Every oracle on transformers as both exporters write them, static and dynamic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import snp_onnx
+from models.tiny import TRANSFORMERS
+from snp_onnx.tracing.groups import Group, Kind
+from tests.oracles import assert_counts, assert_same_surface, assert_valid, cut, difference, run, tolerance, zeroed
+from tests.transformers import LAYERS, UNITS, Case, Subject, exported, floats, subject, subject_of
+
+pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+BATCHES = ("static", "dynamic")
+QUICK_DYNAMO = ("deit-tiny", "bert", "gpt2", "llama-fused")
+"""One for each way in which the dynamo exporter writes attention; the others are slow tests."""
+VARIANTS = [
+    Case("deit-tiny", "ts", "dynamic", (("gelu", "tanh"),)),
+    Case("deit-tiny", "ts", "dynamic", (("opset", 13),)),
+    Case("bert", "ts", "dynamic", (("opset", 16), ("pooled", True))),
+    *(Case(name, "ts", "dynamic", (("sdpa", True),)) for name in ("bert", "gpt2", "opt", "llama")),
+    Case("gpt2", "ts", "dynamic", (("gelu", "none"),)),
+    *(Case("llama", "ts", "dynamic", (("kv_heads", heads),)) for heads in (1, 4)),
+]
+SLOW_VARIANTS = [
+    *(Case(name, "dynamo", "dynamic", (("sdpa", True),)) for name in ("deit-tiny", "bert", "gpt2", "opt", "llama")),
+    Case("bert", "dynamo", "dynamic", (("opset", 20),)),
+]
+
+
+def _param(case: Case, slow: bool = False) -> Any:
+    return pytest.param(case, id=case.id, marks=[pytest.mark.slow] if slow else [])
+
+
+CASES = [
+    *(_param(Case(name, "ts", batch)) for name in TRANSFORMERS for batch in BATCHES),
+    *(_param(case) for case in VARIANTS),
+    *(
+        _param(Case(name, "dynamo", batch), slow=batch == "static" or name not in QUICK_DYNAMO)
+        for name in TRANSFORMERS
+        for batch in BATCHES
+    ),
+    *(_param(case, slow=True) for case in SLOW_VARIANTS),
+]
+on_every_case = pytest.mark.parametrize("case", CASES)
+
+
+def width_of(group: Group) -> tuple[Kind, int]:
+    return group.kind, len(group)
+
+
+@on_every_case
+def test_export_computes_what_torch_computes(case: Case) -> None:
+    import torch
+
+    from models.recipes import build
+
+    model = onnx.ModelProto.FromString(exported(case))
+    onnx.checker.check_model(model, full_check=True)
+    module = build(case.name, **{**TRANSFORMERS[case.name], **{k: v for k, v in case.options if k != "opset"}})
+    feed = case.other_feed
+    with torch.no_grad():
+        expected = module(*(torch.from_numpy(array) for array in feed.values())).numpy()
+    assert 0.1 < expected.std() < 100
+    assert difference([expected], run(model, feed)) <= 3 * tolerance([expected])
+
+
+@on_every_case
+def test_every_layer_offers_heads_and_hidden_units(case: Case) -> None:
+    units, found = UNITS[case.name], subject(case).trace.groups
+    heads = {0: units.heads, 1: 4}.get(dict(case.options).get("kv_heads", 0), 4)
+    expected = [(Kind.HEADS, heads)] * (1 if units.shares_heads else LAYERS)
+    expected += [(Kind.CHANNELS, units.hidden)] * LAYERS + [(Kind.CHANNELS, width) for width in units.others]
+    assert sorted(map(width_of, found)) == sorted(expected)
+    assert not any(group.is_stream for group in found)
+
+
+@on_every_case
+def test_cut_equals_zeroed(case: Case) -> None:
+    """At the traced extents and, where they are dynamic, at others."""
+    model = subject(case)
+    for mask, result in model.cuts:
+        assert_cut_equals_zeroed(model, mask, result)
+
+
+def assert_cut_equals_zeroed(model: Subject, mask: Any, result: onnx.ModelProto) -> None:
+    silent = zeroed(model.prepared, model.trace, mask)
+    for feed in (model.case.feed(), model.case.other_feed):
+        expected = run(silent, feed)
+        assert difference(expected, run(result, feed)) <= tolerance(expected)
+
+
+@on_every_case
+def test_a_cut_is_felt_and_keeping_everything_is_not(case: Case) -> None:
+    model, feed = subject(case), case.feed()
+    dense = run(model.source, feed)
+    assert difference(dense, run(model.prepared, feed)) <= tolerance(dense)
+    assert difference(dense, run(model.cuts[0][1], feed)) > 0.01
+    everything = np.ones(model.trace.label_count, dtype=np.bool_)
+    assert difference(run(model.prepared, feed), run(cut(model.prepared, model.trace, everything), feed)) == 0.0
+
+
+@on_every_case
+def test_a_cut_model_is_valid_and_counts_what_the_formula_says(case: Case) -> None:
+    model, units = subject(case), UNITS[case.name]
+    each = {Kind.HEADS: units.per_head * (LAYERS if units.shares_heads else 1), Kind.CHANNELS: units.per_hidden}
+    for mask, result in model.cuts[:2]:
+        assert_valid(result, case.feed())
+        assert_counts(model.prepared, model.trace, mask, result, case.feed())
+        gone = {group.id: int((~mask[group.labels]).sum()) for group in model.trace.groups}
+        expected = sum(gone[g.id] * units.others.get(len(g), each[g.kind]) for g in model.trace.groups)
+        if "kv_heads" not in dict(case.options) and not units.shares_heads:
+            assert floats(model.prepared) - floats(result) == expected
+
+
+@on_every_case
+def test_the_source_stays_and_the_same_input_gives_the_same_bytes(case: Case) -> None:
+    model = subject(case)
+    again = subject_of(case, onnx.ModelProto.FromString(model.source_bytes), len(model.cuts))
+    assert model.source.SerializeToString() == model.source_bytes == again.source.SerializeToString()
+    for (_, first), (_, second) in zip(model.cuts, again.cuts, strict=True):
+        assert_same_surface(model.source, first)
+        assert first.SerializeToString() == second.SerializeToString()
+
+
+@on_every_case
+def test_a_cut_model_can_be_cut_again(case: Case) -> None:
+    first = subject(case)
+    mask, result = first.cuts[0]
+    second = subject_of(case, onnx.ModelProto.FromString(result.SerializeToString()), 1)
+    left = [(group.kind, int(mask[group.labels].sum())) for group in first.trace.groups]
+    lone = UNITS[case.name].queries  # under a single key-value head, its query heads are the units
+    expected = [(kind, lone if kind is Kind.HEADS and width == 1 else width) for kind, width in left]
+    assert sorted(map(width_of, second.trace.groups)) == sorted(pair for pair in expected if pair[1] > 1)
+    for again, smaller in second.cuts:
+        assert_cut_equals_zeroed(second, again, smaller)
+
+
+@pytest.mark.parametrize("case", [_param(Case(name, "ts", "dynamic")) for name in TRANSFORMERS])
+def test_pruned_saved_loaded_pruned(case: Case, tmp_path: Path) -> None:
+    """With folding and refit, twice; the result runs at another batch and sequence length."""
+    calibration = [case.feed(rows=4, seed=seed) for seed in range(8)]
+    model = onnx.ModelProto.FromString(exported(case))
+    first = snp_onnx.prune(model, calibration, target_params=0.85, input_shapes=shapes_of(case))
+    path = tmp_path / "small.onnx"
+    first.save(path)
+    second = snp_onnx.prune(path, calibration, target_params=0.9, input_shapes=shapes_of(case))
+    assert floats(model) > floats(first.model) > floats(second.model)
+    assert_valid(second.model, case.other_feed)
+
+
+def shapes_of(case: Case) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in case.feed().items()}
+
+
+def test_a_wrong_head_is_noticed() -> None:
+    """The oracles fail where the value heads are cut differently from the query heads."""
+    model = subject(Case("bert", "ts", "dynamic"))
+    mask, result = model.cuts[0]
+    heads = next(group for group in model.trace.groups if group.kind is Kind.HEADS)
+    broken = onnx.ModelProto.FromString(result.SerializeToString())
+    weight = next(tensor for tensor in broken.graph.initializer if tensor.name == heads.consumers[0].weight)
+    values = onnx.numpy_helper.to_array(weight)
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.roll(values, 8, axis=0), weight.name))
+    with pytest.raises(AssertionError):
+        assert_cut_equals_zeroed(model, mask, broken)
