@@ -10,6 +10,7 @@ from snp_onnx.passes.eliminate_dead import EliminateDead
 from snp_onnx.passes.fold_batch_norm import FoldBatchNorm
 from snp_onnx.passes.fold_constants import FoldConstants, computed_weights
 from snp_onnx.passes.lift_constants import LiftConstants
+from snp_onnx.passes.name_sums import NameSums
 from snp_onnx.passes.pipeline import Rewritten, rewrite
 from snp_onnx.passes.separate_shared import SeparateShared
 
@@ -27,6 +28,6 @@ def prepare(model: onnx.ModelProto) -> Rewritten:
             Note("model", f"{listed} initialisers were listed as graph inputs: they are plain initialisers now")
         )
     passes: list[Pass] = [LiftConstants(), FoldConstants(computed_weights(model))]
-    passes += [SeparateShared(), FoldBatchNorm(), EliminateDead()]
+    passes += [SeparateShared(), FoldBatchNorm(), EliminateDead(), NameSums()]
     rewritten = rewrite(model, passes)
     return Rewritten(rewritten.model, (*notes, *rewritten.notes))

@@ -79,13 +79,14 @@ class Aim:
     """What a layer should give: the dense value of `total`, which the pruned model makes of its output and `shortcut`.
 
     Without a shortcut `total` is the output itself. `kept` are, by axis, the positions of `total` that the pruned model
-    has, where it hasn't all.
+    has, where it hasn't all. `bias` is added to the dense `total`: a fused node behind adds the layer's.
     """
 
     layer: Layer
     total: str
     shortcut: str | None
     kept: Mapping[int, npt.NDArray[np.int64]]
+    bias: str | None = None
 
 
 def find_aims(flow: Flow, alive: Mask, samples: int) -> tuple[Aim, ...]:
@@ -111,9 +112,9 @@ def find_layer(flow: Flow, alive: Mask, linear: Linear, samples: int) -> Layer |
 
 def _is_solvable(flow: Flow, linear: Linear) -> bool:
     op, shape = linear.op, flow.shape
-    if not linear.mixes or op.type not in ("Conv", "Gemm", "MatMul") or op.attr("alpha", 1.0) != 1.0:
+    if not linear.mixes or op.type not in ("Conv", "Gemm", "MatMul", "FusedMatMul") or op.attr("alpha", 1.0) != 1.0:
         return False
-    if op.type == "MatMul" and len(shape(linear.weight)) != 2:
+    if op.type in ("MatMul", "FusedMatMul") and len(shape(linear.weight)) != 2:
         return False
     if op.type == "Gemm" and op.attr("beta", 1.0) != 1.0:
         return False
@@ -147,5 +148,5 @@ def _aim(flow: Flow, alive: Mask, layer: Layer, last: Mapping[str, int], number:
     kept = {axis: np.flatnonzero(mask) for axis, mask in masks.items() if not mask.all()}
     residual = flow.residual(output)
     if residual is None or last.get(residual[1], -1) >= number:  # the shortcut would still change
-        return Aim(layer, output, None, kept)
+        return Aim(layer, output, None, kept, layer.bias if flow.is_bias_apart(layer.linear) else None)
     return Aim(layer, *residual, kept)

@@ -45,7 +45,12 @@ def find_chain(flow: Flow, alive: Mask, aim: Aim, samples: int) -> Chain | None:
     """The chain that ends in the layer of an aim, if that lost inputs; None where there is no such chain."""
     trace, consumer = flow.trace, aim.layer.linear
     lost = not alive[trace.axes[consumer.weight][consumer.in_axis]].all()
-    if not lost or not _is_right(consumer) or trace.facts.types[consumer.input] != onnx.TensorProto.FLOAT:
+    if (
+        not lost
+        or not _is_right(consumer)
+        or flow.is_bias_apart(consumer)
+        or trace.facts.types[consumer.input] != onnx.TensorProto.FLOAT
+    ):
         return None
     linears = {linear.op.index: linear for linear in trace.linears}
     links: list[Op] = []
@@ -72,7 +77,7 @@ def find_chain(flow: Flow, alive: Mask, aim: Aim, samples: int) -> Chain | None:
 
 def _is_right(linear: Linear) -> bool:
     """Whether the weight is the right operand, as in all tangents."""
-    return linear.op.input(0) == linear.input
+    return linear.op.input(0) == linear.input and linear.op.is_standard
 
 
 def _ends_in(flow: Flow, tensor: str, maker: Op, linears: dict[int, Linear]) -> Linear | None:

@@ -153,7 +153,8 @@ def total_requests(flow: Flow, linears: Iterable[Linear], samples: int) -> dict[
         residual = flow.residual(output)
         total = output if residual is None else residual[0]
         shape, axis = flow.shape(total), linear.output_axis
-        if shape[axis] <= WIDEST_TOTAL:
+        is_product = shape[axis] == flow.shape(linear.weight)[linear.out_axis]  # not so where attention follows inside
+        if shape[axis] <= WIDEST_TOTAL and is_product:
             lattice = row_strides(shape, axis, samples, shape[axis], per_unit=4, at_least=4)
             found[linear] = MomentRequest(total, axis, len(shape), lattice=lattice)
     return found

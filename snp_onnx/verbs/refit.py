@@ -96,6 +96,9 @@ class _Step:
 def _aim_nodes(name: str, aim: Aim, graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """What a layer should give, as a tensor: the dense total at the positions that stayed, less the pruned shortcut."""
     wanted = DENSE + aim.total
+    if aim.bias is not None:
+        yield helper.make_node("Add", [wanted, DENSE + aim.bias], [f"{name}::biased"])
+        wanted = f"{name}::biased"
     for axis, positions in aim.kept.items():
         kept = numpy_helper.from_array(positions, f"{name}::kept{axis}")
         graph.initializer.append(kept)
