@@ -31,9 +31,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, sdpa: bo
     return torch.softmax(scores, dim=-1) @ v
 
 
-def padding_mask(attention_mask: Tensor) -> Tensor:
-    """0 where a position counts and a huge negative number where it doesn't, `[batch, 1, 1, sequence]`."""
-    return (1.0 - attention_mask[:, None, None, :].to(torch.float32)) * torch.finfo(torch.float32).min
+def padding_mask(attention_mask: Tensor, square: bool) -> Tensor:
+    """0 where a position counts and a huge negative number where it doesn't, `[batch, 1, 1, sequence]`.
+
+    `square` repeats the third axis: the Attention operator of onnxruntime 1.31 doesn't broadcast it.
+    """
+    mask = (1.0 - attention_mask[:, None, None, :].to(torch.float32)) * torch.finfo(torch.float32).min
+    return mask.expand(-1, -1, mask.shape[-1], -1) if square else mask
 
 
 def causal_mask(sequence: int) -> Tensor:

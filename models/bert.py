@@ -71,14 +71,17 @@ class Layer(nn.Module):
 class Bert(nn.Module):
     """Token numbers, mask and types `[batch, sequence]` to hidden states `[batch, sequence, d_model]`, or pooled."""
 
-    def __init__(self, embeddings: nn.Module, layers: list[nn.Module], pooler: nn.Module | None) -> None:
+    def __init__(
+        self, embeddings: nn.Module, layers: list[nn.Module], pooler: nn.Module | None, sdpa: bool = False
+    ) -> None:
         super().__init__()
+        self.sdpa = sdpa
         self.embeddings = embeddings
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
         self.pooler = None if pooler is None else nn.ModuleDict({"dense": pooler})
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        mask = padding_mask(attention_mask)
+        mask = padding_mask(attention_mask, self.sdpa)
         x = self.embeddings(input_ids, token_type_ids)
         layers = self.encoder["layer"]
         assert isinstance(layers, nn.ModuleList)
@@ -104,4 +107,5 @@ def bert(
     heads = heads_at(heads, width)
     wide = heads * head_dim
     layers: list[nn.Module] = [Layer(wide, heads, gelu, sdpa) for _ in range(depth)]
-    return Bert(Embeddings(wide, vocabulary, positions), layers, nn.Linear(wide, wide) if pooled else None)
+    pooler = nn.Linear(wide, wide) if pooled else None
+    return Bert(Embeddings(wide, vocabulary, positions), layers, pooler, sdpa)
