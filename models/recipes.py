@@ -136,5 +136,5 @@ def build(
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"the weights don't fit recipe {name!r}: {error}") from error
+        raise ValueError(f"the weights don't fit recipe {name!r}: {' '.join(str(error).split())}") from error
     return module

@@ -105,7 +105,7 @@ def test_export_computes_what_torch_computes(case: Case) -> None:
 def test_every_layer_offers_heads_and_hidden_units(case: Case) -> None:
     units, found = UNITS[case.name], subject(case).trace.groups
     heads = {0: units.heads, 1: 4}.get(dict(case.options).get("kv_heads", 0), 4)
-    expected = [(Kind.HEADS, heads)] * (1 if units.shares_heads else LAYERS)
+    expected = [(Kind.HEADS, heads)] * LAYERS
     expected += [(Kind.CHANNELS, units.hidden)] * LAYERS + [(Kind.CHANNELS, width) for width in units.others]
     assert sorted(map(width_of, found)) == sorted(expected)
     assert not any(group.is_stream for group in found)
@@ -146,7 +146,7 @@ def test_a_cut_model_is_valid_and_counts_what_the_formula_says(case: Case) -> No
         assert_counts(model.prepared, model.trace, mask, result, case.feed())
         gone = {group.id: int((~mask[group.labels]).sum()) for group in model.trace.groups}
         expected = sum(gone[g.id] * units.others.get(len(g), each[g.kind]) for g in model.trace.groups)
-        if "kv_heads" not in dict(case.options) and not units.shares_heads:
+        if "kv_heads" not in dict(case.options):
             assert floats(model.prepared) - floats(result) == expected
 
 
@@ -201,3 +201,40 @@ def test_a_wrong_head_is_noticed() -> None:
     weight.CopyFrom(onnx.numpy_helper.from_array(np.roll(values, 8, axis=0), weight.name))
     with pytest.raises(AssertionError):
         assert_cut_equals_zeroed(model, mask, broken)
+
+
+def test_a_state_dict_replaces_random_weights() -> None:
+    from models.recipes import build
+
+    tiny = TRANSFORMERS["gpt2"]
+    state = build("gpt2", seed=3, **tiny).state_dict()
+    assert {"wte.weight", "h.1.attn.c_attn.weight", "ln_f.bias"} <= set(state)
+    given = build("gpt2", state=state, **tiny).state_dict()
+    assert all((given[key] == values).all() for key, values in state.items())
+    assert (build("gpt2", **tiny).state_dict()["wte.weight"] != state["wte.weight"]).any()
+    state["wte"] = state.pop("wte.weight")
+    with pytest.raises(ValueError, match=r"weights don't fit recipe 'gpt2'.*Missing key"):
+        build("gpt2", state=state, **tiny)
+
+
+def test_command_line_optimises_and_loads_weights(tmp_path: Path) -> None:
+    import torch
+
+    from models.build import main
+    from models.recipes import build
+
+    out, weights = tmp_path / "small.onnx", tmp_path / "state.pt"
+    torch.save(build("deit-tiny", seed=2, width=0.34, in_size=32).state_dict(), weights)
+    assert main(["deit-tiny", str(out), "--width", "0.34", "--in-size", "32", "--weights", str(weights)]) == 0
+    plain = onnx.load(out)
+    assert main(["deit-tiny", str(out), "--width", "0.34", "--in-size", "32", "--seed", "2", "--optimise"]) == 0
+    fused = onnx.load(out)
+    assert "BiasGelu" not in {node.op_type for node in plain.graph.node}
+    assert "BiasGelu" in {node.op_type for node in fused.graph.node}
+    feed = {"input": np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)}
+    expected = run(plain, feed)
+    assert difference(expected, run(fused, feed)) <= tolerance(expected)
+    for wrong in (["mlp", str(out), "--optimise"], ["deit-tiny", str(out), "--weights", str(weights)]):
+        with pytest.raises(SystemExit) as stopped:
+            main(wrong)
+        assert stopped.value.code == 2

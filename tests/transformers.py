@@ -32,8 +32,6 @@ class Units:
     hidden: int = 128
     per_head: int = 4 * EACH * WIDTH + 3 * EACH
     per_hidden: int = 2 * WIDTH + 1
-    shares_heads: bool = False
-    """A bias that all layers add to their scores ties the heads of all layers."""
     queries: int = 1
     """Query heads of one key-value head."""
     others: Mapping[int, int] = field(default_factory=dict)
@@ -46,8 +44,8 @@ UNITS: Mapping[str, Units] = {
     "bert": Units(),
     "gpt2": Units(),
     "opt": Units(),
-    "opt-alibi": Units(shares_heads=True),
-    "opt-relative": Units(shares_heads=True),
+    "opt-alibi": Units(),
+    "opt-relative": Units(),
     "llama": _LLAMA,
     "llama-fused": _LLAMA,
     "llama-interleaved": _LLAMA,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import onnx
@@ -23,8 +24,10 @@ def trace(
     tell (seen in a run). The model isn't changed. Anything the rules don't know becomes a barrier, never a guess.
     """
     facts = infer_facts(model, input_shapes, observed)
-    tracer = Tracer(facts, frozenset(tensor.name for tensor in model.graph.initializer))
     ops = list(ops_of(model))
+    readers = Counter(name for op in ops for name in set(op.reads))
+    shared = frozenset(name for name, count in readers.items() if count > 1)
+    tracer = Tracer(facts, frozenset(tensor.name for tensor in model.graph.initializer), shared)
     _enter_inputs(model, tracer)
     for op in ops:
         _visit(op, tracer)
