@@ -6,6 +6,7 @@ import onnx
 import onnx.inliner
 
 from snp_onnx.passes.base import Note, Pass
+from snp_onnx.passes.einsum_to_matmul import EinsumToMatMul
 from snp_onnx.passes.eliminate_dead import EliminateDead
 from snp_onnx.passes.fold_batch_norm import FoldBatchNorm
 from snp_onnx.passes.fold_constants import FoldConstants, computed_weights
@@ -27,7 +28,7 @@ def prepare(model: onnx.ModelProto) -> Rewritten:
         notes.append(
             Note("model", f"{listed} initialisers were listed as graph inputs: they are plain initialisers now")
         )
-    passes: list[Pass] = [LiftConstants(), FoldConstants(computed_weights(model))]
+    passes: list[Pass] = [LiftConstants(), FoldConstants(computed_weights(model)), EinsumToMatMul()]
     passes += [SeparateShared(), FoldBatchNorm(), EliminateDead(), NameSums()]
     rewritten = rewrite(model, passes)
     return Rewritten(rewritten.model, (*notes, *rewritten.notes))

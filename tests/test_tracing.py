@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 
 from models import export_bytes
 from models.tiny import TINY, TRANSFORMERS
@@ -177,8 +178,9 @@ def test_what_inference_cannot_tell_is_named_barred_and_learnt_from_a_run() -> N
 
 
 def test_every_rule_names_an_operator_that_exists() -> None:
+    loaded = {(schema.domain, schema.name) for schema in get_all_operator_schema()}
     for domain, name in RULES:
-        assert onnx.defs.has(name, domain), name
+        assert onnx.defs.has(name, domain) or (domain, name) in loaded, name
 
 
 # the trace

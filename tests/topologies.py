@@ -238,6 +238,11 @@ CATALOGUE: Mapping[str, Topology] = MappingProxyType(
         "bias-gelu": Topology(fused.bias_gelu, {"w1:1": 12, "w2:1": 10}),
         "gelus": Topology(fused.gelus, {"w1:1": 12, "w2:1": 10, "w3:1": 10, "w4:1": 10, "w5:1": 10}),
         "skip-norm": Topology(fused.skip_norm, {"w2:1": 10}, barriers=("SkipLayerNormalization works over this axis",)),
+        "skip-norm-broadcast": Topology(
+            fused.skip_norm_broadcast,
+            {"w1:1": 12, "w2:1": 10},
+            barriers=("SkipLayerNormalization works over this axis",),
+        ),
         "skip-norm-with-sum": Topology(
             fused.skip_norm_with_sum,
             {"w2:1": 10, "w4:1": 10},
@@ -272,10 +277,13 @@ CATALOGUE: Mapping[str, Topology] = MappingProxyType(
         "rotated-half": Topology(fused.rotated_half, {"w1:1": 12}, heads={"w2:1": 4}),
         "standard-joined": Topology(fused.standard_joined, {"w1:1": 12}, heads={"w2:1": 3}, opset=23),
         "standard-apart": Topology(fused.standard_apart, {"w1:1": 12}, heads={"w2:1": 4}, opset=24),
+        "standard-padded": Topology(fused.standard_padded, {"w1:1": 12}, heads={"w2:1": 4}, opset=24),
         "standard-cached": Topology(fused.standard_cached, {"w1:1": 12}, opset=23),
         "fused-matmul": Topology(fused.fused_matmul, {"w1:1": 12, "w6:0": 10}, heads={"w2:1": 4}),
         "fused-matmul-left": Topology(fused.fused_matmul_left, {"w1:1": 12, "w2:1": 10}),
+        "fused-weight": Topology(fused.fused_weight, {"w3:0": 10}, barriers=("contracted between two activations",)),
         "einsum": Topology(fused.einsum, {"w1:1": 12, "w6:1": 10}, heads={"w2:1": 4}),
+        "einsum-heads": Topology(fused.einsum_heads, {"w1:1": 12}, heads={"w2:1": 4}),
         "einsum-other": Topology(
             fused.einsum_other, {"w3:1": 8}, barriers=("no rule for this equation of an Einsum: ...j,jk->...k",)
         ),

@@ -60,6 +60,14 @@ def skip_norm(net: Net) -> None:
     net.output(net.linear(x, WIDTH, 4))
 
 
+def skip_norm_broadcast(net: Net) -> None:
+    """What is added is the same for every sample: learned positions."""
+    x = _start(net)
+    last = net.linear(net.Relu(net.linear(x, WIDTH, 10)), 10, WIDTH)
+    inputs = [last, net.normal(1, LENGTH, WIDTH), net.normal(WIDTH)]
+    net.output(net.linear(_fused(net, "SkipLayerNormalization", *inputs), WIDTH, 4))
+
+
 def skip_norm_with_sum(net: Net) -> None:
     """Pre-norm parts: the fourth output is the stream that goes on."""
     x = _start(net)
@@ -125,6 +133,20 @@ def multi_head_cross(net: Net) -> None:
     _finish(net, x, _fused(net, "MultiHeadAttention", q, k, v, num_heads=HEADS))
 
 
+def multi_head_packed(net: Net) -> None:
+    """Queries, keys and values in one tensor, side by side inside each head."""
+    x = _start(net)
+    packed = net.reshape(net.linear(x, WIDTH, 3 * ALL), 0, 0, HEADS, 3, EACH)
+    _finish(net, x, _fused(net, "MultiHeadAttention", packed, num_heads=HEADS))
+
+
+def multi_head_pairs(net: Net) -> None:
+    """Keys and values in one tensor, as for attention to another sequence."""
+    x = _start(net)
+    query, pairs = _projected(net, x, HEADS, 2 * HEADS)
+    _finish(net, x, _fused(net, "MultiHeadAttention", query, net.reshape(pairs, 0, 0, HEADS, 2, EACH), num_heads=HEADS))
+
+
 def multi_head_cached(net: Net) -> None:
     """Earlier keys and values are inputs, all of them outputs: heads stay."""
     x = _start(net)
@@ -180,9 +202,10 @@ def group_query(net: Net) -> None:
 
 
 def group_query_packed(net: Net) -> None:
+    """One projection for all; a bias and a sink of its own for every query head."""
     x = _start(net)
     packed = net.linear(x, WIDTH, 12 * WIDE, bias=False)
-    inputs = [packed, "", "", "", "", *_positions(net, x)]
+    inputs = [packed, "", "", "", "", *_positions(net, x), "", "", "", net.normal(1, 6, LENGTH, LENGTH), net.normal(6)]
     joined = net.ops("GroupQueryAttention", *inputs, outputs=3, domain=FUSED, num_heads=6, kv_num_heads=3)
     _finish(net, x, joined[0], 6 * WIDE)
 
@@ -253,6 +276,14 @@ def standard_apart(net: Net) -> None:
     _finish(net, x, net.reshape(net.Transpose(mixed, perm=[0, 2, 1, 3]), 0, 0, HEADS * 5), HEADS * 5)
 
 
+def standard_padded(net: Net) -> None:
+    """The number of positions that count, sample by sample."""
+    x = _start(net)
+    counted = net.Expand(net.const([3]), net.extent(x, 0))
+    parts = _projected(net, x, HEADS, HEADS, HEADS)
+    _finish(net, x, net.op("Attention", *parts, "", "", "", counted, q_num_heads=HEADS, kv_num_heads=HEADS))
+
+
 def standard_cached(net: Net) -> None:
     x = _start(net)
     parts = _projected(net, x, HEADS, HEADS, HEADS)
@@ -284,6 +315,13 @@ def fused_matmul_left(net: Net) -> None:
     net.output(net.linear(net.Relu(y), 10, 4))
 
 
+def fused_weight(net: Net) -> None:
+    """A weight that a fused operator computes is not known before the run: cut, but not written to."""
+    x = _start(net)
+    made = _fused(net, "FusedMatMul", net.weight(12, 8, fan_in=12), net.weight(10, 8, fan_in=8), transB=1)
+    net.output(net.linear(net.Relu(net.MatMul(x, made)), 10, 4))
+
+
 def einsum(net: Net) -> None:
     """Layers and both products of attention as equations."""
     x = _start(net)
@@ -297,6 +335,22 @@ def einsum(net: Net) -> None:
     hidden = net.op("Einsum", x, net.weight(WIDTH, 10, fan_in=WIDTH), equation="bij,jk->bik")
     turned = net.op("Einsum", net.Relu(net.Add(hidden, net.bias(10))), equation="bik->bki")
     net.output(net.op("Einsum", net.weight(4, 10, fan_in=10), turned, equation="ok,bki"))
+
+
+def einsum_heads(net: Net) -> None:
+    """Projections by head, as Keras has them: weights of three axes, biases of two."""
+    x = _start(net)
+    q, k, v = (
+        net.Add(
+            net.op("Einsum", x, net.weight(WIDTH, HEADS, EACH, fan_in=WIDTH), equation="abc,cde->abde"),
+            net.normal(HEADS, EACH),
+        )
+        for _ in range(3)
+    )
+    weights = net.Softmax(net.op("Einsum", k, q, equation="aecd,abcd->acbe"), axis=-1)
+    mixed = net.op("Einsum", weights, v, equation="acbe,aecd->abcd")
+    y = net.op("Einsum", mixed, net.weight(HEADS, EACH, WIDTH, fan_in=ALL), equation="abcd,cde->abe")
+    net.output(net.linear(net.Add(x, net.Add(y, net.bias(WIDTH))), WIDTH, 4))
 
 
 def einsum_other(net: Net) -> None:

@@ -67,6 +67,10 @@ class Tangent:
         """a - b."""
         return self._emit("Sub", a, b)
 
+    def plus(self, a: str, b: str) -> str:
+        """a + b."""
+        return self._emit("Add", a, b)
+
     def _slope(self, op: Op) -> str:
         """df/dz by central differences, or the step of a Relu itself."""
         z = op.input(0)

@@ -33,13 +33,15 @@ LEAST_ROWS_PER_COLUMN = 4
 class Layer:
     """A layer that can be solved anew: its input as the pruned model has it, and what may be written.
 
-    `output` is its output with the bias; `bias` an initialiser (O,) that only this layer reads, or None.
+    `output` is its output with the bias; `bias` an initialiser (O,) that only this layer reads, or None. A bias that is
+    `apart` is added by the node behind, with more than that: `output` lacks it.
     """
 
     linear: Linear
     reading: Reading
     bias: str | None
     output: str
+    is_apart: bool = False
 
     def matrix(self, weights: Weights) -> Array:
         """The weight as (O, C), columns in the order of the reading."""
@@ -107,7 +109,7 @@ def find_aims(flow: Flow, alive: Mask, samples: int) -> tuple[Aim, ...]:
 def find_layer(flow: Flow, alive: Mask, linear: Linear, samples: int) -> Layer | None:
     """The layer of a linear node, None where it isn't one matrix product with its own weight, or can't be measured."""
     reading = _reading(flow.trace, alive, linear, samples) if _is_solvable(flow, linear) else None
-    return None if reading is None else Layer(linear, reading, *flow.bias(linear))
+    return None if reading is None else Layer(linear, reading, *flow.bias(linear), flow.is_bias_apart(linear))
 
 
 def _is_solvable(flow: Flow, linear: Linear) -> bool:
@@ -148,5 +150,5 @@ def _aim(flow: Flow, alive: Mask, layer: Layer, last: Mapping[str, int], number:
     kept = {axis: np.flatnonzero(mask) for axis, mask in masks.items() if not mask.all()}
     residual = flow.residual(output)
     if residual is None or last.get(residual[1], -1) >= number:  # the shortcut would still change
-        return Aim(layer, output, None, kept, layer.bias if flow.is_bias_apart(layer.linear) else None)
+        return Aim(layer, output, None, kept, layer.bias if layer.is_apart else None)
     return Aim(layer, *residual, kept)

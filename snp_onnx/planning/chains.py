@@ -28,6 +28,9 @@ ACTIVATIONS = frozenset(
 )
 """Elementwise functions of one tensor, whose slope can be taken."""
 
+FUSED_ACTIVATIONS = frozenset(("Gelu", "QuickGelu", "FastGelu", "BiasGelu"))
+"""Those of onnxruntime, two of which add a bias first."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chain:
@@ -45,12 +48,7 @@ def find_chain(flow: Flow, alive: Mask, aim: Aim, samples: int) -> Chain | None:
     """The chain that ends in the layer of an aim, if that lost inputs; None where there is no such chain."""
     trace, consumer = flow.trace, aim.layer.linear
     lost = not alive[trace.axes[consumer.weight][consumer.in_axis]].all()
-    if (
-        not lost
-        or not _is_right(consumer)
-        or flow.is_bias_apart(consumer)
-        or trace.facts.types[consumer.input] != onnx.TensorProto.FLOAT
-    ):
+    if not lost or not _is_right(consumer) or trace.facts.types[consumer.input] != onnx.TensorProto.FLOAT:
         return None
     linears = {linear.op.index: linear for linear in trace.linears}
     links: list[Op] = []
@@ -68,7 +66,7 @@ def find_chain(flow: Flow, alive: Mask, aim: Aim, samples: int) -> Chain | None:
             if any(op.version < 10 and max(windows[op.outputs[0]].strides) > 1 for op in convs):
                 return None  # the way back ends in a Slice with an end computed at run time
             return Chain(layer, tuple(reversed(links)), windows)
-        if not (maker.is_standard and (maker.type in ACTIVATIONS or _is_depthwise(flow, maker))):
+        if not (_is_activation(flow, maker) or (maker.is_standard and _is_depthwise(flow, maker))):
             return None
         links.append(maker)
         tensor = maker.input(0)
@@ -89,6 +87,12 @@ def _ends_in(flow: Flow, tensor: str, maker: Op, linears: dict[int, Linear]) -> 
         maker = before[0]
     linear = linears.get(maker.index)
     return linear if linear is not None and linear.mixes else None
+
+
+def _is_activation(flow: Flow, op: Op) -> bool:
+    """A function of one tensor, element by element; a constant bias may be added first."""
+    known = ACTIVATIONS if op.is_standard else FUSED_ACTIVATIONS if op.domain == "com.microsoft" else ()
+    return op.type in known and (op.is_standard or all(map(flow.weights.knows, op.inputs[1:])))
 
 
 def _is_depthwise(flow: Flow, op: Op) -> bool:

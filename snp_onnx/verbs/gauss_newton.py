@@ -76,7 +76,10 @@ class Joint:
         first, *links, last = (now[op.outputs[0]] for op in (producer.linear.op, *chain.links, consumer.linear.op))
         tangent = Tangent(name, links, last, chain.windows)  # nodes of the dense model may have other attributes
         moved = tangent.forward(first)
-        gradient = tangent.back(tangent.less(aim, consumer.output))
+        given = consumer.output
+        if consumer.is_apart and consumer.bias is not None:
+            given = tangent.plus(given, consumer.bias)
+        gradient = tangent.back(tangent.less(aim, given))
         curvature = tangent.back(moved)
         both.node.extend(tangent.nodes)
         both.initializer.extend(tangent.constants)

@@ -83,7 +83,6 @@ RULES: Mapping[tuple[str, str], Rule] = MappingProxyType(
         ("", "Attention"): attention.standard,
         ("", "RotaryEmbedding"): attention.rotary,
         ("", "SimplifiedLayerNormalization"): normalisation.over_trailing_axes,
-        ("com.microsoft", "SimplifiedLayerNormalization"): normalisation.over_trailing_axes,
         ("com.microsoft", "SkipLayerNormalization"): fused_norm.skip_norm,
         ("com.microsoft", "SkipSimplifiedLayerNormalization"): fused_norm.skip_norm,
         ("com.microsoft", "EmbedLayerNormalization"): fused_norm.embedding_norm,
