@@ -15,10 +15,12 @@ class Embeddings(nn.Module):
         self.position_embeddings = nn.Embedding(positions, width)
         self.token_type_embeddings = nn.Embedding(2, width)
         self.LayerNorm = nn.LayerNorm(width, eps=1e-12)
+        self.position_ids: Tensor
+        self.register_buffer("position_ids", torch.arange(positions)[None], persistent=False)
 
     def forward(self, tokens: Tensor, types: Tensor) -> Tensor:
-        place = torch.arange(tokens.shape[1])[None]
-        total = self.word_embeddings(tokens) + self.token_type_embeddings(types) + self.position_embeddings(place)
+        total = self.word_embeddings(tokens) + self.token_type_embeddings(types)
+        total = total + self.position_embeddings(self.position_ids[:, : tokens.shape[1]])
         result: Tensor = self.LayerNorm(total)
         return result
 

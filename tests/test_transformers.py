@@ -47,7 +47,7 @@ SLOW_VARIANTS = [
     *(Case(name, "ts", "dynamic", (OPTIMISED,)) for name in TRANSFORMERS if name not in OPTIMISED_QUICKLY),
 ]
 FUSED: Mapping[str, tuple[str, ...]] = {
-    "bert-ts-dynamic-optimise=True": ("Attention", "SkipLayerNormalization", "BiasGelu"),
+    "bert-ts-dynamic-optimise=True": ("EmbedLayerNormalization", "Attention", "SkipLayerNormalization", "BiasGelu"),
     "bert-ts-static-optimise=True": ("Attention", "SkipLayerNormalization", "BiasGelu"),
     "gpt2-ts-dynamic-optimise=True": ("SkipLayerNormalization", "FastGelu"),
     "llama-ts-dynamic-optimise=True": ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"),
