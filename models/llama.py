@@ -9,7 +9,7 @@ from models.attention import RMSNorm, angles, attend, causal_mask, heads_at, hea
 
 
 class Attention(nn.Module):
-    def __init__(self, width: int, heads: int, kv_heads: int, interleaved: bool, sdpa: bool) -> None:
+    def __init__(self, width: int, heads: int, kv_heads: int, interleaved: bool, sdpa: bool | str) -> None:
         super().__init__()
         each = width // heads
         self.heads, self.kv_heads, self.interleaved, self.sdpa = heads, kv_heads, interleaved, sdpa
@@ -20,7 +20,10 @@ class Attention(nn.Module):
         q = rotated(heads_of(self.q_proj(x), self.heads), turned, self.interleaved)
         k = rotated(heads_of(self.k_proj(x), self.kv_heads), turned, self.interleaved)
         v, count = heads_of(self.v_proj(x), self.kv_heads), self.heads // self.kv_heads
-        mixed = attend(q, repeat_heads(k, count), repeat_heads(v, count), mask, self.sdpa)
+        if self.sdpa == "gqa":
+            mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        else:
+            mixed = attend(q, repeat_heads(k, count), repeat_heads(v, count), mask, bool(self.sdpa))
         result: Tensor = self.o_proj(joined(mixed))
         return result
 
@@ -84,9 +87,12 @@ def llama(
     vocabulary: int = 32000,
     fused: bool = False,
     interleaved: bool = False,
-    sdpa: bool = False,
+    sdpa: bool | str = False,
 ) -> nn.Module:
-    """A small LLaMA; `hidden` is 8/3 of d_model unless given, `fused` joins gate and value in one matrix."""
+    """A small LLaMA; `hidden` is 8/3 of d_model unless given, `fused` joins gate and value in one matrix.
+
+    `sdpa` "gqa" lets torch's own attention function repeat the key-value heads; only the dynamo exporter knows it.
+    """
     if heads % kv_heads:
         raise ValueError(f"{heads} heads can't share {kv_heads} key-value heads: use a divisor")
     group = heads // kv_heads
