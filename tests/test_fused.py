@@ -18,7 +18,7 @@ from snp_onnx.passes.eliminate_dead import EliminateDead
 from snp_onnx.passes.name_sums import NameSums
 from snp_onnx.passes.resize_attention import keep_scale
 from snp_onnx.planning.aims import find_aims
-from snp_onnx.planning.chains import find_chain
+from snp_onnx.planning.chains import find_chains
 from snp_onnx.tracing import trace as snp_trace
 from snp_onnx.tracing.facts import infer_facts
 from snp_onnx.tracing.flow import Flow
@@ -228,8 +228,7 @@ def test_producer_and_consumer_are_solved_together_over_fused_activations(is_fus
     trace = traced(model, feed_for(model, 1))
     flow, alive = Flow(model, trace), trace.alive([group.labels[:6] for group in trace.groups if not group.is_stream])
     aim = next(aim for aim in find_aims(flow, alive, MANY) if aim.layer.linear.weight == "w3")
-    chain = find_chain(flow, alive, aim, MANY)
-    assert chain is not None
+    (chain,) = find_chains(flow, alive, aim, MANY)
     assert [op.type for op in chain.links] == kinds
     assert aim.layer.is_apart is chain.producer.is_apart is is_fused
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snp_onnx.calibration.moments import MomentRequest, View, row_strides
-from snp_onnx.planning.readings import PATCH_COLUMNS, Reading, conv_window
+from snp_onnx.planning.readings import PATCH_COLUMNS, Reading, conv_window, rows_per_column
 from snp_onnx.tracing import Linear, Trace
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.groups import Mask
@@ -138,9 +138,11 @@ def _reading(trace: Trace, alive: Mask, linear: Linear, samples: int) -> Reading
     positions = int(np.prod([extent for place, extent in enumerate(output) if place not in (0, axis)]))
     if len(columns) > PATCH_COLUMNS or samples * positions < LEAST_ROWS_PER_COLUMN * len(columns):
         return None
-    lattice = row_strides(output, axis, samples, len(columns), ROWS_PER_COLUMN)
+    wanted = rows_per_column(trace, linear, ROWS_PER_COLUMN, ROWS_PER_COLUMN)
+    lattice = row_strides(output, axis, samples, len(columns), wanted)
     view = View.CHANNELS if window is None else View.PATCHES
-    request = MomentRequest(linear.input, axis, len(output), view=view, window=window, lattice=lattice)
+    mask = trace.row_mask(linear.input, axis)
+    request = MomentRequest(linear.input, axis, len(output), view=view, window=window, lattice=lattice, row_mask=mask)
     return Reading(request, columns, np.arange(len(columns), dtype=np.int64)[None, :], is_exact=True)
 
 

@@ -11,6 +11,7 @@ from snp_onnx.tracing.extents import bar_extents, bar_numbers
 from snp_onnx.tracing.facts import Facts, Shape, infer_facts
 from snp_onnx.tracing.groups import Trace, conclude
 from snp_onnx.tracing.op import Op, ops_of
+from snp_onnx.tracing.padding import mask_of
 from snp_onnx.tracing.rules import RULES
 from snp_onnx.tracing.tracer import Tracer
 
@@ -42,7 +43,7 @@ def trace(
     for sparse in model.graph.sparse_initializer:
         tracer.barrier_all(None, sparse.values.name, "sparse initialiser")
     tracer.products.settle()
-    return conclude(tracer, ops)
+    return conclude(tracer, ops, mask_of(model))
 
 
 def unknown_shapes(model: onnx.ModelProto, facts: Facts) -> tuple[str, ...]:

@@ -46,6 +46,9 @@ class Flow:
         """Whether one node reads the tensor and nobody else does, the graph's outputs included."""
         return len(self.readers.get(tensor, ())) == 1 and tensor not in self._outputs
 
+    def is_output(self, tensor: str) -> bool:
+        return tensor in self._outputs
+
     def only_reader(self, tensor: str) -> Op | None:
         return self.readers[tensor][0] if self.is_sole(tensor) else None
 
