@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 
 import onnx
@@ -41,9 +42,11 @@ def trace(
 def _walk(model: onnx.ModelProto, facts: Facts, inside: Attention | None, opened: frozenset[str]) -> Trace:
     """One walk over the graph; `inside`: where dimensions inside heads may go, `opened`: norms that may lose width."""
     initialisers = frozenset(tensor.name for tensor in model.graph.initializer)
-    tracer = Tracer(facts, initialisers, inside.contractions if inside is not None else {})
-    tracer.open_norms = opened
     ops = list(ops_of(model))
+    readers = Counter(name for op in ops for name in set(op.reads))
+    shared = frozenset(name for name, count in readers.items() if count > 1)
+    tracer = Tracer(facts, initialisers, shared, inside.contractions if inside is not None else {})
+    tracer.open_norms = opened
     _enter_inputs(model, tracer)
     for op in ops:
         _visit(op, tracer)

@@ -64,7 +64,11 @@ class Tracer:
     """Labels of every tensor's axes, and the facts that rules have recorded so far."""
 
     def __init__(
-        self, facts: Facts, constants: frozenset[str], contractions: Mapping[int, str] = MappingProxyType({})
+        self,
+        facts: Facts,
+        constants: frozenset[str],
+        shared: frozenset[str],
+        contractions: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
         self.facts = facts
         self.contractions = contractions
@@ -79,6 +83,7 @@ class Tracer:
         self._axes: dict[str, Axes] = {}
         self._constants = set(constants)
         self._roots: dict[str, str] = {}
+        self._shared = shared
         self._layers: dict[str, frozenset[int]] = {}
 
     def knows(self, tensor: str) -> bool:
@@ -94,6 +99,10 @@ class Tracer:
     def is_constant(self, tensor: str) -> bool:
         """Whether the tensor is an initialiser or computed from initialisers alone."""
         return tensor in self._constants
+
+    def is_shared(self, tensor: str) -> bool:
+        """Whether several nodes read the tensor."""
+        return tensor in self._shared
 
     def mark_constant(self, tensors: Sequence[str], source: str = "") -> None:
         """Tensors that initialisers alone decide; `source` is the first of what they are computed from."""
