@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -38,10 +39,15 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A node that multiplies two activations: it costs MACs, along (tensor, axis) factors."""
+    """A node that multiplies two activations: it costs MACs, along (tensor, axis) factors.
+
+    `contracted` are the axes of both operands that are summed over; where it `is_open`, they may lose positions.
+    """
 
     op: Op
     factors: tuple[tuple[str, int], ...]
+    contracted: tuple[tuple[str, int], ...] = ()
+    is_open: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +63,16 @@ class Barrier:
 class Tracer:
     """Labels of every tensor's axes, and the facts that rules have recorded so far."""
 
-    def __init__(self, facts: Facts, constants: frozenset[str], shared: frozenset[str]) -> None:
+    def __init__(
+        self,
+        facts: Facts,
+        constants: frozenset[str],
+        shared: frozenset[str],
+        contractions: Mapping[int, str] = MappingProxyType({}),
+    ) -> None:
         self.facts = facts
+        self.contractions = contractions
+        """For nodes that multiply activations: why the axis that is summed over stays whole; "" where it needn't."""
         self.classes = DisjointSet()
         self.products = Products(self.classes)
         self.barriers: list[tuple[Barrier, Labels]] = []

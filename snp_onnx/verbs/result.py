@@ -14,7 +14,7 @@ import onnx
 
 from snp_onnx import model_io
 from snp_onnx.cost import Cost
-from snp_onnx.planning.plan import Folds, Plan, save_plan
+from snp_onnx.planning.plan import Bases, Folds, Plan, save_plan
 from snp_onnx.tracing import Stop, Trace
 from snp_onnx.verbs.fidelity import Fidelity
 from snp_onnx.verbs.latency import Latency
@@ -72,6 +72,7 @@ class PruneResult:
     report: Report
     plan: Plan
     folds: Folds
+    bases: Bases = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str], save_as_external_data: bool = False) -> int:
         """Write the model atomically; returns its bytes on disk."""
@@ -80,8 +81,8 @@ class PruneResult:
         return model_io.save(self.model, output, save_as_external_data)
 
     def save_plan(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as JSON and its folded weights beside it as .npz."""
-        save_plan(self.plan, Path(path), self.folds)
+        """Write the plan as JSON and its folded weights and bases beside it as .npz."""
+        save_plan(self.plan, Path(path), self.folds, self.bases)
 
 
 @dataclass(frozen=True, slots=True)
