@@ -61,6 +61,9 @@ CHOICES = (
     _option("fold", str | None, None, "patch, channel or none."),
     _option("refine", str | None, None, "sequential or none."),
     _option("error_power", float | None, None, "p in error / variance^p, by which layers are compared."),
+    _option(
+        "weigh", str | None, None, "outputs or layers: where errors are compared; by default outputs with attention."
+    ),
     _option("ratios", str | None, None, "budget, variance or uniform."),
     _option("streams", bool | None, None, "Cut convolutional residual streams too.", "--streams/--no-streams"),
     _option("include", str | None, None, "Only groups with a producer node matching this."),
