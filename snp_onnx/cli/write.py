@@ -10,7 +10,7 @@ from snp_onnx.errors import PlanError
 from snp_onnx.model_io import check_destination, data_files, written_whole
 from snp_onnx.planning.plan import check_sidecar, sidecar_of
 from snp_onnx.report.json_report import to_json
-from snp_onnx.verbs.result import PruneResult
+from snp_onnx.verbs.result import PruneResult, check_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ class Destinations:
             raise PlanError("no OUTPUT given: name the file to write, or add --dry-run")
         if self.output is not None:
             check_destination(self.output, model, force)
+            check_config(self.output)
         for option, path in (("--report", self.report), ("--plan", self.plan)):
             if path is not None and path.suffix != ".json":
                 raise PlanError(f"{option} {path}: give a file name that ends in .json")

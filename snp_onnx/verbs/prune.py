@@ -16,6 +16,7 @@ from snp_onnx.calibration.samples import Part, Samples, open_samples
 from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.errors import CalibrationError, PlanError
 from snp_onnx.passes import summarise
+from snp_onnx.planning.architecture import architecture
 from snp_onnx.planning.decide import eligible
 from snp_onnx.planning.options import Choices, Fold, Ratios, Target, TargetKind, choices
 from snp_onnx.planning.plan import Plan, Saved, load_plan
@@ -232,7 +233,8 @@ class _Job:
             tuple(notes),
             tuple(warnings),
         )
-        return PruneResult(candidate.model, report, candidate.plan, candidate.folds, subject.bases)
+        numbers = architecture(subject.trace, candidate.plan.alive(subject.trace))
+        return PruneResult(candidate.model, report, candidate.plan, candidate.folds, subject.bases, numbers)
 
     def _options(self, samples: Samples | None) -> dict[str, Any]:
         used = self.choices.record()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,9 @@ from typing import Any
 import onnx
 
 from snp_onnx import model_io
+from snp_onnx._version import __version__
 from snp_onnx.cost import Cost
+from snp_onnx.errors import PlanError
 from snp_onnx.planning.plan import Bases, Folds, Plan, save_plan
 from snp_onnx.tracing import Stop, Trace
 from snp_onnx.verbs.fidelity import Fidelity
@@ -64,6 +67,31 @@ class Report:
     warnings: tuple[str, ...] = ()
 
 
+MADE_BY = "snp_onnx"
+
+
+def config_of(output: Path) -> Path:
+    """Where the numbers of a transformer's architecture go.
+
+    >>> config_of(Path("small.onnx")).name
+    'small.onnx.config.json'
+    """
+    return output.with_name(f"{output.name}.config.json")
+
+
+def check_config(output: Path) -> None:
+    """Refuse to replace a file of that name that isn't ours."""
+    path = config_of(output)
+    if not path.exists():
+        return
+    try:
+        known = MADE_BY in json.loads(path.read_text())
+    except (OSError, ValueError, TypeError):
+        known = False
+    if not known:
+        raise PlanError(f"{path}: head counts go to this file, and it wasn't written by snp-onnx: name another output")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PruneResult:
     """The pruned model with its report and plan; nothing is on disk before `save`."""
@@ -73,12 +101,24 @@ class PruneResult:
     plan: Plan
     folds: Folds
     bases: Bases = field(default_factory=dict)
+    architecture: Mapping[str, Any] | None = None
+    """Head counts and hidden widths of a transformer, where they changed: what generation code needs to know."""
 
     def save(self, path: str | os.PathLike[str], save_as_external_data: bool = False) -> int:
-        """Write the model atomically; returns its bytes on disk."""
+        """Write the model atomically; returns its bytes on disk.
+
+        Where head counts or hidden widths of a transformer changed they go to `<path>.config.json`.
+        """
         output = Path(path)
         model_io.check_destination(output, None, force=True)
-        return model_io.save(self.model, output, save_as_external_data)
+        config = config_of(output)
+        if self.architecture is not None:
+            check_config(output)
+        written = model_io.save(self.model, output, save_as_external_data)
+        if self.architecture is not None:
+            with model_io.written_whole(config) as temporary:
+                temporary.write_text(json.dumps({MADE_BY: __version__, **self.architecture}, indent=2) + "\n")
+        return written
 
     def save_plan(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON and its folded weights and bases beside it as .npz."""

@@ -20,6 +20,7 @@ from snp_onnx.planning.folding import fold
 from snp_onnx.planning.options import Fold, Ratios, Weigh
 from snp_onnx.planning.paths import Path
 from snp_onnx.subspace import Order
+from snp_onnx.tracing import Kind
 from snp_onnx.tracing.padding import mask_of
 from snp_onnx.verbs.carry_out import Work
 from snp_onnx.verbs.fidelity import measure_fidelity
@@ -62,8 +63,9 @@ def _is_wanted(work: Work) -> bool:
     chosen, subject = work.choices, work.subject
     if chosen.ratios is not Ratios.BUDGET or chosen.order is not Order.OUTPUT or chosen.weigh is Weigh.LAYERS:
         return False
-    is_asked = chosen.weigh is Weigh.OUTPUTS
-    return subject.dense.bytes <= MOST_BYTES and (is_asked or bool(subject.trace.products))
+    has_heads = any(group.kind is not Kind.CHANNELS for group in subject.trace.groups)
+    is_asked = chosen.weigh is Weigh.OUTPUTS or has_heads or bool(subject.trace.products)
+    return is_asked and subject.dense.bytes <= MOST_BYTES
 
 
 def _feeds(work: Work) -> list[Feed]:

@@ -1,0 +1,68 @@
+"""Architecture: the numbers that generation code and converters keep beside a transformer, after a plan.
+
+Named as in the config.json of published checkpoints; one number where all layers agree, otherwise one for each layer in
+graph order. Everything is read off the groups: a head group's producers hold r d + 2 d columns for each key-value head
+(r query heads, one key, one value, d entries each), its consumer r d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from snp_onnx.tracing import Group, Kind, Linear, Trace
+from snp_onnx.tracing.groups import Mask
+
+Numbers = Mapping[str, int | list[int]]
+
+
+def architecture(trace: Trace, alive: Mask) -> dict[str, Any] | None:
+    """Head counts and widths after `alive` and, under "dense", before; None where none changed or no attention is."""
+    heads = any(group.kind is Kind.HEADS for group in trace.groups)
+    if not (heads or trace.products or any("Attention" in op.type for op in trace.ops)):
+        return None
+    every = np.ones_like(alive)
+    before, after = _numbers(trace, every), _numbers(trace, alive)
+    return None if before == after else {**after, "dense": before}
+
+
+def _numbers(trace: Trace, alive: Mask) -> dict[str, int | list[int]]:
+    heads = [group for group in trace.groups if group.kind is Kind.HEADS]
+    hidden = [group for group in trace.groups if _is_hidden(trace, group)]
+    found = {
+        "num_attention_heads": [_left(group, alive) * max(1, _queries(trace, group)) for group in heads],
+        "num_key_value_heads": [_left(group, alive) if _queries(trace, group) else 1 for group in heads],
+        "head_dim": [_left(group, alive) for group in trace.groups if group.kind is Kind.HEAD_DIMS],
+        "hidden_size": [_left(group, alive) for group in trace.groups if group.kind is Kind.STREAM],
+        "intermediate_size": [_left(group, alive) for group in hidden],
+    }
+    return {name: values[0] if len(set(values)) == 1 else values for name, values in found.items() if values}
+
+
+def _left(group: Group, alive: Mask) -> int:
+    return int(np.count_nonzero(alive[group.labels]))
+
+
+def _is_hidden(trace: Trace, group: Group) -> bool:
+    """Hidden units of a feed-forward layer: channels between matrix products, beside attention."""
+    if group.kind is not Kind.CHANNELS or group.is_stream:
+        return False
+    return all(linear.op.type in ("MatMul", "Gemm", "FusedMatMul") for linear in (*group.producers, *group.consumers))
+
+
+def _queries(trace: Trace, group: Group) -> int:
+    """How many query heads share a key-value head; 0 where the units are query heads that all share one."""
+    made = _columns(trace, group, [(linear, linear.out_axis) for linear in group.producers])
+    read = _columns(trace, group, [(linear, linear.in_axis) for linear in group.consumers[:1]])
+    entries, rest = divmod(made - read, 2)
+    if entries == 0:
+        return 0
+    return read // entries if not rest and entries > 0 and read % entries == 0 else 1
+
+
+def _columns(trace: Trace, group: Group, places: Sequence[tuple[Linear, int]]) -> int:
+    """Positions of weight axes that one unit of the group holds."""
+    labels = [trace.axes[linear.weight][axis] for linear, axis in places]
+    return sum(int(np.isin(part, group.labels).sum()) for part in labels) // len(group)
