@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 import onnx.inliner
 
+from snp_onnx.external import Store
 from snp_onnx.passes.base import Note, Pass
 from snp_onnx.passes.eliminate_dead import EliminateDead
 from snp_onnx.passes.fold_batch_norm import FoldBatchNorm
@@ -14,7 +15,7 @@ from snp_onnx.passes.pipeline import Rewritten, rewrite
 from snp_onnx.passes.separate_shared import SeparateShared
 
 
-def prepare(model: onnx.ModelProto) -> Rewritten:
+def prepare(model: onnx.ModelProto, store: Store | None = None) -> Rewritten:
     """Inline functions, lift constants, separate shared vectors, fold BatchNormalization; the model isn't changed."""
     notes: list[Note] = []
     if model.functions:
@@ -28,5 +29,5 @@ def prepare(model: onnx.ModelProto) -> Rewritten:
         )
     passes: list[Pass] = [LiftConstants(), FoldConstants(computed_weights(model))]
     passes += [SeparateShared(), FoldBatchNorm(), EliminateDead()]
-    rewritten = rewrite(model, passes)
+    rewritten = rewrite(model, passes, store)
     return Rewritten(rewritten.model, (*notes, *rewritten.notes))

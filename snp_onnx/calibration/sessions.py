@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from snp_onnx.calibration.spill import is_large, spill
 from snp_onnx.errors import CalibrationError, ModelError, PlanError
+from snp_onnx.external import ROOT, has_external
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -22,6 +23,7 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 ERRORS_ONLY = 3
 FOLDER_OF_WEIGHTS = "session.model_external_initializers_file_folder_path"
+NO_COPIES = "session.disable_prepacking"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +43,28 @@ def open_session(
     runtime: Runtime,
     weights_folder: str | Path | None = None,
     for_one_pass: bool = False,
+    stays: bool = False,
 ) -> "onnxruntime.InferenceSession":
     """A session for a model in memory, serialised, or at a path; `weights_folder` has the external data of the former.
 
     `for_one_pass` does without the memory plan that the runtime makes in the first run: over a few batches it costs
-    more than it saves.
+    more than it saves. A model in memory whose weights lie in files gets a session that is there only while it runs,
+    so that two of them never have their weights in memory together; `stays` asks for one that stays.
     """
+    if isinstance(model, onnx.ModelProto) and weights_folder is None and has_external(model):
+        if stays or for_one_pass:
+            return open_session(model.SerializeToString(), runtime, ROOT, for_one_pass)
+        return _Passing(model.SerializeToString(), runtime)
     if isinstance(model, onnx.ModelProto) and is_large(model):
         with tempfile.TemporaryDirectory(prefix="snp_onnx-", ignore_cleanup_errors=True) as folder:
             return open_session(spill(model, Path(folder)), runtime, for_one_pass=for_one_pass)
     ort = _onnxruntime()
     options = _options(ort, runtime, weights_folder)
     options.enable_mem_pattern = not for_one_pass
+    if weights_folder is not None:
+        options.enable_cpu_mem_arena = False
+        if not for_one_pass:
+            options.add_session_config_entry(NO_COPIES, "1")
     providers = _providers(ort, runtime.provider)
     payload = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
     if isinstance(payload, str | Path) and not Path(payload).is_file():
@@ -66,6 +78,27 @@ def open_session(
     if len(providers) > 1 and CUDA not in session.get_providers():
         _warn_about_cuda("its libraries failed to load")
     return session
+
+
+class _Passing:
+    """What is asked of a session, by one that is opened for each run and closed after it; weights are only mapped."""
+
+    def __init__(self, payload: bytes, runtime: Runtime) -> None:
+        self._payload, self._runtime = payload, runtime
+        session = self._open()
+        self._inputs, self._outputs = session.get_inputs(), session.get_outputs()
+
+    def _open(self) -> "onnxruntime.InferenceSession":
+        return open_session(self._payload, self._runtime, ROOT)
+
+    def get_inputs(self) -> Any:
+        return self._inputs
+
+    def get_outputs(self) -> Any:
+        return self._outputs
+
+    def run(self, names: list[str], feed: Mapping[str, Any]) -> Any:
+        return self._open().run(names, feed)
 
 
 def run(session: "onnxruntime.InferenceSession", feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

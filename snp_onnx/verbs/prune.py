@@ -227,7 +227,7 @@ class _Job:
             tuple(notes),
             tuple(warnings),
         )
-        return PruneResult(candidate.model, report, candidate.plan, candidate.folds)
+        return PruneResult(candidate.model, report, candidate.plan, candidate.folds, subject.dense.store)
 
     def _options(self, samples: Samples | None) -> dict[str, Any]:
         used = self.choices.record()

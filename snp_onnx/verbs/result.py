@@ -14,6 +14,7 @@ import onnx
 
 from snp_onnx import model_io
 from snp_onnx.cost import Cost
+from snp_onnx.external import Store
 from snp_onnx.planning.plan import Folds, Plan, save_plan
 from snp_onnx.tracing import Stop, Trace
 from snp_onnx.verbs.fidelity import Fidelity
@@ -66,12 +67,17 @@ class Report:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PruneResult:
-    """The pruned model with its report and plan; nothing is on disk before `save`."""
+    """The pruned model with its report and plan; nothing is on disk before `save`.
+
+    The weights of a large model stay in the files of the dense one and of `store`, a temporary folder that lives as
+    long as this result: `model` refers to them, and only `save` makes a model of its own.
+    """
 
     model: onnx.ModelProto
     report: Report
     plan: Plan
     folds: Folds
+    store: Store | None = None
 
     def save(self, path: str | os.PathLike[str], save_as_external_data: bool = False) -> int:
         """Write the model atomically; returns its bytes on disk."""
