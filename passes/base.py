@@ -12,7 +12,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from snp_onnx.external import LEAST, Store, array_of, is_external
+from snp_onnx.external import Store, array_of, is_external
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +81,21 @@ def replace_values(constant: gs.Constant, values: npt.NDArray[Any]) -> None:
     lazy = constant._values
     if isinstance(lazy, Outside):
         constant.values = outside(constant.name, values, lazy.store)
+        constant.data_location = None  # what is exported says itself where it lies
     else:
         constant.values = np.ascontiguousarray(values)
 
 
 def outside(name: str, values: npt.NDArray[Any], store: Store) -> Outside | npt.NDArray[Any]:
     """Values for an initialiser: a place in the store, or themselves where they are few."""
-    tensor = store.tensor(name, values) if values.nbytes >= LEAST else None
-    return Outside(tensor, store) if tensor is not None and is_external(tensor) else np.ascontiguousarray(values)
+    tensor = store.tensor(name, np.ascontiguousarray(values))
+    return Outside(tensor, store) if is_external(tensor) else np.ascontiguousarray(values)
+
+
+def holds_floats(constant: gs.Constant) -> bool:
+    """Whether an initialiser is of a floating-point type, bfloat16 included, which graphsurgeon calls by its number."""
+    kind = constant.dtype
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind) if isinstance(kind, int) else kind).kind in "fV"
 
 
 def fresh_name(graph: gs.Graph, wish: str) -> str:

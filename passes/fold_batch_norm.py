@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import Note, Outcome, fresh_name, replace_values, values_of
+from snp_onnx.passes.base import Note, Outcome, fresh_name, holds_floats, replace_values, values_of
 
 _LINEAR = ("Conv", "ConvTranspose", "Gemm")
 Vector = npt.NDArray[np.float64]
@@ -48,7 +48,7 @@ def _foldable_producer(norm: gs.Node, outputs: set[int]) -> gs.Node | None:
     if any(len(tensor.outputs) > 1 or id(tensor) in outputs for tensor in linear.inputs[1:]):
         return None
     plain = all(linear.attrs.get(name, 1.0) == 1.0 for name in ("alpha", "beta"))
-    return linear if plain and np.dtype(linear.inputs[1].dtype).kind == "f" else None
+    return linear if plain and holds_floats(linear.inputs[1]) else None
 
 
 def _fold(graph: gs.Graph, norm: gs.Node, linear: gs.Node) -> None:

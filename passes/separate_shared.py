@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import Note, Outcome, constants, fresh_name, values_of
+from snp_onnx.passes.base import Note, Outcome, constants, fresh_name, holds_floats, values_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,4 +37,4 @@ class SeparateShared:
 
 def _is_vector(constant: gs.Constant) -> bool:
     long_axes = [extent for extent in constant.shape if extent > 1]
-    return len(long_axes) == 1 and np.dtype(constant.dtype).kind in "fV"
+    return len(long_axes) == 1 and holds_floats(constant)

@@ -40,9 +40,18 @@ WHOLE_BYTES = frozenset(range(TensorProto.FLOAT, TensorProto.BFLOAT16 + 1)) - {T
 """Element types of one byte or more."""
 
 
+_INSIDE = frozenset((TensorProto.INT64, TensorProto.BOOL))
+"""Element types of sizes and masks, which shape inference reads."""
+
+
 def is_external(tensor: TensorProto) -> bool:
     """Whether the tensor's values lie in a file."""
     return bool(tensor.data_location == TensorProto.EXTERNAL)
+
+
+def is_worthwhile(tensor: TensorProto) -> bool:
+    """Whether the values of a tensor are better kept in a file."""
+    return tensor.data_type in WHOLE_BYTES - _INSIDE and byte_count(tensor) >= LEAST
 
 
 def has_external(model: onnx.ModelProto) -> bool:
@@ -130,6 +139,40 @@ def release(array: Array) -> None:
         base.madvise(mmap.MADV_DONTNEED)
 
 
+def copy_fields(source: Any, target: Any, but: str) -> None:
+    """Copy all fields of a message but one: weights, which needn't be copied."""
+    for field, value in source.ListFields():
+        if field.name == but:
+            continue
+        if isinstance(value, str | int | bytes | float):
+            setattr(target, field.name, value)
+        elif hasattr(value, "extend"):
+            getattr(target, field.name).extend(value)
+        else:
+            getattr(target, field.name).CopyFrom(value)
+
+
+def size_as_one_file(proto: onnx.ModelProto) -> int:
+    """Bytes of the protobuf with all weights in it, counted without reading them: length by length."""
+    bare = onnx.ModelProto()
+    copy_fields(proto, bare, "graph")
+    copy_fields(proto.graph, bare.graph, "initializer")
+    size = bare.graph.ByteSize()
+    for tensor in proto.graph.initializer:
+        own = tensor.ByteSize()
+        if is_external(tensor):
+            alone = onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+            own = alone.ByteSize() + _field_size(byte_count(tensor))
+        size += _field_size(own)
+    bare.ClearField("graph")
+    return int(bare.ByteSize()) + _field_size(size)
+
+
+def _field_size(length: int) -> int:
+    """Bytes of a protobuf field of so many bytes: a tag, the length seven bits a byte, the bytes themselves."""
+    return 1 + max(1, -(-length.bit_length() // 7)) + length
+
+
 class Store:
     """A temporary folder of arrays, one a file, that lives as long as this object."""
 
@@ -150,14 +193,13 @@ class Store:
 
     def tensor(self, name: str, array: Array) -> TensorProto:
         """A tensor of these values, in a file where they are many."""
-        is_kept = helper.np_dtype_to_tensor_dtype(array.dtype) in WHOLE_BYTES
-        return tensor_of(name, self.keep(array) if is_kept else array)
+        like = TensorProto(data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
+        return tensor_of(name, self.keep(array)) if is_worthwhile(like) else numpy_helper.from_array(array, name)
 
     def take(self, tensor: TensorProto) -> None:
         """Move a tensor's values out of memory, in place."""
-        if is_external(tensor) or byte_count(tensor) < LEAST or tensor.data_type not in WHOLE_BYTES:
-            return
-        tensor.CopyFrom(self.tensor(tensor.name, numpy_helper.to_array(tensor)))
+        if is_worthwhile(tensor) and not is_external(tensor):
+            tensor.CopyFrom(self.tensor(tensor.name, numpy_helper.to_array(tensor)))
 
     def _write(self, array: Array) -> Path:
         path = self.folder / f"{self._count:06d}"

@@ -22,14 +22,16 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_m
 from snp_onnx.errors import ModelError, PlanError
 from snp_onnx.external import (
     LARGE,
-    LEAST,
     WHOLE_BYTES,
     Store,
     byte_count,
     chunks_of,
+    copy_fields,
     has_external,
     is_external,
+    is_worthwhile,
     refer,
+    size_as_one_file,
     weight_bytes,
 )
 
@@ -105,8 +107,8 @@ def _copied(source: onnx.ModelProto) -> Model:
     if store is None:
         proto.CopyFrom(source)
     else:
-        _copy_fields(source, proto, "graph")
-        _copy_fields(source.graph, proto.graph, "initializer")
+        copy_fields(source, proto, "graph")
+        copy_fields(source.graph, proto.graph, "initializer")
         for tensor in source.graph.initializer:
             proto.graph.initializer.add().CopyFrom(tensor)
             store.take(proto.graph.initializer[-1])
@@ -117,7 +119,7 @@ def _left_outside(proto: onnx.ModelProto, path: Path) -> dict[int, tuple[Path, i
     """Weights by number that needn't be read: their file and offset; until `refer` they look like empty ones."""
     found = {}
     for number, tensor in enumerate(proto.graph.initializer):
-        if not is_external(tensor) or tensor.data_type not in WHOLE_BYTES or byte_count(tensor) < LEAST:
+        if not (is_external(tensor) and is_worthwhile(tensor)):
             continue
         info: Any = ExternalDataInfo(tensor)
         file, offset, length = (path.parent / info.location).resolve(), int(info.offset or 0), byte_count(tensor)
@@ -278,8 +280,7 @@ def bytes_on_disk(proto: onnx.ModelProto, external_as: str | None = None) -> int
     """What `save` would write: one file, or a file of the name `external_as` and one with the weights."""
     places = _places(proto) if external_as else []
     if not external_as or not places:
-        outside = [byte_count(tensor) for tensor in proto.graph.initializer if is_external(tensor)]
-        return _size_in_memory(proto) + sum(outside)
+        return size_as_one_file(proto) if has_external(proto) else _size_in_memory(proto)
     _, offset, length = places[-1]
     return int(_thin(proto, _data_name(external_as, "0" * 64)).ByteSize()) + offset + length
 
@@ -330,15 +331,15 @@ def _thin(proto: onnx.ModelProto, data: str) -> onnx.ModelProto:
     Weights that lie in other files come into the model then, and only then.
     """
     thin = onnx.ModelProto()
-    _copy_fields(proto, thin, "graph")
-    _copy_fields(proto.graph, thin.graph, "initializer")
+    copy_fields(proto, thin, "graph")
+    copy_fields(proto.graph, thin.graph, "initializer")
     places = {number: (offset, length) for number, offset, length in _places(proto)} if data else {}
     for number, tensor in enumerate(proto.graph.initializer):
         written = thin.graph.initializer.add()
         if number not in places and not is_external(tensor):
             written.CopyFrom(tensor)
             continue
-        _copy_fields(tensor, written, "raw_data")
+        copy_fields(tensor, written, "raw_data")
         written.ClearField("external_data")
         if number not in places:
             written.ClearField("data_location")
@@ -349,18 +350,6 @@ def _thin(proto: onnx.ModelProto, data: str) -> onnx.ModelProto:
         for key, value in (("location", data), ("offset", str(offset)), ("length", str(length))):
             written.external_data.add(key=key, value=value)
     return thin
-
-
-def _copy_fields(source: Any, target: Any, but: str) -> None:
-    for field, value in source.ListFields():
-        if field.name == but:
-            continue
-        if isinstance(value, str | int | bytes | float):
-            setattr(target, field.name, value)
-        elif hasattr(value, "extend"):
-            getattr(target, field.name).extend(value)
-        else:
-            getattr(target, field.name).CopyFrom(value)
 
 
 def _data_files_of(output: Path) -> set[Path]:

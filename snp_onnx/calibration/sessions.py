@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from snp_onnx.calibration.spill import is_large, spill
+from snp_onnx.calibration.widening import has_narrow, is_widened, widened
 from snp_onnx.errors import CalibrationError, ModelError, PlanError
 from snp_onnx.external import ROOT, has_external
 
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 ERRORS_ONLY = 3
+BFLOAT16 = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
 FOLDER_OF_WEIGHTS = "session.model_external_initializers_file_folder_path"
 NO_COPIES = "session.disable_prepacking"
+NO_FOLDING = ["ConstantFolding"]
+"""A weight that is cast or transposed would stay in memory in both forms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,8 @@ def open_session(
 
     `for_one_pass` does without the memory plan that the runtime makes in the first run: over a few batches it costs
     more than it saves. A model in memory whose weights lie in files gets a session that is there only while it runs,
-    so that two of them never have their weights in memory together; `stays` asks for one that stays.
+    so that two of them never have their weights in memory together; `stays` asks for one that stays. A model in
+    bfloat16 that the runtime can't load is run in float32.
     """
     if isinstance(model, onnx.ModelProto) and weights_folder is None and has_external(model):
         if stays or for_one_pass:
@@ -69,15 +74,33 @@ def open_session(
     payload = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
     if isinstance(payload, str | Path) and not Path(payload).is_file():
         raise ModelError(f"there is no model file {str(payload)!r}: check the path")
+    unwanted = NO_FOLDING if weights_folder is not None and not for_one_pass else []
     try:
         session = ort.InferenceSession(
-            payload if isinstance(payload, bytes) else str(payload), options, providers=providers
+            payload if isinstance(payload, bytes) else str(payload),
+            options,
+            providers=providers,
+            disabled_optimizers=unwanted,
         )
     except Exception as error:
+        wider = _wider(payload)
+        if wider is not None:
+            return open_session(wider, runtime, weights_folder, for_one_pass)
         raise ModelError(_load_failure(ort, payload, error)) from error
     if len(providers) > 1 and CUDA not in session.get_providers():
         _warn_about_cuda("its libraries failed to load")
     return session
+
+
+def _wider(payload: bytes | str | Path) -> bytes | None:
+    """The same model in float32, if it is in bfloat16 and in memory."""
+    if not isinstance(payload, bytes):
+        return None
+    try:
+        model = onnx.ModelProto.FromString(payload)
+    except Exception:  # what the runtime said of it stands
+        return None
+    return widened(model).SerializeToString() if has_narrow(model) and not is_widened(model) else None
 
 
 class _Passing:
@@ -109,11 +132,16 @@ def run(session: "onnxruntime.InferenceSession", feed: Mapping[str, NDArray[Any]
         raise CalibrationError(f"the batch lacks the input {missing[0]!r}: it has {sorted(feed)}")
     names = [value.name for value in session.get_outputs()]
     try:
-        results = session.run(names, {name: feed[name] for name in wanted})
+        results = session.run(names, {name: _in_wide(feed[name]) for name in wanted})
     except Exception as error:
         shapes = ", ".join(f"{name} {np.shape(feed[name])}" for name in wanted)
         raise CalibrationError(f"the runtime cannot run the batch ({shapes}): {_first_line(error)}") from error
     return dict(zip(names, results, strict=True))
+
+
+def _in_wide(values: NDArray[Any]) -> NDArray[Any]:
+    """bfloat16, which the runtime's interface doesn't know, as float32."""
+    return values.astype(np.float32) if values.dtype == BFLOAT16 else values
 
 
 def _onnxruntime() -> Any:

@@ -1,12 +1,11 @@
 """Models too large for one protobuf message, written beside an external-data file, without a second copy in memory."""
 
 from pathlib import Path
-from typing import Any
 
 import onnx
 from onnx import TensorProto
 
-from snp_onnx.external import byte_count, is_external
+from snp_onnx.external import byte_count, copy_fields, is_external
 
 LARGE = 1_500_000_000  # bytes of weights; protobuf ends at 2 GiB
 ALIGNMENT = 4096  # lets the runtime map the file
@@ -20,8 +19,8 @@ def is_large(model: onnx.ModelProto, limit: int = LARGE) -> bool:
 def spill(model: onnx.ModelProto, folder: Path) -> Path:
     """Write `model` into `folder` as model.onnx and weights.bin; the model itself is not touched."""
     slim = onnx.ModelProto()
-    _copy_fields(model, slim, "graph")
-    _copy_fields(model.graph, slim.graph, "initializer")
+    copy_fields(model, slim, "graph")
+    copy_fields(model.graph, slim.graph, "initializer")
     with (folder / "weights.bin").open("wb") as weights:
         for tensor in model.graph.initializer:
             written = slim.graph.initializer.add()
@@ -54,16 +53,6 @@ def hollow(model: onnx.ModelProto, folder: Path) -> Path:
     path = folder / "model.onnx"
     path.write_bytes(copy.SerializeToString())
     return path
-
-
-def _copy_fields(source: Any, target: Any, but: str) -> None:
-    for field, value in source.ListFields():
-        if field.name == but:
-            continue
-        if isinstance(value, str | int | bytes):
-            setattr(target, field.name, value)
-        else:
-            getattr(target, field.name).extend(value)
 
 
 def _point_outside(written: TensorProto, tensor: TensorProto, offset: int, length: int) -> None:
