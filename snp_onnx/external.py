@@ -7,6 +7,7 @@ A model with large weights is handled as its graph alone. Locations are written 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import mmap
 import os
 import shutil
@@ -171,6 +172,13 @@ def size_as_one_file(proto: onnx.ModelProto) -> int:
 def _field_size(length: int) -> int:
     """Bytes of a protobuf field of so many bytes: a tag, the length seven bits a byte, the bytes themselves."""
     return 1 + max(1, -(-length.bit_length() // 7)) + length
+
+
+def hash_file(digest: hashlib._Hash, file: Path) -> None:
+    """Add a file's bytes to a digest, a little at a time."""
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
 
 
 class Store:

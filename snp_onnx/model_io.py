@@ -28,6 +28,7 @@ from snp_onnx.external import (
     chunks_of,
     copy_fields,
     has_external,
+    hash_file,
     is_external,
     is_worthwhile,
     refer,
@@ -91,7 +92,7 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> Model:
             store.take(tensor)
     digest = hashlib.sha256()
     for file in (path, *files):
-        _hash_file(digest, file)
+        hash_file(digest, file)
     size = sum(file.stat().st_size for file in (path, *files))
     return Model(proto, path, digest.hexdigest(), size, bool(files), store)
 
@@ -198,12 +199,6 @@ def _external_files(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
 def _end(info: Any) -> int:
     """Where a tensor's bytes end in its file; offset and length may be left out."""
     return int(info.offset or 0) + int(info.length or 0)
-
-
-def _hash_file(digest: hashlib._Hash, file: Path) -> None:
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
 
 
 def _hash_in_memory(proto: onnx.ModelProto) -> str:
@@ -323,6 +318,11 @@ def _write_data(proto: onnx.ModelProto, output: Path) -> Path | None:
         return data
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def gathered(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its weights in memory, where one protobuf can hold them; else as it is."""
+    return _thin(proto, "") if has_external(proto) and bytes_on_disk(proto) < MAX_PROTOBUF else proto
 
 
 def _thin(proto: onnx.ModelProto, data: str) -> onnx.ModelProto:

@@ -69,8 +69,8 @@ class Report:
 class PruneResult:
     """The pruned model with its report and plan; nothing is on disk before `save`.
 
-    The weights of a large model stay in the files of the dense one and of `store`, a temporary folder that lives as
-    long as this result: `model` refers to them, and only `save` makes a model of its own.
+    The weights of a model that no protobuf can hold (2 GB) stay in the files of the dense one and of `store`, a
+    temporary folder that lives as long as this result: `model` refers to them, and only `save` makes it stand alone.
     """
 
     model: onnx.ModelProto
