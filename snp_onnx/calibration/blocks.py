@@ -99,8 +99,10 @@ def _blocks(
 
 
 def _kept(moments: Moments, keep: Callable[[Array], Array]) -> Moments:
+    """The moments with their largest part in a file; whether it is finite is known from now on, without reading it."""
+    finite = moments.is_finite
     if moments.gram_sum is None:
-        return moments if moments.rows is None else replace(moments, rows=keep(moments.rows))
+        return moments if moments.rows is None else replace(moments, rows=keep(moments.rows), was_finite=finite)
     gram = keep(moments.gram_sum)
     release(gram)
-    return replace(moments, gram_sum=gram)
+    return replace(moments, gram_sum=gram, was_finite=finite)

@@ -121,6 +121,8 @@ class Moments:
     count: int
     cross_sum: NDArray[np.float64] | None = None
     rows: NDArray[np.float64] | None = None
+    was_finite: bool | None = None
+    """What `is_finite` found before the sums went to a file; None: not looked at yet."""
 
     def __add__(self, other: "Moments") -> "Moments":
         if self.rows is not None and other.rows is not None:
@@ -165,6 +167,8 @@ class Moments:
     @property
     def is_finite(self) -> bool:
         """Whether every sum is: a model that overflows on the calibration data has no usable moments."""
+        if self.was_finite is not None:
+            return self.was_finite
         parts = (self.gram_sum, self.sum, self.cross_sum, self.rows)
         return all(bool(np.isfinite(part).all()) for part in parts if part is not None)
 
