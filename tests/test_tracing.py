@@ -194,6 +194,21 @@ def test_a_group_names_its_producers_consumers_and_stream() -> None:
     assert (stream.is_stream, inner.is_stream) == (True, False)
 
 
+def test_only_sums_of_different_layers_are_streams() -> None:
+    """Not rotary positions (halves of the same head), GELU by tanh (x + x^3), or a mask added to the scores."""
+    llama = CATALOGUE["llama"].model(2)
+    assert [group.is_stream for group in traced(llama, feed_for(llama, 2)).groups] == [False, False]
+    for other in ("itself", "mask", "layer"):
+        net = Net(batch=2)
+        x = net.linear(net.input("x", 5, 6), 6, 8)
+        given = net.reduce("ReduceMean", net.input("mask", 5, 6), [-1])
+        added = {"itself": net.Mul(x, net.Mul(x, x)), "mask": given, "layer": net.linear(net.Tanh(x), 8, 8)}
+        net.output(net.linear(net.Add(x, added[other]), 8, 4))
+        model = net.model()
+        streams = [group.is_stream for group in traced(model, feed_for(model, 2)).groups]
+        assert streams == [other == "layer"], other
+
+
 @pytest.mark.parametrize(("name", "query_heads"), [("llama", 2), ("key-value-groups", 2), ("separate", 1)])
 def test_a_key_value_head_goes_with_its_query_heads(name: str, query_heads: int) -> None:
     model = CATALOGUE[name].model(2)

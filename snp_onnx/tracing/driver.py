@@ -69,7 +69,9 @@ def _visit(op: Op, tracer: Tracer) -> None:
     elif any(0 in tracer.shape(name) for name in op.outputs if name):
         _bar_node(op, tracer, "empty tensor")
     else:
+        known = len(tracer.linears)
         rule(op, tracer)
+        tracer.pass_layers(op, known)
         _bar_lone_positions(op, tracer)
         inputs = [name for name in op.inputs if name]
         if inputs and op.type != "ConstantOfShape" and all(tracer.is_constant(name) for name in inputs):

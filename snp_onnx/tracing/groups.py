@@ -35,7 +35,7 @@ class Group:
     producers: tuple[Linear, ...]
     consumers: tuple[Linear, ...]
     is_stream: bool
-    """Whether several activations are summed into the units: a residual stream."""
+    """Whether outputs of different layers are summed into the units: a residual stream."""
 
     def __len__(self) -> int:
         return len(self.labels)

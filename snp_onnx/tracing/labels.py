@@ -16,7 +16,7 @@ FIXED = Flag(1)
 HEAD = Flag(2)
 """The class counts attention heads: it is a batch axis of a product of two activations."""
 SUMMED = Flag(4)
-"""The class is written by the sum of several activations: a residual stream."""
+"""The class is written by a sum of different layers' outputs: a residual stream."""
 REPEATED = Flag(8)
 """The class counts the copies that an Expand makes of one position."""
 

@@ -67,6 +67,7 @@ class Tracer:
         self._axes: dict[str, Axes] = {}
         self._constants = set(constants)
         self._roots: dict[str, str] = {}
+        self._layers: dict[str, frozenset[int]] = {}
 
     def knows(self, tensor: str) -> bool:
         return tensor in self.facts.shapes
@@ -91,6 +92,17 @@ class Tracer:
     def root(self, tensor: str) -> str:
         """The initialiser that a constant tensor is made of (the first, where there are several); itself otherwise."""
         return self._roots.get(tensor, tensor)
+
+    def layers(self, tensor: str) -> frozenset[int]:
+        """The layers (places in `linears`) that a tensor comes from with no other layer in between."""
+        return self._layers.get(tensor, frozenset())
+
+    def pass_layers(self, op: Op, first: int) -> None:
+        """A node whose rule recorded `linears[first:]` gives their outputs; any other passes on its inputs' layers."""
+        new = {linear.output: frozenset([first + place]) for place, linear in enumerate(self.linears[first:])}
+        passed = frozenset().union(*(self.layers(name) for name in op.inputs))
+        if new or passed:
+            self._layers.update({name: new.get(name, passed) for name in op.outputs})
 
     def axes(self, tensor: str) -> Axes:
         """Labels of the tensor's axes; a constant gets fresh ones the first time it is asked for."""

@@ -103,10 +103,21 @@ def broadcasting(op: Op, tracer: Tracer) -> None:
         _united(column, extent, tracer) for column, extent in zip(columns, tracer.shape(op.outputs[0]), strict=True)
     ]
     tracer.set_axes(op.outputs[0], output)
-    if op.type in _SUMS and sum(not tracer.is_constant(name) for name in op.inputs) > 1:
-        for labels in output:
-            if tracer.classes.is_live(labels):
-                tracer.classes.flag(labels, SUMMED)
+    if op.type in _SUMS:
+        _flag_streams(op, tracer, output)
+
+
+def _flag_streams(op: Op, tracer: Tracer, output: list[Labels]) -> None:
+    """An axis is a stream where outputs of different layers are added along it.
+
+    What one layer gives may meet itself, as in rotary positions or GELU by tanh, or a constant, or be the same along
+    the axis, as an attention mask is over the heads: none of these is a stream.
+    """
+    for place, labels in enumerate(reversed(output)):
+        along = [name for name in op.inputs if tracer.shape(name)[::-1][place : place + 1] == (len(labels),)]
+        added = {tracer.layers(name) for name in along} - {frozenset()}
+        if len(added) > 1 and tracer.classes.is_live(labels):
+            tracer.classes.flag(labels, SUMMED)
 
 
 def _united(column: list[Labels], extent: int, tracer: Tracer) -> Labels:
