@@ -53,7 +53,7 @@ class Walk:
         `later` are the tensors that later runs will ask for: what they start from is kept and everything else dropped.
         Without it nothing is kept or dropped. Nodes of `hold` will be run again, because their weights may change.
         """
-        wanted = [name for r in requests for name in (r.tensor, r.cross_with) if name is not None]
+        wanted = [name for r in requests for name in (r.tensor, r.cross_with, r.row_mask) if name is not None]
         stretch = self._frontier.needed(wanted)
         fresh: list[str] = []
         later = tuple(later)
