@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from snp_onnx.passes.base import Outcome
+from snp_onnx.passes.name_sums import drop_unread_sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,4 +17,5 @@ class EliminateDead:
     def __call__(self, graph: gs.Graph) -> Outcome:
         before = len(graph.nodes), len(graph.tensors())
         graph.cleanup(remove_unused_graph_inputs=False)
-        return Outcome(before != (len(graph.nodes), len(graph.tensors())))
+        dropped = drop_unread_sums(graph)
+        return Outcome(dropped or before != (len(graph.nodes), len(graph.tensors())))

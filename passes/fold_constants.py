@@ -19,6 +19,9 @@ _WEIGHT_PLACES: Mapping[str, tuple[int, ...]] = {
     "ConvTranspose": (1, 2),
     "Gemm": (0, 1, 2),
     "MatMul": (0, 1),
+    "FusedMatMul": (0, 1),
+    "Einsum": (0, 1),
+    "Attention": (1, 2),
 }
 
 

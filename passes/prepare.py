@@ -7,10 +7,12 @@ import onnx.inliner
 
 from snp_onnx.external import Store
 from snp_onnx.passes.base import Note, Pass
+from snp_onnx.passes.einsum_to_matmul import EinsumToMatMul
 from snp_onnx.passes.eliminate_dead import EliminateDead
 from snp_onnx.passes.fold_batch_norm import FoldBatchNorm
 from snp_onnx.passes.fold_constants import FoldConstants, computed_weights
 from snp_onnx.passes.lift_constants import LiftConstants
+from snp_onnx.passes.name_sums import NameSums
 from snp_onnx.passes.pipeline import Rewritten, rewrite
 from snp_onnx.passes.separate_shared import SeparateShared
 
@@ -27,7 +29,7 @@ def prepare(model: onnx.ModelProto, store: Store | None = None) -> Rewritten:
         notes.append(
             Note("model", f"{listed} initialisers were listed as graph inputs: they are plain initialisers now")
         )
-    passes: list[Pass] = [LiftConstants(), FoldConstants(computed_weights(model))]
-    passes += [SeparateShared(), FoldBatchNorm(), EliminateDead()]
+    passes: list[Pass] = [LiftConstants(), FoldConstants(computed_weights(model)), EinsumToMatMul()]
+    passes += [SeparateShared(), FoldBatchNorm(), EliminateDead(), NameSums()]
     rewritten = rewrite(model, passes, store)
     return Rewritten(rewritten.model, (*notes, *rewritten.notes))

@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 
 from snp_onnx.passes.base import Note, Outcome, constants, replace_values, values_of
 from snp_onnx.passes.resize import RESIZERS, Resizing
+from snp_onnx.passes.resize_attention import FUSED_RESIZERS
 from snp_onnx.tracing.groups import Mask, Trace
 
 
@@ -27,7 +28,7 @@ class SliceUnits:
         resizing = Resizing(self.trace, self.alive, graph)
         nodes = {next((t.name for t in node.outputs if t.name), ""): node for node in list(graph.nodes)}
         for op in self.trace.ops:
-            resizer = RESIZERS.get(op.type) if op.is_standard else None
+            resizer = FUSED_RESIZERS.get((op.domain, op.type)) or (RESIZERS.get(op.type) if op.is_standard else None)
             node = nodes.get(next((name for name in op.outputs if name), ""))
             if resizer is not None and node is not None and node.op == op.type and resizing.is_touched(op):
                 resizer(node, op, resizing)

@@ -13,6 +13,7 @@ import onnx
 
 AxisOf = tuple[str, int]
 Shapes = Mapping[str, tuple[int, ...]]
+Part = tuple[tuple[AxisOf, ...], float]
 
 FLOATS = frozenset(
     (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
@@ -56,15 +57,20 @@ def mac_terms(model: onnx.ModelProto, shapes: Shapes) -> list[Term]:
     """One term for each node that multiplies and accumulates, at the given tensor shapes.
 
     Conv and ConvTranspose: output (or input) positions times the weight's elements. Gemm, MatMul: rows x inner x
-    columns. Einsum: the product of all its indices. Nodes with unknown shapes cost nothing here.
+    columns. Einsum: the product of all its indices. Attention: logits and weighted values over all positions, masked
+    or not, and the projection where it is inside. Nodes with unknown shapes cost nothing here.
     """
     terms = []
     for node in model.graph.node:
-        rule = _FACTORS.get(node.op_type) if node.domain in ("", "ai.onnx", "com.microsoft") else None
+        is_known = node.domain in ("", "ai.onnx", "com.microsoft")
         names = [name for name in (*node.input, node.output[0] if node.output else "") if name]
-        if rule is not None and all(name in shapes for name in names):
-            name = node.name or f"{node.op_type}({node.output[0]})"
-            terms.append(Term(name, tuple(rule(node, shapes))))
+        if not is_known or not all(name in shapes for name in names):
+            continue
+        name = node.name or f"{node.op_type}({next(iter(node.output), '')})"
+        if node.op_type in _FACTORS:
+            terms.append(Term(name, tuple(_FACTORS[node.op_type](node, shapes))))
+        elif node.op_type in _PARTS:
+            terms += [Term(name, factors, scale) for factors, scale in _PARTS[node.op_type](node, shapes)]
     return terms
 
 
@@ -89,8 +95,9 @@ def _gemm(node: onnx.NodeProto, shapes: Shapes) -> list[AxisOf]:
 
 
 def _matmul(node: onnx.NodeProto, shapes: Shapes) -> list[AxisOf]:
-    output = node.output[0]
-    inner = (node.input[0], len(shapes[node.input[0]]) - 1)
+    output, rank = node.output[0], len(shapes[node.input[0]])
+    swapped = rank > 1 and any(a.name == "transA" and a.i for a in node.attribute)
+    inner = (node.input[0], rank - (2 if swapped else 1))
     return [inner, *((output, axis) for axis in range(len(shapes[output])))]
 
 
@@ -113,6 +120,73 @@ _FACTORS: Mapping[str, Callable[[onnx.NodeProto, Shapes], list[AxisOf]]] = {
     "FusedMatMul": _matmul,
     "Einsum": _einsum,
 }
+
+
+def _input(node: onnx.NodeProto, place: int) -> str:
+    return node.input[place] if place < len(node.input) else ""
+
+
+def _lengths(node: onnx.NodeProto, shapes: Shapes, keys: AxisOf, past: AxisOf, present: AxisOf) -> list[AxisOf]:
+    """Axes whose extents add up to the positions attended to; `past` and `present` may have empty names."""
+    if present[0] and present[0] in shapes:
+        return [present]
+    return [keys, past] if past[0] else [keys]
+
+
+def _pairs(lengths: list[AxisOf], *products: tuple[AxisOf, ...]) -> list[Part]:
+    return [((*product, length), 1.0) for length in lengths for product in products]
+
+
+def _extents(name: str, shapes: Shapes) -> tuple[AxisOf, ...]:
+    return tuple((name, axis) for axis in range(len(shapes[name])))
+
+
+def _present(node: onnx.NodeProto, axis: int) -> AxisOf:
+    return (node.output[1] if len(node.output) > 1 else "", axis)
+
+
+def _standard(node: onnx.NodeProto, shapes: Shapes) -> list[Part]:
+    """Attention of ONNX: (batch, heads, sequence, dims) or (batch, sequence, heads times dims)."""
+    if node.domain == "com.microsoft":
+        return _fused_projection(node, shapes)
+    keys = (node.input[1], len(shapes[node.input[1]]) - 2)
+    lengths = _lengths(node, shapes, keys, (_input(node, 4), 2), _present(node, 2))
+    return _pairs(lengths, _extents(node.input[0], shapes), _extents(node.output[0], shapes))
+
+
+def _fused_projection(node: onnx.NodeProto, shapes: Shapes) -> list[Part]:
+    """Attention of onnxruntime: the output has the values' dims, its weight twice the queries' more."""
+    source, weight, output = node.input[0], node.input[1], node.output[0]
+    rows = ((source, 0), (source, 1))
+    parts: list[Part] = [((*rows, (weight, 0), (weight, 1)), 1.0)]
+    for length in _lengths(node, shapes, (source, 1), (_input(node, 4), 3), _present(node, 3)):
+        parts += [((*rows, length, (weight, 1)), 0.5), ((*rows, length, (output, 2)), 0.5)]
+    return parts
+
+
+def _multi_head(node: onnx.NodeProto, shapes: Shapes) -> list[Part]:
+    """MultiHeadAttention: keys may be packed with queries or values, or come as (batch, heads, sequence, dims)."""
+    query, keys = node.input[0], _input(node, 1) or node.input[0]
+    rows = tuple(axis for axis in _extents(query, shapes) if len(shapes[query]) == 3 or axis[1] != 3)
+    own = (keys, 2 if len(shapes[keys]) == 4 else 1)
+    lengths = _lengths(node, shapes, own, (_input(node, 6), 2), _present(node, 2))
+    return _pairs(lengths, rows, _extents(node.output[0], shapes))
+
+
+def _group_query(node: onnx.NodeProto, shapes: Shapes) -> list[Part]:
+    """GroupQueryAttention: queries have the dims of the output, whether keys and values are packed with them or not."""
+    keys = (_input(node, 1) or node.input[0], 1)
+    output = _extents(node.output[0], shapes)
+    return _pairs(_lengths(node, shapes, keys, (_input(node, 3), 2), _present(node, 2)), output, output)
+
+
+_PARTS: Mapping[str, Callable[[onnx.NodeProto, Shapes], list[Part]]] = {
+    "Attention": _standard,
+    "MultiHeadAttention": _multi_head,
+    "GroupQueryAttention": _group_query,
+}
+"""Attention in one node, as (factors, scale): a pair of positions costs the dims of all query heads, for the logit, and
+those of all values."""
 
 
 def param_terms(model: onnx.ModelProto) -> list[Term]:

@@ -33,6 +33,7 @@ class Net:
         self.initialisers: list[onnx.TensorProto] = []
         self.lists_initialisers = False
         self.has_dynamic_sides = False
+        self.output_rank = 4
         self._ir = ir
         self._counts: dict[str, int] = {}
 
@@ -212,7 +213,7 @@ class Net:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
         model.graph.value_info.extend(inferred.graph.value_info)
         for value, found in zip(model.graph.output, inferred.graph.output, strict=True):
-            _give_shape(value, found)
+            _give_shape(value, found, self.output_rank)
         return model
 
     def _correct_type(self, value: onnx.ValueInfoProto) -> None:
@@ -227,12 +228,12 @@ class Net:
                 value.type.tensor_type.elem_type = node.attribute[0].i
 
 
-def _give_shape(value: onnx.ValueInfoProto, found: onnx.ValueInfoProto) -> None:
-    """Outputs must declare a shape; where inference can't tell, four axes of any extent."""
+def _give_shape(value: onnx.ValueInfoProto, found: onnx.ValueInfoProto, rank: int) -> None:
+    """Outputs must declare a shape; where inference can't tell, `rank` axes of any extent."""
     if found.type.tensor_type.HasField("shape"):
         value.type.tensor_type.shape.CopyFrom(found.type.tensor_type.shape)
     else:
-        value.type.tensor_type.shape.dim.extend(onnx.TensorShapeProto.Dimension() for _ in range(4))
+        value.type.tensor_type.shape.dim.extend(onnx.TensorShapeProto.Dimension() for _ in range(rank))
 
 
 def feed_for(

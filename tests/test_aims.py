@@ -9,12 +9,14 @@ import numpy as np
 import onnx
 import pytest
 
+from snp_onnx.calibration.tangents import Region
 from snp_onnx.passes import prepare
 from snp_onnx.planning.aims import LEAST_ROWS_PER_COLUMN, Aim, find_aims
-from snp_onnx.planning.chains import Chain, find_chain
+from snp_onnx.planning.chains import Chain, find_chains
 from snp_onnx.tracing import Trace
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.groups import Mask
+from snp_onnx.tracing.op import Op
 from tests.graphs import Net, feed_for
 from tests.oracles import traced
 from tests.topologies import CATALOGUE
@@ -39,8 +41,13 @@ class Found:
     def aim(self, weight: str) -> Aim:
         return self.aims[self.order.index(weight)]
 
+    def chains(self, weight: str) -> tuple[Chain, ...]:
+        return find_chains(self.flow, self.alive, self.aim(weight), MANY)
+
     def chain(self, weight: str) -> Chain | None:
-        return find_chain(self.flow, self.alive, self.aim(weight), MANY)
+        found = self.chains(weight)
+        assert len(found) <= 1
+        return found[0] if found else None
 
     def made_by(self, weight: str) -> str:
         """The output of the node that reads a weight."""
@@ -219,9 +226,8 @@ def test_per_channel_layers_belong_to_a_chain() -> None:
     assert ends[1].count("Conv") == 1
     chain = seen.chain(weight)
     assert chain is not None
-    assert sorted(chain.windows) == sorted(
-        [chain.links[1].outputs[0], next(aim.layer.linear.output for aim in seen.aims)]
-    )
+    convs = [link.outputs[0] for link in chain.links if isinstance(link, Op)]
+    assert sorted(chain.windows) == sorted([*convs, next(aim.layer.linear.output for aim in seen.aims)])
     assert topology("depthwise-twofold").ends("w3") is None  # each channel becomes two
 
 
@@ -237,6 +243,55 @@ def test_hidden_layers_of_transformers_are_chains() -> None:
     assert (chain.producer.bias, seen.aim("w2").layer.bias) == ("b1", "b2")
 
 
+def _erf_gelu(net: Net, x: str) -> str:
+    half = net.Mul(x, net.Add(net.Erf(net.Div(x, net.const(1.4142135))), net.const(1.0)))
+    return net.Mul(half, net.const(0.5))
+
+
+def _tanh_gelu(net: Net, x: str) -> str:
+    inner = net.Add(x, net.Mul(net.Pow(x, net.const(3.0)), net.const(0.044715)))
+    return net.Mul(net.Mul(x, net.const(0.5)), net.Add(net.Tanh(net.Mul(inner, net.const(0.7978846))), net.const(1.0)))
+
+
+def _swish(net: Net, x: str) -> str:
+    return net.Mul(x, net.Sigmoid(x))
+
+
+@pytest.mark.parametrize("spelled", [_erf_gelu, _tanh_gelu, _swish])
+def test_an_activation_may_be_spelled_with_several_nodes(spelled: Callable[[Net, str], str]) -> None:
+    def draw(net: Net) -> None:
+        x = net.input("x", 5, 6)
+        net.output(net.Add(net.linear(spelled(net, net.linear(x, 6, 12)), 12, 6), x))
+
+    chain = drawn(draw).chain("w2")
+    assert chain is not None
+    assert chain.producer.linear.weight == "w1"
+    regions = [link for link in chain.links if isinstance(link, Region)]
+    assert (regions[0].source, regions[-1].output) == (chain.producer.output, drawn(draw).aim("w2").layer.linear.input)
+
+
+def test_behind_a_gate_each_producer_has_a_chain() -> None:
+    def draw(net: Net) -> None:
+        x = net.input("x", 5, 6)
+        gate, up = _swish(net, net.linear(x, 6, 12, bias=False)), net.linear(x, 6, 12, bias=False)
+        net.output(net.Add(net.linear(net.Mul(gate, up), 12, 6, bias=False), x))
+
+    seen = drawn(draw)
+    assert [chain.producer.linear.weight for chain in seen.chains("w3")] == ["w1", "w2"]
+    assert len({chain.links[-1].output for chain in seen.chains("w3") if isinstance(chain.links[-1], Region)}) == 1
+
+
+def test_no_chain_where_the_inside_of_an_activation_is_read_elsewhere() -> None:
+    def draw(net: Net) -> None:
+        x = net.linear(net.input("x", 5, 6), 6, 12)
+        sigmoid = net.Sigmoid(x)
+        net.output(net.linear(net.Mul(x, sigmoid), 12, 6), net.linear(sigmoid, 12, 3))
+
+    seen = drawn(draw)
+    assert seen.aims
+    assert all(find_chains(seen.flow, seen.alive, aim, MANY) == () for aim in seen.aims)
+
+
 def test_only_a_layer_that_lost_inputs_ends_a_chain() -> None:
     seen = topology("chain", "w1:0")
     assert seen.ends("w2") is not None
@@ -250,7 +305,7 @@ def test_no_chain_across_branches_sums_or_unknown_operators() -> None:
 
     def summed(net: Net) -> None:
         x = net.image()
-        net.output(net.conv(net.Add(net.conv(x, 3, 8), net.conv(x, 3, 8)), 8, 4))
+        net.output(net.conv(net.Add(net.conv(x, 3, 8), net.conv(net.Neg(x), 3, 8)), 8, 4))
 
     def pooled(net: Net) -> None:
         x = net.MaxPool(net.conv_relu(net.image(), 3, 8), kernel_shape=[2, 2])
@@ -258,7 +313,7 @@ def test_no_chain_across_branches_sums_or_unknown_operators() -> None:
 
     def gated(net: Net) -> None:
         x = net.conv(net.image(), 3, 8)
-        net.output(net.conv(net.Mul(x, net.Sigmoid(x)), 8, 4))
+        net.output(net.conv(net.Mul(x, net.Softmax(x)), 8, 4))
 
     def shown(net: Net) -> None:
         x = net.Relu(net.conv(net.image(), 3, 8))
@@ -272,7 +327,7 @@ def test_no_chain_across_branches_sums_or_unknown_operators() -> None:
     for draw in (branching, summed, pooled, gated, shown):
         seen = drawn(draw)
         assert seen.aims
-        assert all(find_chain(seen.flow, seen.alive, aim, MANY) is None for aim in seen.aims)
+        assert all(find_chains(seen.flow, seen.alive, aim, MANY) == () for aim in seen.aims)
     assert drawn(shared_bias).order == ["w3", "w4"]
     assert drawn(shared_bias).ends("w3") is None  # what is added isn't the layer's own
 
@@ -286,9 +341,9 @@ def test_no_chain_where_the_weight_is_the_left_operand() -> None:
 def test_no_chain_in_half_precision() -> None:
     seen = topology("half-conv-bn-relu")
     assert len(seen.aims) == 2
-    assert [find_chain(seen.flow, seen.alive, aim, MANY) for aim in seen.aims] == [None, None]
+    assert [find_chains(seen.flow, seen.alive, aim, MANY) for aim in seen.aims] == [(), ()]
     single = topology("conv-bn-relu")
-    assert all(find_chain(single.flow, single.alive, aim, MANY) for aim in single.aims)
+    assert all(find_chains(single.flow, single.alive, aim, MANY) for aim in single.aims)
 
 
 @pytest.mark.parametrize("opset", [9, 10, 17])

@@ -95,7 +95,7 @@ def shown(model: onnx.ModelProto, feed: dict[str, Array], *tensors: str) -> list
 @contextmanager
 def without_chains() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(refit_module, "find_chain", lambda *_: None)
+        patch.setattr(refit_module, "find_chains", lambda *_: ())
         yield
 
 
@@ -177,7 +177,24 @@ def _hidden(net: Net) -> None:
     net.output(net.linear(net.Tanh(net.linear(net.input("x", 5, 6), 6, 12)), 12, 6))
 
 
-JOINT: dict[str, Draw] = {"pair": _pair, "separable": _separable, "hidden": _hidden}
+def _spelled(net: Net) -> None:
+    x = net.linear(net.input("x", 5, 6), 6, 12)
+    net.output(net.linear(net.Mul(x, net.Sigmoid(x)), 12, 6))
+
+
+def _gated(net: Net) -> None:
+    x = net.input("x", 5, 6)
+    gate, up = net.linear(x, 6, 12), net.linear(x, 6, 12)
+    net.output(net.linear(net.Mul(net.Mul(gate, net.Sigmoid(gate)), up), 12, 6))
+
+
+JOINT: dict[str, Draw] = {
+    "pair": _pair,
+    "separable": _separable,
+    "hidden": _hidden,
+    "spelled": _spelled,
+    "gated": _gated,
+}
 
 
 @pytest.mark.parametrize("name", JOINT)
@@ -200,6 +217,7 @@ def _three(net: Net) -> None:
 
 REJECTED: dict[str, tuple[Draw, list[str]]] = {
     **{name: (draw, ["w1"]) for name, draw in JOINT.items()},
+    "gated": (_gated, ["w1", "w2"]),
     "three": (_three, ["w1", "w2"]),
     "blocks": (_two_blocks, ["w2", "w4"]),
 }

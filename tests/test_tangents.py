@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from snp_onnx.calibration.tangents import Tangent
+from snp_onnx.calibration.tangents import Region, Tangent
 from snp_onnx.planning.readings import window_of
 from snp_onnx.tracing.op import Op, ops_of
 from tests.graphs import Net, feed_for
@@ -171,8 +171,9 @@ def case(name: str, batch: int = 3) -> Case:
     feed = feed_for(model, batch, seed=5)
     trace = traced(model, feed_for(model, 1))
     linears = {linear.op.outputs[0]: linear for linear in trace.linears}
-    producer, *links, consumer = (op for op in ops_of(model) if op.type != "Add")
-    convs = [op.outputs[0] for op in (*links, consumer) if op.type == "Conv"]
+    producer, *between, consumer = (op for op in ops_of(model) if op.type != "Add")
+    links = [op if op.type == "Conv" else Region((op,), op.input(0), op.outputs[0]) for op in between]
+    convs = [op.outputs[0] for op in (*between, consumer) if op.type == "Conv"]
     tangent = Tangent("here", links, consumer, {output: window_of(trace, linears[output]) for output in convs})
     shape = next(tuple(t.dims) for t in model.graph.initializer if t.name == producer.input(1))
     outputs = shape[0 if producer.type == "Conv" or producer.attr("transB", 0) else 1]
@@ -219,7 +220,7 @@ def test_a_relu_has_its_own_step_and_smooth_slopes_are_central_differences() -> 
         model = net.model()
         model = with_values(model, {"w1": np.eye(6), "w2": np.eye(6)})
         producer, link, consumer = ops_of(model)
-        tangent = Tangent("here", [link], consumer, {})
+        tangent = Tangent("here", [Region((link,), link.input(0), link.outputs[0])], consumer, {})
         moved = tangent.forward(producer)
         model.graph.node.extend(tangent.nodes)
         model.graph.initializer.extend(tangent.constants)

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 
 from models import export_bytes
 from models.tiny import TINY
@@ -172,13 +173,14 @@ def test_what_inference_cannot_tell_is_named_barred_and_learnt_from_a_run() -> N
     blind = trace(model, shapes)
     assert [group.id for group in blind.groups] == ["w1:0"]
     (found,) = {barrier.reason for barrier in blind.barriers}
-    assert found == "no rule for operator com.microsoft::QuickGelu"
+    assert found == "no rule for operator com.microsoft::Trilu"
     assert [group.id for group in trace(model, shapes, {"t5": (2, 6, 8, 8)}).groups] == ["w1:0", "w3:0"]
 
 
 def test_every_rule_names_an_operator_that_exists() -> None:
+    loaded = {(schema.domain, schema.name) for schema in get_all_operator_schema()}
     for domain, name in RULES:
-        assert onnx.defs.has(name, domain), name
+        assert onnx.defs.has(name, domain) or (domain, name) in loaded, name
 
 
 # the trace

@@ -15,6 +15,7 @@ import onnx
 
 from tests import topologies_attention as attention
 from tests import topologies_conv as conv
+from tests import topologies_fused as fused
 from tests import topologies_layout as layout
 from tests import topologies_weights as weights
 from tests.graphs import Batch, Net
@@ -211,7 +212,7 @@ CATALOGUE: Mapping[str, Topology] = MappingProxyType(
             ),
         ),
         "custom-operator": Topology(
-            weights.custom_operator, {"w1:0": 8, "w3:0": 5}, barriers=("no rule for operator com.microsoft::QuickGelu",)
+            weights.custom_operator, {"w1:0": 8, "w3:0": 5}, barriers=("no rule for operator com.microsoft::Trilu",)
         ),
         "operator-without-rule": Topology(
             weights.operator_without_rule, {"w1:0": 8, "w3:0": 5}, barriers=("no rule for operator EyeLike",)
@@ -231,6 +232,63 @@ CATALOGUE: Mapping[str, Topology] = MappingProxyType(
             attention.normalised, {"w6:1": 10}, heads={"w2:1": 4}, barriers=("LayerNormalization works over this axis",)
         ),
         "llama": Topology(attention.llama, {"w6:1": 10}, heads={"w2:1": 3}, barriers=("ReduceMean reduces this axis",)),
+        "bias-gelu": Topology(fused.bias_gelu, {"w1:1": 12, "w2:1": 10}),
+        "gelus": Topology(fused.gelus, {"w1:1": 12, "w2:1": 10, "w3:1": 10, "w4:1": 10, "w5:1": 10}),
+        "skip-norm": Topology(fused.skip_norm, {"w2:1": 10}, barriers=("SkipLayerNormalization works over this axis",)),
+        "skip-norm-broadcast": Topology(
+            fused.skip_norm_broadcast,
+            {"w1:1": 12, "w2:1": 10},
+            barriers=("SkipLayerNormalization works over this axis",),
+        ),
+        "skip-norm-with-sum": Topology(
+            fused.skip_norm_with_sum,
+            {"w2:1": 10, "w4:1": 10},
+            barriers=(
+                "SkipSimplifiedLayerNormalization works over this axis",
+                "SimplifiedLayerNormalization works over this axis",
+            ),
+            is_deprecated=True,
+        ),
+        "embedding-norm": Topology(fused.embedding_norm, {"w1:1": 10}),
+        "multi-head": Topology(fused.multi_head, {"w1:1": 12}, heads={"w2:1": 4}),
+        "multi-head-biased": Topology(fused.multi_head_biased, {"w1:1": 12}, heads={"w2:1": 4}),
+        "multi-head-values": Topology(fused.multi_head_values, {"w1:1": 12, "w4:1": 4}),
+        "projection-values": Topology(fused.projection_values, {"w1:1": 12, "w2:1": 4}),
+        "multi-head-cross": Topology(fused.multi_head_cross, {"w1:1": 12}, heads={"w2:1": 4}),
+        "multi-head-cached": Topology(fused.multi_head_cached, {"w1:1": 12}),
+        "projection": Topology(fused.projection, {"w1:1": 12}, heads={"w2:1": 4}),
+        "projection-uneven": Topology(
+            fused.projection_uneven, heads={"w2:1": 4}, barriers=("LayerNormalization works over this axis",)
+        ),
+        "projection-cached": Topology(fused.projection_cached, {"w1:1": 12}),
+        "group-query": Topology(fused.group_query, {"w1:1": 12}, heads={"w2:1": 3}),
+        "group-query-packed": Topology(fused.group_query_packed, {"w1:1": 12}, heads={"w2:1": 3}),
+        "group-query-single": Topology(
+            fused.group_query_single,
+            {"w1:1": 12},
+            heads={"w2:1": 4},
+            barriers=("contracted between two activations", "keys and values have dims of one size"),
+        ),
+        "group-query-cached": Topology(fused.group_query_cached, {"w1:1": 12}),
+        "rotated": Topology(fused.rotated, {"w1:1": 12}, heads={"w2:1": 4}),
+        "rotated-half": Topology(fused.rotated_half, {"w1:1": 12}, heads={"w2:1": 4}),
+        "standard-joined": Topology(fused.standard_joined, {"w1:1": 12}, heads={"w2:1": 3}, opset=23),
+        "standard-apart": Topology(fused.standard_apart, {"w1:1": 12}, heads={"w2:1": 4}, opset=24),
+        "standard-padded": Topology(fused.standard_padded, {"w1:1": 12}, heads={"w2:1": 4}, opset=24),
+        "standard-cached": Topology(fused.standard_cached, {"w1:1": 12}, opset=23),
+        "fused-matmul": Topology(fused.fused_matmul, {"w1:1": 12, "w6:0": 10}, heads={"w2:1": 4}),
+        "fused-matmul-left": Topology(fused.fused_matmul_left, {"w1:1": 12, "w2:1": 10}),
+        "fused-weight": Topology(fused.fused_weight, {"w3:0": 10}, barriers=("contracted between two activations",)),
+        "einsum": Topology(fused.einsum, {"w1:1": 12, "w6:1": 10}, heads={"w2:1": 4}),
+        "einsum-heads": Topology(fused.einsum_heads, {"w1:1": 12}, heads={"w2:1": 4}),
+        "einsum-other": Topology(
+            fused.einsum_other, {"w3:1": 8}, barriers=("no rule for this equation of an Einsum: ...j,jk->...k",)
+        ),
+        "half-multi-head": Topology(fused.multi_head, {"w1:1": 12}, heads={"w2:1": 4}, dtype="float16"),
+        "half-projection": Topology(fused.projection, {"w1:1": 12}, heads={"w2:1": 4}, dtype="float16"),
+        "half-skip-norm": Topology(
+            fused.skip_norm, {"w2:1": 10}, barriers=("SkipLayerNormalization works over this axis",), dtype="float16"
+        ),
         "half-conv-bn-relu": Topology(conv.conv_bn_relu, {"w1:0": 8, "w2:0": 6}, dtype="float16"),
         "half-option-a": Topology(conv.option_a, {"w1:0": 8, "w2:0": 6, "w3:0": 8}, dtype="float16"),
         "half-se-gate": Topology(conv.se_gate, {"w1:0": 8, "w2:0": 4}, dtype="float16"),

@@ -199,7 +199,7 @@ def loop_capture(net: Net) -> None:
 def custom_operator(net: Net) -> None:
     net.domains["com.microsoft"] = 1
     x = net.conv_relu(net.conv_relu(net.image(), 3, 8), 8, 6)
-    x = net.op("QuickGelu", x, domain="com.microsoft", alpha=1.7)
+    x = net.op("Trilu", x, domain="com.microsoft", upper=1)
     net.output(net.conv(net.conv_relu(x, 6, 5), 5, 4))
 
 

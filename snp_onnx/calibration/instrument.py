@@ -192,6 +192,8 @@ def _mask(emitter: Emitter, request: MomentRequest, rows: str, offset: str | Non
         whole = emitter.emit("Concat", batch, whole, axis=0)
     mask = emitter.emit("Cast", request.row_mask, to=TensorProto.BOOL)
     mask = emitter.emit("Cast", mask, to=TensorProto.FLOAT)  # the type that every runtime can expand and slice
+    if request.rank == 2:
+        mask = emitter.emit("Reshape", mask, emitter.ints([-1]))
     mask = _sampled(emitter, request, emitter.emit("Expand", mask, whole), request.rank - 1, offset)
     return emitter.emit("Cast", mask, to=TensorProto.BOOL)
 

@@ -44,7 +44,8 @@ class MomentRequest:
     `axis` carries the units; all other axes are row axes. `slots` (S, U) says that U units hold S positions of the axis
     each (a flattened channel): each slot is one more row. `lattice` strides over the row axes other than axis 0, in
     axis order (for patches: over output positions). `row_mask` names a tensor shaped like the row axes or broadcastable
-    to them, where 0 means that the row does not count. `cross_with` names a tensor Y with the same rows and unit axis;
+    to them, where 0 means that the row does not count; of a tensor with one row axis it is flattened first.
+    `cross_with` names a tensor Y with the same rows and unit axis;
     with `cross_window` a row of Y holds the units under the window whose output is the row of X, without a lattice.
     """
 

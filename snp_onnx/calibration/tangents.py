@@ -7,6 +7,7 @@ product of every slope along the chain. Jᵀ u takes the same product backwards,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,23 @@ STEP = 2.0**-7
 """Half the distance over which the slope of an activation is taken."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Region:
+    """Elementwise nodes, in graph order, that make `output` of `source`; what else they read counts as given."""
+
+    ops: tuple[Op, ...]
+    source: str
+    output: str
+
+    @property
+    def type(self) -> str:
+        return "+".join(op.type for op in self.ops)
+
+
+Link = Op | Region
+"""What lies between a producer and its consumer: a per-channel convolution, or an activation."""
+
+
 class Tangent:
     """The nodes and constants of one chain, to be added to its model; names start with `name`.
 
@@ -27,12 +45,12 @@ class Tangent:
     among them by its output, pads resolved.
     """
 
-    def __init__(self, name: str, links: Sequence[Op], consumer: Op, windows: Mapping[str, Window]) -> None:
+    def __init__(self, name: str, links: Sequence[Link], consumer: Op, windows: Mapping[str, Window]) -> None:
         self.name = name
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self._links, self._consumer, self._windows = links, consumer, windows
-        self._slopes = {op.index: self._slope(op) for op in links if op.type != "Conv"}
+        self._slopes = {link.output: self._slope(link) for link in links if isinstance(link, Region)}
 
     @property
     def weight(self) -> str:
@@ -51,32 +69,44 @@ class Tangent:
             moved = self._emit("Add", self._emit("MatMul", source, self.weight), self.bias)
         else:
             moved = self._emit(producer.type, source, self.weight, self.bias, like=producer)
-        for op in self._links:
-            moved = self._linear(op, moved) if op.type == "Conv" else self._emit("Mul", moved, self._slopes[op.index])
+        for link in self._links:
+            moved = self._scaled(moved, link) if isinstance(link, Region) else self._linear(link, moved)
         return self._linear(self._consumer, moved)
 
     def back(self, tensor: str) -> str:
         """Jᵀ of a tensor at the consumer's output, as one at the producer's."""
         found = self._transposed(self._consumer, tensor)
-        for op in reversed(self._links):
-            conv = op.type == "Conv"
-            found = self._transposed(op, found) if conv else self._emit("Mul", found, self._slopes[op.index])
+        for link in reversed(self._links):
+            found = self._scaled(found, link) if isinstance(link, Region) else self._transposed(link, found)
         return found
 
     def less(self, a: str, b: str) -> str:
         """a - b."""
         return self._emit("Sub", a, b)
 
-    def _slope(self, op: Op) -> str:
+    def plus(self, a: str, b: str) -> str:
+        """a + b."""
+        return self._emit("Add", a, b)
+
+    def _scaled(self, moved: str, region: Region) -> str:
+        return self._emit("Mul", moved, self._slopes[region.output])
+
+    def _slope(self, region: Region) -> str:
         """df/dz by central differences, or the step of a Relu itself."""
-        z = op.input(0)
-        if op.type == "Relu":
+        z = region.source
+        if region.type == "Relu":
             return self._emit("Cast", self._emit("Greater", z, self._constant(0.0)), to=onnx.TensorProto.FLOAT)
         step = self._constant(STEP)
-        above, below = (
-            self._emit(op.type, self._emit(way, z, step), *op.inputs[1:], like=op) for way in ("Add", "Sub")
-        )
+        above, below = (self._copied(region, self._emit(way, z, step)) for way in ("Add", "Sub"))
         return self._emit("Mul", self._emit("Sub", above, below), self._constant(0.5 / STEP))
+
+    def _copied(self, region: Region, source: str) -> str:
+        """What the region makes of another tensor."""
+        renamed = {region.source: source}
+        for op in region.ops:
+            inputs = [renamed.get(name, name) for name in op.inputs]
+            renamed[op.outputs[0]] = self._emit(op.type, *inputs, like=op)
+        return renamed[region.output]
 
     def _linear(self, op: Op, moved: str) -> str:
         return self._emit(op.type, moved, op.input(1), like=op)

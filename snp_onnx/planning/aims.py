@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snp_onnx.calibration.moments import MomentRequest, View, row_strides
-from snp_onnx.planning.readings import PATCH_COLUMNS, Reading, conv_window
+from snp_onnx.planning.readings import PATCH_COLUMNS, Reading, conv_window, rows_per_column
 from snp_onnx.tracing import Linear, Trace
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.groups import Mask
@@ -33,13 +33,15 @@ LEAST_ROWS_PER_COLUMN = 4
 class Layer:
     """A layer that can be solved anew: its input as the pruned model has it, and what may be written.
 
-    `output` is its output with the bias; `bias` an initialiser (O,) that only this layer reads, or None.
+    `output` is its output with the bias; `bias` an initialiser (O,) that only this layer reads, or None. A bias that is
+    `apart` is added by the node behind, with more than that: `output` lacks it.
     """
 
     linear: Linear
     reading: Reading
     bias: str | None
     output: str
+    is_apart: bool = False
 
     def matrix(self, weights: Weights) -> Array:
         """The weight as (O, C), columns in the order of the reading."""
@@ -79,13 +81,14 @@ class Aim:
     """What a layer should give: the dense value of `total`, which the pruned model makes of its output and `shortcut`.
 
     Without a shortcut `total` is the output itself. `kept` are, by axis, the positions of `total` that the pruned model
-    has, where it hasn't all.
+    has, where it hasn't all. `bias` is added to the dense `total`: a fused node behind adds the layer's.
     """
 
     layer: Layer
     total: str
     shortcut: str | None
     kept: Mapping[int, npt.NDArray[np.int64]]
+    bias: str | None = None
 
 
 def find_aims(flow: Flow, alive: Mask, samples: int) -> tuple[Aim, ...]:
@@ -106,14 +109,14 @@ def find_aims(flow: Flow, alive: Mask, samples: int) -> tuple[Aim, ...]:
 def find_layer(flow: Flow, alive: Mask, linear: Linear, samples: int) -> Layer | None:
     """The layer of a linear node, None where it isn't one matrix product with its own weight, or can't be measured."""
     reading = _reading(flow.trace, alive, linear, samples) if _is_solvable(flow, linear) else None
-    return None if reading is None else Layer(linear, reading, *flow.bias(linear))
+    return None if reading is None else Layer(linear, reading, *flow.bias(linear), flow.is_bias_apart(linear))
 
 
 def _is_solvable(flow: Flow, linear: Linear) -> bool:
     op, shape = linear.op, flow.shape
-    if not linear.mixes or op.type not in ("Conv", "Gemm", "MatMul") or op.attr("alpha", 1.0) != 1.0:
+    if not linear.mixes or op.type not in ("Conv", "Gemm", "MatMul", "FusedMatMul") or op.attr("alpha", 1.0) != 1.0:
         return False
-    if op.type == "MatMul" and len(shape(linear.weight)) != 2:
+    if op.type in ("MatMul", "FusedMatMul") and len(shape(linear.weight)) != 2:
         return False
     if op.type == "Gemm" and op.attr("beta", 1.0) != 1.0:
         return False
@@ -135,9 +138,11 @@ def _reading(trace: Trace, alive: Mask, linear: Linear, samples: int) -> Reading
     positions = int(np.prod([extent for place, extent in enumerate(output) if place not in (0, axis)]))
     if len(columns) > PATCH_COLUMNS or samples * positions < LEAST_ROWS_PER_COLUMN * len(columns):
         return None
-    lattice = row_strides(output, axis, samples, len(columns), ROWS_PER_COLUMN)
+    wanted = rows_per_column(trace, linear, ROWS_PER_COLUMN, ROWS_PER_COLUMN)
+    lattice = row_strides(output, axis, samples, len(columns), wanted)
     view = View.CHANNELS if window is None else View.PATCHES
-    request = MomentRequest(linear.input, axis, len(output), view=view, window=window, lattice=lattice)
+    mask = trace.row_mask(linear.input, axis)
+    request = MomentRequest(linear.input, axis, len(output), view=view, window=window, lattice=lattice, row_mask=mask)
     return Reading(request, columns, np.arange(len(columns), dtype=np.int64)[None, :], is_exact=True)
 
 
@@ -147,5 +152,5 @@ def _aim(flow: Flow, alive: Mask, layer: Layer, last: Mapping[str, int], number:
     kept = {axis: np.flatnonzero(mask) for axis, mask in masks.items() if not mask.all()}
     residual = flow.residual(output)
     if residual is None or last.get(residual[1], -1) >= number:  # the shortcut would still change
-        return Aim(layer, output, None, kept)
+        return Aim(layer, output, None, kept, layer.bias if layer.is_apart else None)
     return Aim(layer, *residual, kept)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from snp_onnx.planning.chains import Chain
@@ -32,18 +34,15 @@ def most_samples(flow: Flow) -> int:
     return min(MOST_SAMPLES, max(LEAST_SAMPLES, MOST_BYTES // max(1, 4 * BOUNDARY_TENSORS * largest)))
 
 
-def most_rows(flow: Flow, chain: Chain | None) -> int:
+def most_rows(flow: Flow, chain: Chain) -> int:
     """How large a batch may be for the joint step of a chain."""
-    if chain is None:
-        return MOST_SAMPLES
     return max(1, WINDOW_BYTES // (4 * _positions(flow, chain) * len(chain.producer.reading.columns)))
 
 
-def joint_every(flow: Flow, chain: Chain | None, samples: int) -> int:
-    """One in so many batches is enough for the joint step of a chain: 4, fewer where a sample has few positions."""
-    if chain is None:
-        return 1
-    enough = JOINT_ROWS_PER_COLUMN * len(chain.producer.reading.columns) / _positions(flow, chain)
+def joint_every(flow: Flow, chains: Sequence[Chain], samples: int) -> int:
+    """One in so many batches is enough for the joint steps of a layer: 4, fewer where a sample has few positions."""
+    wanted = [len(chain.producer.reading.columns) / _positions(flow, chain) for chain in chains]
+    enough = JOINT_ROWS_PER_COLUMN * max(wanted, default=0.0)
     return max(1, min(4, int(samples / max(enough, 1))))
 
 

@@ -22,6 +22,12 @@ FULL_ROWS_PER_COLUMN = 4
 ROWS_PER_UNIT = 16
 """Rows a column that sub-sampling aims at: the least-squares error from the sample is then about 1/16 of the rest."""
 
+TOKENS_PER_UNIT = 64
+"""The same where positions aren't pixels: tokens differ from their neighbours, and there are fewer of them."""
+
+PADDED = 4
+"""So many positions are read for one that counts, where a mask says that some are padding."""
+
 
 PATCH_COLUMNS = 4608
 """Convolutions with more weights an output than this are read by channel: the Gram of patches would not fit."""
@@ -83,6 +89,13 @@ def readings(trace: Trace, groups: Iterable[Group], samples: int, patches: bool 
     return result
 
 
+def rows_per_column(trace: Trace, linear: Linear, of_pixels: int, of_tokens: int) -> int:
+    """How many rows a column sub-sampling should aim at."""
+    if linear.op.type in ("Conv", "ConvTranspose"):
+        return of_pixels
+    return of_tokens * (PADDED if trace.row_mask(linear.input, linear.input_axis) else 1)
+
+
 def conv_window(trace: Trace, linear: Linear) -> Window | None:
     """The window of a convolution that reads more than one position or not every one; None for all else."""
     if linear.op.type != "Conv":
@@ -132,13 +145,16 @@ def _reading(trace: Trace, linear: Linear, samples: int) -> Reading:
         slots = np.arange(len(labels), dtype=np.int64)[None, :]
     columns = labels[slots[0]]
     flattened = len(slots) > 1
-    lattice = row_strides(shape, axis, samples, len(columns), ROWS_PER_UNIT)
+    lattice = row_strides(
+        shape, axis, samples, len(columns), rows_per_column(trace, linear, ROWS_PER_UNIT, TOKENS_PER_UNIT)
+    )
     request = MomentRequest(
         linear.input,
         axis,
         len(shape),
         slots=tuple(map(tuple, slots.tolist())) if flattened else None,
         lattice=lattice,
+        row_mask=trace.row_mask(linear.input, axis),
     )
     kernel = trace.facts.shapes[linear.weight][2:] if linear.op.type in ("Conv", "ConvTranspose") else ()
     is_exact = int(np.prod(kernel)) == 1 and not any(linear.op.attr("pads", []))
@@ -153,9 +169,11 @@ def total_requests(flow: Flow, linears: Iterable[Linear], samples: int) -> dict[
         residual = flow.residual(output)
         total = output if residual is None else residual[0]
         shape, axis = flow.shape(total), linear.output_axis
-        if shape[axis] <= WIDEST_TOTAL:
+        is_product = shape[axis] == flow.shape(linear.weight)[linear.out_axis]  # not so where attention follows inside
+        if shape[axis] <= WIDEST_TOTAL and is_product:
             lattice = row_strides(shape, axis, samples, shape[axis], per_unit=4, at_least=4)
-            found[linear] = MomentRequest(total, axis, len(shape), lattice=lattice)
+            mask = flow.trace.row_mask(total, axis)
+            found[linear] = MomentRequest(total, axis, len(shape), lattice=lattice, row_mask=mask)
     return found
 
 

@@ -10,6 +10,7 @@ from snp_onnx.tracing.extents import bar_extents, bar_numbers
 from snp_onnx.tracing.facts import Facts, Shape, infer_facts
 from snp_onnx.tracing.groups import Trace, conclude
 from snp_onnx.tracing.op import Op, ops_of
+from snp_onnx.tracing.padding import mask_of
 from snp_onnx.tracing.rules import RULES
 from snp_onnx.tracing.tracer import Tracer
 
@@ -39,7 +40,7 @@ def trace(
     for sparse in model.graph.sparse_initializer:
         tracer.barrier_all(None, sparse.values.name, "sparse initialiser")
     tracer.products.settle()
-    return conclude(tracer, ops)
+    return conclude(tracer, ops, mask_of(model))
 
 
 def unknown_shapes(model: onnx.ModelProto, facts: Facts) -> tuple[str, ...]:
@@ -73,7 +74,7 @@ def _visit(op: Op, tracer: Tracer) -> None:
         rule(op, tracer)
         tracer.pass_layers(op, known)
         _bar_lone_positions(op, tracer)
-        inputs = [name for name in op.inputs if name]
+        inputs = [name for name in op.inputs if name and op.is_standard]  # others can't be evaluated
         if inputs and op.type != "ConstantOfShape" and all(tracer.is_constant(name) for name in inputs):
             tracer.mark_constant(op.outputs, inputs[0])
 

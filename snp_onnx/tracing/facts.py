@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx
 from onnx.reference import ReferenceEvaluator
 
+from snp_onnx.tracing.fused_facts import fused_shapes, typed_by
 from snp_onnx.tracing.op import Op, ops_of
 
 Shape = tuple[int, ...]
@@ -128,6 +129,9 @@ def _follow(facts: Facts, op: Op, model: onnx.ModelProto) -> None:
         facts.types[op.outputs[0]] = facts.types[op.inputs[0]]
     elif not _follow_values(facts, op):
         _infer_types(facts, op, model)
+        for name, shape in fused_shapes(op, facts.shapes, facts.values).items():
+            facts.shapes[name] = shape
+            facts.types[name] = facts.types[typed_by(op, name)]
 
 
 def _follow_extent(facts: Facts, op: Op) -> None:

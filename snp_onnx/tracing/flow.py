@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import onnx
 
@@ -11,6 +12,16 @@ from snp_onnx.tracing.groups import Mask, Trace
 from snp_onnx.tracing.op import Op
 from snp_onnx.tracing.tracer import Linear
 from snp_onnx.tracing.weights import Weights
+
+_SUMS: Mapping[tuple[str, str], int] = MappingProxyType(
+    {("com.microsoft", "SkipLayerNormalization"): 4, ("com.microsoft", "SkipSimplifiedLayerNormalization"): 3}
+)
+"""Fused nodes that add up two activations and a bias, and the place of this."""
+
+_INNER_BIASES: Mapping[tuple[str, str], int] = MappingProxyType(
+    {**_SUMS, ("com.microsoft", "BiasGelu"): 1, ("com.microsoft", "FastGelu"): 1}
+)
+"""Fused nodes that add a bias, and its place among their inputs."""
 
 
 class Flow:
@@ -22,6 +33,7 @@ class Flow:
         self.readers: dict[str, list[Op]] = {}
         self._outputs = {value.name for value in model.graph.output}
         self._makers = {name: op for op in trace.ops for name in op.outputs if name}
+        self._linears = {linear.output: linear for linear in trace.linears}
         self._reads = [tuple(dict.fromkeys(op.reads)) for op in trace.ops]
         for op, reads in zip(trace.ops, self._reads, strict=True):
             for name in reads:
@@ -33,6 +45,9 @@ class Flow:
     def is_sole(self, tensor: str) -> bool:
         """Whether one node reads the tensor and nobody else does, the graph's outputs included."""
         return len(self.readers.get(tensor, ())) == 1 and tensor not in self._outputs
+
+    def is_output(self, tensor: str) -> bool:
+        return tensor in self._outputs
 
     def only_reader(self, tensor: str) -> Op | None:
         return self.readers[tensor][0] if self.is_sole(tensor) else None
@@ -75,28 +90,54 @@ class Flow:
         return frozenset(found)
 
     def bias(self, linear: Linear) -> tuple[str | None, str]:
-        """The bias initialiser (O,) that only this layer reads, if there is one, and the output with it added."""
+        """The bias initialiser (O,) that only this layer reads, if there is one, and the output with it added.
+
+        Where a fused node behind adds the bias (`is_bias_apart`), no tensor has it added: then the bare output.
+        """
         op, output = linear.op, linear.output
         if op.type in ("Conv", "Gemm"):
             plain = all(op.attr(name, 1.0) == 1.0 for name in ("alpha", "beta"))
             return (op.input(2) if plain and self._is_bias(op.input(2), linear) else None), output
+        if (op.domain, op.type) == ("com.microsoft", "Attention"):
+            return (op.input(2) if self._is_bias(op.input(2), linear) else None), output
         reader = self.only_reader(output)
         is_last = linear.output_axis == len(self.shape(output)) - 1
-        if op.type == "MatMul" and is_last and reader is not None and reader.is_standard and reader.type == "Add":
+        if op.type not in ("MatMul", "FusedMatMul") or op.attr("alpha", 1.0) != 1.0 or not is_last or reader is None:
+            return None, output
+        place = _INNER_BIASES.get((reader.domain, reader.type))
+        if place is not None and reader.input(place) != output:
+            return (reader.input(place) if self._is_bias(reader.input(place), linear) else None), output
+        if reader.is_standard and reader.type == "Add":
             other = next((name for name in reader.inputs if name != output), "")
             if self._is_bias(other, linear) and self.shape(reader.outputs[0]) == self.shape(output):
                 return other, reader.outputs[0]
         return None, output
 
+    def is_bias_apart(self, linear: Linear) -> bool:
+        """Whether the bias of a layer is added inside the node behind it, with more than that."""
+        name, output = self.bias(linear)
+        return name is not None and output == linear.output and name not in linear.op.inputs
+
     def residual(self, output: str) -> tuple[str, str] | None:
-        """The sum that a tensor goes into whole, and the other activation in it; None where it isn't just added."""
+        """The sum that a tensor goes into whole, and the other activation in it; None where it isn't just added.
+
+        A bias that the same node adds must be that of the layer which gives the tensor.
+        """
         reader = self.only_reader(output)
-        if reader is None or not reader.is_standard or reader.type != "Add":
+        if reader is None or not ((reader.is_standard and reader.type == "Add") or self._has_sum(reader, output)):
             return None
-        other = next((name for name in reader.inputs if name != output), output)
-        total = reader.outputs[0]
+        other = next((name for name in reader.inputs[:2] if name != output), output)
+        total = reader.outputs[0] if reader.type == "Add" else reader.outputs[3]
         alike = self.shape(other) == self.shape(output) == self.shape(total)
         return (total, other) if alike and other != output and not self.weights.knows(other) else None
+
+    def _has_sum(self, reader: Op, output: str) -> bool:
+        """Whether a fused node adds the tensor to another and gives the sum."""
+        place = _SUMS.get((reader.domain, reader.type))
+        if place is None or not any(reader.outputs[3:]):
+            return False
+        linear = self._linears.get(output)
+        return not reader.input(place) or (linear is not None and self.bias(linear)[0] == reader.input(place))
 
     def _is_bias(self, tensor: str, linear: Linear) -> bool:
         if not tensor or not self.weights.knows(tensor) or not self.is_sole(tensor):

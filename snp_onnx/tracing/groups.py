@@ -12,6 +12,7 @@ import numpy.typing as npt
 from snp_onnx.tracing.facts import Facts, Shape
 from snp_onnx.tracing.labels import FIXED, HEAD, SUMMED, Labels
 from snp_onnx.tracing.op import Op
+from snp_onnx.tracing.padding import has_rows_of
 from snp_onnx.tracing.tracer import Axes, Barrier, Linear, Product, Tracer
 
 Mask = npt.NDArray[np.bool_]
@@ -64,6 +65,8 @@ class Trace:
     linears: tuple[Linear, ...]
     products: tuple[Product, ...]
     label_count: int
+    mask: str | None = None
+    """The (batch, sequence) input that is 0 where a position is padding."""
 
     def alive(self, removed: Iterable[npt.NDArray[np.int64]]) -> Mask:
         """Which labels stay when the given labels go, shape (label_count,)."""
@@ -75,6 +78,13 @@ class Trace:
     def group(self, identifier: str) -> Group:
         return next(group for group in self.groups if group.id == identifier)
 
+    def row_mask(self, tensor: str, axis: int) -> str | None:
+        """The mask, if it says which rows of the tensor count: all axes but the unit axis are its positions."""
+        shapes = self.facts.shapes
+        if self.mask is None or not has_rows_of(shapes[self.mask], shapes[tensor], axis):
+            return None
+        return self.mask
+
     def shape_after(self, tensor: str, alive: Mask) -> Shape:
         """The tensor's shape when only `alive` labels stay."""
         if tensor not in self.axes:
@@ -82,7 +92,7 @@ class Trace:
         return tuple(int(np.count_nonzero(alive[labels])) for labels in self.axes[tensor])
 
 
-def conclude(tracer: Tracer, ops: Sequence[Op]) -> Trace:
+def conclude(tracer: Tracer, ops: Sequence[Op], mask: str | None = None) -> Trace:
     """Resolve all labels to their classes and collect the groups."""
     axes = {name: tuple(tracer.classes.find(part) for part in parts) for name, parts in tracer.traced().items()}
     removable = _removable(tracer, axes)
@@ -97,6 +107,7 @@ def conclude(tracer: Tracer, ops: Sequence[Op]) -> Trace:
         tuple(tracer.linears),
         tuple(tracer.activation_products),
         len(tracer.classes),
+        mask if mask in tracer.facts.shapes else None,
     )
 
 

@@ -55,7 +55,7 @@ class Weights:
         for op in ops_of(model):
             names = [name for name in op.inputs if name]
             known = all(name in self._tensors or name in self._makers for name in names)
-            if known and (names or op.type == "Constant") and not op.has_subgraph:
+            if known and (names or op.type == "Constant") and not op.has_subgraph and op.is_standard:
                 self._makers.update({name: op for name in op.outputs if name})
 
     def knows(self, tensor: str) -> bool:

@@ -13,6 +13,7 @@ from snp_onnx.calibration.samples import Part, Samples, open_samples
 from snp_onnx.calibration.sessions import open_session
 from snp_onnx.cost import Cost
 from snp_onnx.errors import CalibrationError, ModelError, PlanError
+from snp_onnx.tracing.padding import mask_of
 from snp_onnx.verbs.fidelity import measure_fidelity
 from snp_onnx.verbs.latency import Latency, measure_latency
 from snp_onnx.verbs.result import Comparison
@@ -48,7 +49,9 @@ def compare(
         costs = [_cost(*model, shapes, runtime) for model in models]
         sessions = [open_session(model[0].proto, runtime, stays=latency) for model in models]
         batches = samples.batches(data.batch_size, Part.ALL)
-        fidelity = measure_fidelity(sessions[0], sessions[1], batches, samples.labels(Part.ALL))
+        fidelity = measure_fidelity(
+            sessions[0], sessions[1], batches, samples.labels(Part.ALL), mask_of(models[0][0].proto)
+        )
         timed = _latency(sessions, samples, data, latency_batch or 1) if latency else ()
         warnings = ("RANDOM samples: the figures say nothing about real inputs",) if samples.is_random else ()
         return Comparison(costs[0], costs[1], fidelity, shapes, timed, tuple(samples.notes), warnings)

@@ -76,11 +76,18 @@ class _Sums:
 
 
 def measure_fidelity(
-    dense: Any, pruned: Any, batches: Iterable[Mapping[str, Array]], labels: Array | None = None
+    dense: Any,
+    pruned: Any,
+    batches: Iterable[Mapping[str, Array]],
+    labels: Array | None = None,
+    mask: str | None = None,
 ) -> tuple[Fidelity, ...]:
-    """Run both sessions over the batches; non-numeric outputs are left out. `labels` are classes, one a sample."""
+    """Run both sessions over the batches; non-numeric outputs are left out. `labels` are classes, one a sample.
+
+    Positions (batch, sequence) at which the input `mask` is 0 are padding: of outputs that have them, they don't count.
+    """
     sums: dict[str, _Sums] = {}
-    for start, before, after in _runs(dense, pruned, batches):
+    for start, real, before, after in _runs(dense, pruned, batches, mask):
         for name, expected in before.items():
             if expected.dtype.kind in "fiub" and name in after:
                 if expected.shape != after[name].shape:
@@ -91,15 +98,24 @@ def measure_fidelity(
                 rows = expected.shape[0] if expected.ndim else 1
                 part = None if labels is None else np.asarray(labels[start : start + rows]).reshape(-1)
                 known = part is not None and len(part) == rows
-                sums.setdefault(name, _Sums()).add(expected, after[name], part if known else None)
+                total = sums.setdefault(name, _Sums())
+                total.add(_counted(expected, real), _counted(after[name], real), part if known else None)
     return tuple(total.result(name, labels is not None) for name, total in sums.items())
 
 
 def _runs(
-    dense: Any, pruned: Any, batches: Iterable[Mapping[str, Array]]
-) -> Iterator[tuple[int, dict[str, Array], dict[str, Array]]]:
+    dense: Any, pruned: Any, batches: Iterable[Mapping[str, Array]], mask: str | None
+) -> Iterator[tuple[int, Array | None, dict[str, Array], dict[str, Array]]]:
     start = 0
     for batch in batches:
-        yield start, run(dense, batch), run(pruned, batch)
+        real = None if mask is None or mask not in batch else np.asarray(batch[mask]) != 0
+        yield start, real, run(dense, batch), run(pruned, batch)
         first = next(iter(batch.values()))
         start += first.shape[0] if first.ndim else 1
+
+
+def _counted(values: Array, real: Array | None) -> Array:
+    """Zero where a position is padding."""
+    if real is None or values.ndim < 2 or values.shape[:2] != real.shape:
+        return values
+    return np.where(real.reshape(*real.shape, *(1 for _ in values.shape[2:])), values, np.zeros((), values.dtype))

@@ -10,8 +10,8 @@ the gain from its output o to the consumer's outputs. Nothing but the gradient a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from onnx import numpy_helper
 from scipy import linalg
 
 from snp_onnx.calibration.moments import MomentRequest, Moments
-from snp_onnx.calibration.tangents import Tangent
+from snp_onnx.calibration.tangents import Link, Region, Tangent
 from snp_onnx.calibration.walk import Walk
 from snp_onnx.planning.aims import Layer
 from snp_onnx.planning.chains import Chain
@@ -73,10 +73,14 @@ class Joint:
     def of(cls, pair: Pair, name: str, chain: Chain, consumer: Layer, aim: str, every: int) -> Joint:
         """The step towards the tensor `aim`; its nodes and constants are added to the graph."""
         both, producer, now = pair.graph, chain.producer, pair.ops
-        first, *links, last = (now[op.outputs[0]] for op in (producer.linear.op, *chain.links, consumer.linear.op))
+        first, last = (now[layer.linear.op.outputs[0]] for layer in (producer, consumer))
+        links = [_as_now(link, now) for link in chain.links]
         tangent = Tangent(name, links, last, chain.windows)  # nodes of the dense model may have other attributes
         moved = tangent.forward(first)
-        gradient = tangent.back(tangent.less(aim, consumer.output))
+        given = consumer.output
+        if consumer.is_apart and consumer.bias is not None:
+            given = tangent.plus(given, consumer.bias)
+        gradient = tangent.back(tangent.less(aim, given))
         curvature = tangent.back(moved)
         both.node.extend(tangent.nodes)
         both.initializer.extend(tangent.constants)
@@ -85,14 +89,18 @@ class Joint:
         for place, shape in ((tangent.weight, like.shape), (tangent.bias, producer.offset(weights).shape)):
             both.initializer.append(numpy_helper.from_array(np.zeros(shape, np.float32), place))
         requests = [_request(producer, tensor) for tensor in (gradient, curvature)]
-        chained = {name for op in (first, *links, last) for name in op.outputs} | {producer.output, consumer.output}
+        between = [op for link in links for op in (link.ops if isinstance(link, Region) else (link,))]
+        chained = {name for op in (first, *between, last) for name in op.outputs} | {producer.output, consumer.output}
         nodes = tuple(i for i, node in enumerate(both.node) if chained.intersection(node.output))
         return cls(chain, consumer, tangent, requests[0], requests[1], nodes, every)
 
-    def step(self, walk: Walk, weights: Weights, rho: float, inputs: Moments | None) -> dict[str, Array]:
+    def step(
+        self, walk: Walk, weights: Weights, anchor: Callable[[Moments], float], inputs: Moments | None
+    ) -> dict[str, Array]:
         """New values of the producer's initialisers; none where a moment isn't finite.
 
-        `inputs` are the moments of the producer's inputs, if they were taken already.
+        `anchor` gives the strength of the ridge for the moments of the producer's inputs; these are `inputs`, if they
+        were taken already.
         """
         producer = self.chain.producer
         asked = producer.reading.request
@@ -102,7 +110,7 @@ class Joint:
             return {}
         present, bias = producer.matrix(weights), producer.offset(weights)
         mean = x.mean if producer.bias is not None else np.zeros_like(x.mean)
-        ridge = ridge_of(np.diag(x.gram), rho)
+        ridge = ridge_of(np.diag(x.gram), anchor(x))
         covariance, tolerance = centred(x.gram, mean)
         _, factor = with_ridge(covariance, ridge, tolerance)
         gain = self._gain(weights)
@@ -143,18 +151,28 @@ class Joint:
         columns = np.square(consumer).sum(axis=0)
         outputs = len(self.chain.producer.matrix(weights))
         gain: Array = columns.reshape(outputs, -1).sum(axis=1)
-        for op in self.chain.links:
-            if op.type == "Conv":
-                gain = gain * np.square(np.asarray(weights.array(op.input(1)), np.float64)).reshape(outputs, -1).sum(
-                    axis=1
-                )
+        for op in (link for link in self.chain.links if isinstance(link, Op)):
+            taps = np.square(np.asarray(weights.array(op.input(1)), np.float64)).reshape(outputs, -1)
+            gain = gain * taps.sum(axis=1)
         most = float(gain.max())
         return np.asarray(np.maximum(gain, 1e-6 * most if most > 0.0 else 1.0))
+
+
+def _as_now(link: Link, now: Mapping[str, Op]) -> Link:
+    """A link of the dense model with the nodes of the pruned one, whose attributes may differ."""
+    if isinstance(link, Op):
+        return now[link.outputs[0]]
+    return replace(link, ops=tuple(now[op.outputs[0]] for op in link.ops))
 
 
 def _request(producer: Layer, tensor: str) -> MomentRequest:
     """The producer's outputs against its inputs, at every position."""
     reading = producer.reading.request
     return MomentRequest(
-        tensor, reading.axis, reading.rank, cross_with=producer.linear.input, cross_window=reading.window
+        tensor,
+        reading.axis,
+        reading.rank,
+        row_mask=reading.row_mask,
+        cross_with=producer.linear.input,
+        cross_window=reading.window,
     )

@@ -21,7 +21,7 @@ from snp_onnx.calibration.samples import Part
 from snp_onnx.calibration.segments import DENSE, beside
 from snp_onnx.calibration.walk import Walk
 from snp_onnx.planning.aims import Aim, Layer, find_aims
-from snp_onnx.planning.chains import Chain, find_chain
+from snp_onnx.planning.chains import Chain, find_chains
 from snp_onnx.planning.rations import joint_every, most_rows, most_samples
 from snp_onnx.subspace import refit, refit_error
 from snp_onnx.tracing import Linear
@@ -39,6 +39,9 @@ REFIT_RIDGE = 10.0
 
 ENOUGH_SAMPLES = 1000
 """With fewer the anchor grows in proportion: positions of one sample are much alike, so samples count, not rows."""
+
+ENOUGH_ROWS_PER_COLUMN = 64
+"""With fewer it grows too: a layer of many inputs would learn the few tokens it was shown by heart."""
 
 
 def refit_layers(
@@ -58,17 +61,16 @@ def refit_layers(
     aims = find_aims(flow, alive, calibration.count)
     if not aims:
         return {}
-    chains = [find_chain(flow, alive, aim, calibration.count) for aim in aims]
+    chains = [find_chains(flow, alive, aim, calibration.count) for aim in aims]
     both = beside(dense, pruned)
     pair = Pair.of(both)
-    every = [joint_every(flow, chain, calibration.count) for chain in chains]
-    anchor = REFIT_RIDGE * ridge * max(1.0, ENOUGH_SAMPLES / calibration.count)
+    every = [joint_every(flow, found, calibration.count) for found in chains]
     steps = [_Step.of(pair, number, *given) for number, given in enumerate(zip(aims, chains, every, strict=True))]
     small = replace(
-        calibration, batch_size=min([calibration.batch_size, *(most_rows(flow, chain) for chain in chains)])
+        calibration, batch_size=min([calibration.batch_size, *(most_rows(flow, c) for found in chains for c in found)])
     )
     with Walk(both, small.batches(Part.CALIBRATION), calibration.runtime) as walk:
-        refitting = _Refitting(walk, pair.weights, anchor, keep)
+        refitting = _Refitting(walk, pair.weights, REFIT_RIDGE * ridge, calibration.count, keep)
         for number, step in enumerate(steps):
             calibration.progress("refit", number, len(steps))
             refitting.take(step, [name for later in steps[number + 1 :] for name in later.wanted])
@@ -77,33 +79,48 @@ def refit_layers(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Step:
-    """One layer: the tensor that holds its aim, the moments that solve it, and the chain that ends in it."""
+    """One layer: the tensor that holds its aim, the moments that solve it, and the chains that end in it."""
 
     layer: Layer
     inputs: MomentRequest
     outputs: MomentRequest
-    joint: Joint | None
+    joints: tuple[Joint, ...]
 
     @classmethod
-    def of(cls, pair: Pair, number: int, aim: Aim, chain: Chain | None, every: int) -> _Step:
+    def of(cls, pair: Pair, number: int, aim: Aim, chains: Sequence[Chain], every: int) -> _Step:
         """The step of an aim; its nodes are added to the graph of both models."""
         name = f"aim::{number}"
         pair.graph.node.extend(_aim_nodes(name, aim, pair.graph))
         inputs = replace(aim.layer.reading.request, cross_with=name)
-        outputs = MomentRequest(name, inputs.axis, inputs.rank, lattice=inputs.lattice)
-        joint = None if chain is None else Joint.of(pair, f"joint::{number}", chain, aim.layer, name, every)
-        return cls(aim.layer, inputs, outputs, joint)
+        outputs = MomentRequest(name, inputs.axis, inputs.rank, lattice=inputs.lattice, row_mask=inputs.row_mask)
+        joints = tuple(
+            Joint.of(pair, f"joint::{number}::{place}", chain, aim.layer, name, every)
+            for place, chain in enumerate(chains)
+        )
+        return cls(aim.layer, inputs, outputs, joints)
 
     @property
     def wanted(self) -> list[str]:
         """The tensors that the step asks for."""
-        mine = [self.inputs.tensor, self.outputs.tensor]
-        return mine if self.joint is None else [*mine, self.joint.chain.producer.linear.input]
+        mine = [name for name in (self.inputs.tensor, self.outputs.tensor, self.inputs.row_mask) if name]
+        return [*mine, *self.sources]
+
+    @property
+    def sources(self) -> list[str]:
+        """What the producers of its chains read."""
+        return [joint.chain.producer.linear.input for joint in self.joints]
+
+    def held(self, first: int = 0) -> list[int]:
+        """The nodes that are run again when one of these producers changes."""
+        return [node for joint in self.joints[first:] for node in joint.nodes]
 
 
 def _aim_nodes(name: str, aim: Aim, graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """What a layer should give, as a tensor: the dense total at the positions that stayed, less the pruned shortcut."""
     wanted = DENSE + aim.total
+    if aim.bias is not None:
+        yield helper.make_node("Add", [wanted, DENSE + aim.bias], [f"{name}::biased"])
+        wanted = f"{name}::biased"
     for axis, positions in aim.kept.items():
         kept = numpy_helper.from_array(positions, f"{name}::kept{axis}")
         graph.initializer.append(kept)
@@ -120,30 +137,36 @@ class _Refitting:
     walk: Walk
     weights: Weights
     ridge: float
+    samples: int
     keep: Callable[[Array], Array]
     values: dict[str, Array] = field(default_factory=dict)
-    inputs: dict[Linear, Moments] = field(default_factory=dict)
+    known: dict[Linear, Moments] = field(default_factory=dict)
 
     def take(self, step: _Step, later: Sequence[str]) -> None:
-        """Solve one layer; over its chain with its producer, if that lowers the error."""
-        if step.joint is None:
-            self._solve(step, self._moments(step, later))
-            return
-        producer = step.joint.chain.producer
-        known = self.inputs.get(producer.linear)
-        alone = self._solve(step, self._moments(step, [*step.wanted, *later], step.joint.nodes))
+        """Solve one layer; over each of its chains with the producer, if that lowers the error."""
+        after = [*step.wanted, *later] if step.joints else later
+        error = self._solve(step, self._moments(step, after, step.held()))
+        for number, joint in enumerate(step.joints, 1):
+            error = self._together(step, joint, error, after, step.held(number))
+
+    def _together(self, step: _Step, joint: Joint, alone: float, later: Sequence[str], hold: Sequence[int]) -> float:
+        """Change the producer too; taken back where that doesn't lower the consumer's error. The error that is left."""
+        producer = joint.chain.producer
+        known = self.known.get(producer.linear)
         written = [name for layer in (step.layer, producer) for name in self._roots(layer)]
-        before, inputs = {name: self.weights.array(name).copy() for name in written}, self.inputs
-        self._write(step.joint.step(self.walk, self.weights, self.ridge, known))
-        together = self._solve(step, self._moments(step, [*later, producer.linear.input]))
-        if not together <= alone:
-            self._write(before)
-            self.inputs = inputs
-            self.walk.redo(step.joint.nodes)  # later layers must see what the restored weights give
+        before, inputs = {name: self.weights.array(name).copy() for name in written}, self.known
+        self._write(joint.step(self.walk, self.weights, self._anchor, known))
+        error = self._solve(step, self._moments(step, later, hold))
+        if error <= alone:
+            return error
+        self._write(before)
+        self.known = inputs
+        self.walk.redo(joint.nodes)  # later layers must see what the restored weights give
+        return alone
 
     def _moments(self, step: _Step, later: Sequence[str], hold: Sequence[int] = ()) -> tuple[Moments, Moments]:
         found = self.walk.run([step.inputs, step.outputs], later, hold)
-        self.inputs = {step.layer.linear: found[step.inputs.key]}
+        self.known = {step.layer.linear: found[step.inputs.key]}
         return found[step.inputs.key], found[step.outputs.key]
 
     def _solve(self, step: _Step, moments: tuple[Moments, Moments]) -> float:
@@ -155,9 +178,14 @@ class _Refitting:
         assert cross is not None
         present, bias = step.layer.matrix(self.weights), step.layer.offset(self.weights)
         fixed = bias if step.layer.bias is None else None
-        weight, bias = refit(inputs.gram, inputs.mean, cross, aims.mean, present, fixed, self.ridge)
+        weight, bias = refit(inputs.gram, inputs.mean, cross, aims.mean, present, fixed, self._anchor(inputs))
         self._write(step.layer.values(self.weights, weight, bias))
         return refit_error(inputs.gram, inputs.mean, cross, aims.mean, float(np.trace(aims.gram)), weight, bias)
+
+    def _anchor(self, inputs: Moments) -> float:
+        """The strength of the anchor for a layer with these inputs."""
+        wanted = ENOUGH_ROWS_PER_COLUMN * len(inputs.sum)
+        return self.ridge * max(1.0, ENOUGH_SAMPLES / self.samples, wanted / inputs.count)
 
     def _roots(self, layer: Layer) -> list[str]:
         path = self.weights.path(layer.linear.weight)

@@ -7,8 +7,11 @@ from types import MappingProxyType
 
 from snp_onnx.tracing.op import Op
 from snp_onnx.tracing.rules import (
+    attention,
     convolution,
+    einsum,
     elementwise,
+    fused_norm,
     generation,
     joining,
     layout,
@@ -76,5 +79,21 @@ RULES: Mapping[tuple[str, str], Rule] = MappingProxyType(
         ("", "Range"): generation.sequence,
         ("", "QuantizeLinear"): quantisation.quantise,
         ("", "DequantizeLinear"): quantisation.quantise,
+        ("", "Einsum"): einsum.einsum,
+        ("", "Attention"): attention.standard,
+        ("", "RotaryEmbedding"): attention.rotary,
+        ("", "SimplifiedLayerNormalization"): normalisation.over_trailing_axes,
+        ("com.microsoft", "SkipLayerNormalization"): fused_norm.skip_norm,
+        ("com.microsoft", "SkipSimplifiedLayerNormalization"): fused_norm.skip_norm,
+        ("com.microsoft", "EmbedLayerNormalization"): fused_norm.embedding_norm,
+        ("com.microsoft", "Attention"): attention.fused_projection,
+        ("com.microsoft", "MultiHeadAttention"): attention.multi_head,
+        ("com.microsoft", "GroupQueryAttention"): attention.group_query,
+        ("com.microsoft", "RotaryEmbedding"): attention.rotary,
+        ("com.microsoft", "FusedMatMul"): matmul.matmul,
+        ("com.microsoft", "Gelu"): elementwise.unary,
+        ("com.microsoft", "QuickGelu"): elementwise.unary,
+        ("com.microsoft", "BiasGelu"): elementwise.broadcasting,
+        ("com.microsoft", "FastGelu"): elementwise.broadcasting,
     }
 )

@@ -95,7 +95,7 @@ def broadcasting(op: Op, tracer: Tracer) -> None:
     """Positions aligned from the right are one unit; an axis of extent one is repeated and carries none."""
     rank = len(tracer.shape(op.outputs[0]))
     columns: list[list[Labels]] = [[] for _ in range(rank)]
-    for name in op.inputs:
+    for name in filter(None, op.inputs):
         axes = tracer.axes(name)
         for axis, labels in enumerate(axes, start=rank - len(axes)):
             columns[axis].append(labels)

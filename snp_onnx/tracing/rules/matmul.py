@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from snp_onnx.tracing.labels import HEAD, Labels, still
 from snp_onnx.tracing.op import Op
+from snp_onnx.tracing.rules.joining import opaque
 from snp_onnx.tracing.tracer import Linear, Product, Tracer
 
 
@@ -32,22 +33,33 @@ def _unite_bias(tracer: Tracer, bias: str, output: tuple[Labels, Labels]) -> Non
 
 
 def matmul(op: Op, tracer: Tracer) -> None:
-    """Y = A B over the last two axes, the others broadcast; a vector on either side has no row or column."""
+    """Y = A B over the last two axes, the others broadcast; a vector on either side has no row or column.
+
+    FusedMatMul says with an attribute that the last two axes of an operand are swapped.
+    """
     a, b, output = op.input(0), op.input(1), op.outputs[0]
+    if op.attr("transBatchA", 0) or op.attr("transBatchB", 0):
+        opaque(op, tracer, "a FusedMatMul that moves batch axes")
+        return
     ranks = len(tracer.shape(a)), len(tracer.shape(b))
     inner, contracted = ranks[0] - 1, max(0, ranks[1] - 2)
+    row, column = inner - 1, ranks[1] - 1
+    if op.attr("transA", 0) and ranks[0] > 1:
+        row, inner = inner, row
+    if op.attr("transB", 0) and ranks[1] > 1:
+        contracted, column = column, contracted
     tracer.classes.unite(tracer.axes(a)[inner], tracer.axes(b)[contracted])
     labels = _batch_axes(op, tracer)
     if ranks[0] > 1:
-        labels.append(tracer.axes(a)[inner - 1])
+        labels.append(tracer.axes(a)[row])
     if ranks[1] > 1:
-        labels.append(tracer.axes(b)[-1])
+        labels.append(tracer.axes(b)[column])
     tracer.set_axes(output, labels)
     last = len(labels) - 1
     if tracer.is_constant(b) and ranks[1] == 2:
-        tracer.linears.append(Linear(op, a, inner, b, contracted, 1, output, last))
+        tracer.linears.append(Linear(op, a, inner, b, contracted, column, output, last))
     elif tracer.is_constant(a) and ranks[0] == 2 and ranks[1] >= 2:
-        tracer.linears.append(Linear(op, b, contracted, a, 1, 0, output, last - 1))
+        tracer.linears.append(Linear(op, b, contracted, a, inner, row, output, last - 1))
     else:
         rest = [(output, axis) for axis in range(len(labels))]
         for name, rank in zip((a, b), ranks, strict=True):

@@ -75,7 +75,7 @@ def _bar_axes(op: Op, tracer: Tracer, axes: range | list[int]) -> None:
     for axis in axes:
         tracer.barrier(op, source, axis, f"{op.type} works over this axis")
     labels = tracer.axes(source)
-    if op.type in ("LayerNormalization", "RMSNormalization"):
+    if op.type in ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"):
         for name in op.inputs[1:]:
             if name:
                 tracer.barrier_all(op, name, f"{op.type} works over this axis")
