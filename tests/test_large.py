@@ -6,6 +6,7 @@ import gc
 import hashlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import ml_dtypes
@@ -17,6 +18,7 @@ import snp_onnx
 from snp_onnx import external, model_io
 from snp_onnx.calibration.sessions import Runtime, open_session, run
 from snp_onnx.errors import ModelError
+from snp_onnx.planning import parallel
 from tests import topologies_attention as attention
 from tests import topologies_conv as conv
 from tests.graphs import Net
@@ -166,6 +168,23 @@ def test_half_precision_weights_stay_so(monkeypatch, dtype, is_large: bool):
     single = snp_onnx.prune(built(), rows(), target_macs=0.7)
     assert [d.after for d in result.plan.decisions] == [d.after for d in single.plan.decisions]
     assert abs(result.report.fidelity[0].relative_l2 - single.report.fidelity[0].relative_l2) < 0.1
+
+
+def test_large_pieces_of_algebra_go_one_after_the_other():
+    at_once, most = [0], {True: 0, False: 0}
+
+    def work(size: int) -> int:
+        at_once[0] += 1
+        time.sleep(0.02)
+        is_large = size >= parallel.ALONE
+        most[is_large] = max(most[is_large], at_once[0])
+        at_once[0] -= 1
+        return size
+
+    sizes = [10, parallel.ALONE, 20, parallel.ALONE + 1, 30, 40]
+    assert parallel.side_by_side(work, sizes, lambda size: size) == sizes
+    assert most[True] == 1
+    assert most[False] >= 1
 
 
 MEASURED = """

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
-ALONE = 4096
+ALONE = 6000
 """Pieces of this size and more go one after the other: several matrices of that size would fill the memory."""
 
 Item = TypeVar("Item")
