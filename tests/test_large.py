@@ -99,6 +99,7 @@ def test_what_is_saved_stands_alone(tmp_path: Path, monkeypatch, is_external: bo
     before = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in tmp_path.iterdir()}
     result = snp_onnx.prune(given, rows(), target_macs=0.7)
     assert external.has_external(result.model) != fits
+    assert external.has_external(result.proto)
     expected = outputs(result.model, rows(4))
     out = tmp_path / "out" / "small.onnx"
     out.parent.mkdir()

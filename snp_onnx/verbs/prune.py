@@ -227,8 +227,7 @@ class _Job:
             tuple(notes),
             tuple(warnings),
         )
-        model = model_io.gathered(candidate.model)
-        return PruneResult(model, report, candidate.plan, candidate.folds, subject.dense.store)
+        return PruneResult(candidate.model, report, candidate.plan, candidate.folds, subject.dense.store)
 
     def _options(self, samples: Samples | None) -> dict[str, Any]:
         used = self.choices.record()

@@ -69,21 +69,27 @@ class Report:
 class PruneResult:
     """The pruned model with its report and plan; nothing is on disk before `save`.
 
-    The weights of a model that no protobuf can hold (2 GB) stay in the files of the dense one and of `store`, a
-    temporary folder that lives as long as this result: `model` refers to them, and only `save` makes it stand alone.
+    The weights of a large model stay in the files of the dense one and of `store`, a temporary folder that lives as
+    long as this result. `save` makes a model that stands alone; so does `model`, in memory, unless no protobuf can hold
+    it (2 GB): then it refers to those files.
     """
 
-    model: onnx.ModelProto
+    proto: onnx.ModelProto
     report: Report
     plan: Plan
     folds: Folds
     store: Store | None = None
 
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The pruned model; of a large one its weights are read each time that this is asked for."""
+        return model_io.gathered(self.proto)
+
     def save(self, path: str | os.PathLike[str], save_as_external_data: bool = False) -> int:
         """Write the model atomically; returns its bytes on disk."""
         output = Path(path)
         model_io.check_destination(output, None, force=True)
-        return model_io.save(self.model, output, save_as_external_data)
+        return model_io.save(self.proto, output, save_as_external_data)
 
     def save_plan(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON and its folded weights beside it as .npz."""
