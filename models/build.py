@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pickle import UnpicklingError
 
-from models.exporting import export
-from models.recipes import RECIPES, build, recipe
+import onnx
+import torch
+
+from models.exporting import export, optimised, recipe_surface
+from models.recipes import RECIPES, build
 
 __all__ = ["build", "export", "main"]
 
@@ -18,13 +22,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     options = {key: getattr(given, key) for key in ("width", "classes", "in_size") if getattr(given, key) is not None}
     try:
-        module = build(given.name, seed=given.seed, **options)
-        shape = recipe(given.name).input_shape(given.in_size)
-        export(module, given.output, given.exporter, given.batch, given.opset, shape, keep_bn=given.keep_bn)
-    except (ValueError, OSError) as error:
+        state = torch.load(given.weights, map_location="cpu", weights_only=True) if given.weights else None
+        module = build(given.name, seed=given.seed, state=state, **options)
+        surface = recipe_surface(given.name, given.in_size)
+        export(module, given.output, given.exporter, given.batch, given.opset, surface=surface, keep_bn=given.keep_bn)
+        if given.optimise:
+            onnx.save(optimised(onnx.load(given.output), given.name, module), given.output)
+    except (ValueError, OSError, UnpicklingError) as error:
         parser.error(str(error))
     parameters = sum(p.numel() for p in module.parameters())
-    print(f"{given.output}: {given.name}, {parameters:,} parameters, input {'x'.join(map(str, shape))}")
+    read = ", ".join(f"{name} {'x'.join(map(str, sample.shape))}" for name, sample in surface.samples.items())
+    print(f"{given.output}: {given.name}, {parameters:,} parameters, input {read}")
     return 0
 
 
@@ -36,8 +44,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=float, help="multiplier of every inner width")
     parser.add_argument("--batch", choices=("static", "dynamic"), default="dynamic")
     parser.add_argument("--opset", type=int, help="17 for ts, 18 for dynamo unless given")
+    parser.add_argument("--weights", metavar="FILE", help="a state dict saved by torch, with the recipe's names")
+    parser.add_argument("--optimise", action="store_true", help="what onnxruntime's transformer optimiser makes of it")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--in-size", type=int, help="side of the image, or number of features of the mlp")
+    parser.add_argument("--in-size", type=int, help="side of the image, features, frames or tokens")
     parser.add_argument("--classes", type=int)
     parser.add_argument("--keep-bn", action="store_true", help="leave BatchNormalization nodes in the graph")
     return parser

@@ -21,7 +21,8 @@ def randomise(module: nn.Module, input_shape: tuple[int, ...], seed: int = 0, ro
     for part in module.modules():
         _draw(part, generator)
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
-    _measure(module, norms, torch.randn(rows, *input_shape[1:], generator=generator))
+    if norms:
+        _measure(module, norms, torch.randn(rows, *input_shape[1:], generator=generator))
     for norm in norms:
         assert norm.running_mean is not None
         assert norm.running_var is not None
@@ -44,6 +45,23 @@ def _draw(part: nn.Module, generator: torch.Generator) -> None:
         part.bias.normal_(0.0, 0.2, generator=generator)
     elif isinstance(part, nn.PReLU):
         part.weight.uniform_(0.05, 0.45, generator=generator)
+    else:
+        _draw_own(part, generator)
+
+
+def _draw_own(part: nn.Module, generator: torch.Generator) -> None:
+    """What transformers hold besides linear layers: gains, tables, tokens, weights stored `[in, out]`."""
+    for name, values in part.named_parameters(recurse=False):
+        if not values.requires_grad:  # a computed table
+            continue
+        if isinstance(part, nn.Embedding):
+            values.normal_(0.0, 1.0, generator=generator)
+        elif name == "weight" and values.ndim == 1:
+            values.uniform_(0.5, 1.5, generator=generator)
+        elif name == "weight":
+            values.normal_(0.0, (2.0 / values.shape[0]) ** 0.5, generator=generator)
+        else:
+            values.normal_(0.0, 0.2, generator=generator)
 
 
 def _measure(module: nn.Module, norms: list[_BatchNorm], batch: Tensor) -> None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from models.bert import bert
 from models.cifar_resnet import cifar_resnet, preact_resnet
 from models.densenet import densenet
+from models.gpt2 import gpt2
 from models.initialise import randomise
+from models.inputs import FEATURES, IMAGE, MASKED_TOKENS, MELS, TOKENS, Input
+from models.llama import llama
 from models.mlp import mlp
 from models.mobilenet import mobilenet_v2
+from models.opt import opt
 from models.resnet import bottleneck_block, resnet
 from models.se_resnet import se_resnet
 from models.shufflenet import shufflenet_v1, shufflenet_v2
@@ -22,27 +28,38 @@ from models.squeezenet import squeezenet
 from models.super_resolution import super_resolution
 from models.unet import unet
 from models.vgg import vgg
+from models.vit import vit
+from models.whisper import whisper_encoder
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to build one network; `image` inputs are `[batch, 3, in_size, in_size]`, others `[batch, in_size]`."""
+    """How to build one network, what it reads, and which of onnxruntime's model types it is to its optimiser."""
 
     builder: Callable[..., nn.Module]
     in_size: int
-    image: bool = True
+    """Side of the image, number of features or frames; of networks that read tokens, the sequence's length."""
+    inputs: tuple[Input, ...] = IMAGE
+    model_type: str = ""
+
+    def samples(self, in_size: int | None = None, rows: int = 1, seed: int = 0) -> dict[str, Tensor]:
+        """An example of every input with `rows` rows, at the recipe's own size unless another is given."""
+        size = self.in_size if in_size is None else in_size
+        extents = {"batch": rows, "size": size, "sequence": size}
+        generator = torch.Generator().manual_seed(seed)
+        return {given.name: given.sample(extents, generator) for given in self.inputs}
 
     def input_shape(self, in_size: int | None = None, rows: int = 1) -> tuple[int, ...]:
-        """The input's shape with `rows` rows, at the recipe's own size unless another is given."""
+        """The first input's shape with `rows` rows, at the recipe's own size unless another is given."""
         size = self.in_size if in_size is None else in_size
-        return (rows, 3, size, size) if self.image else (rows, size)
+        return self.inputs[0].shape({"batch": rows, "size": size, "sequence": size})
 
 
 VGG11, VGG16 = (1, 1, 2, 2, 2), (2, 2, 3, 3, 3)
 
 RECIPES: dict[str, Recipe] = {
-    "mlp": Recipe(mlp, 64, image=False),
-    "mlp-bn": Recipe(partial(mlp, batch_norm=True), 64, image=False),
+    "mlp": Recipe(mlp, 64, FEATURES),
+    "mlp-bn": Recipe(partial(mlp, batch_norm=True), 64, FEATURES),
     "vgg11": Recipe(partial(vgg, stages=VGG11), 224),
     "vgg11-bn": Recipe(partial(vgg, stages=VGG11, batch_norm=True), 224),
     "vgg16": Recipe(partial(vgg, stages=VGG16), 224),
@@ -74,6 +91,16 @@ RECIPES: dict[str, Recipe] = {
     "super-resolution": Recipe(super_resolution, 64),
     "se-resnet18": Recipe(partial(se_resnet, gate="conv"), 224),
     "se-resnet18-linear": Recipe(partial(se_resnet, gate="linear"), 224),
+    "deit-tiny": Recipe(vit, 224, model_type="vit"),
+    "bert": Recipe(bert, 128, MASKED_TOKENS, "bert"),
+    "gpt2": Recipe(gpt2, 128, TOKENS, "gpt2"),
+    "opt": Recipe(opt, 128, TOKENS, "gpt2"),
+    "opt-alibi": Recipe(partial(opt, bias="alibi"), 128, TOKENS, "gpt2"),
+    "opt-relative": Recipe(partial(opt, bias="relative"), 128, TOKENS, "gpt2"),
+    "llama": Recipe(llama, 128, TOKENS, "gpt2"),
+    "llama-fused": Recipe(partial(llama, fused=True), 128, TOKENS, "gpt2"),
+    "llama-interleaved": Recipe(partial(llama, interleaved=True), 128, TOKENS, "gpt2"),
+    "whisper-encoder": Recipe(whisper_encoder, 3000, MELS, "bart"),
 }
 
 
@@ -84,8 +111,18 @@ def recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def build(name: str, *, seed: int = 0, in_size: int | None = None, **options: Any) -> nn.Module:
-    """Recipe `name` with random weights, in eval mode; `options` (width, classes, stages …) go to its builder."""
+def build(
+    name: str,
+    *,
+    seed: int = 0,
+    in_size: int | None = None,
+    state: Mapping[str, Tensor] | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Recipe `name` in eval mode, with random weights or those of a state dict with exactly its names.
+
+    `options` (width, classes, stages, heads …) go to its builder.
+    """
     found = recipe(name)
     accepted = inspect.signature(found.builder).parameters
     unknown = sorted(set(options) - set(accepted))
@@ -93,4 +130,11 @@ def build(name: str, *, seed: int = 0, in_size: int | None = None, **options: An
         raise ValueError(f"recipe {name!r} has no option {unknown[0]!r}: it takes {', '.join(accepted)}, in_size, seed")
     if "in_size" in accepted:
         options["in_size"] = found.in_size if in_size is None else in_size
-    return randomise(found.builder(**options), found.input_shape(in_size), seed)
+    module = found.builder(**options).eval()
+    if state is None:
+        return randomise(module, found.input_shape(in_size), seed)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"the weights don't fit recipe {name!r}: {' '.join(str(error).split())}") from error
+    return module

@@ -9,6 +9,22 @@ _NARROW: dict[str, Any] = {"width": 0.125, "in_size": 32}
 _CIFAR: dict[str, Any] = {"width": 0.25, "in_size": 16, "depth": 8}
 _UNET: dict[str, Any] = {"width": 0.125, "in_size": 16, "levels": 3, "classes": 3}
 
+_BLOCKS: dict[str, Any] = {"depth": 2, "heads": 4, "head_dim": 8}
+_TOKENS: dict[str, Any] = {**_BLOCKS, "in_size": 8, "vocabulary": 64}
+
+TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "deit-tiny": {**_BLOCKS, "in_size": 16, "patch": 8, "classes": 10},
+    "bert": {**_TOKENS, "positions": 32},
+    "gpt2": {**_TOKENS, "positions": 32},
+    "opt": {**_TOKENS, "positions": 32},
+    "opt-alibi": _TOKENS,
+    "opt-relative": _TOKENS,
+    "llama": {**_TOKENS, "kv_heads": 2, "hidden": 40},
+    "llama-fused": {**_TOKENS, "kv_heads": 2, "hidden": 40},
+    "llama-interleaved": {**_TOKENS, "kv_heads": 2, "hidden": 40},
+    "whisper-encoder": {**_BLOCKS, "in_size": 16},
+}
+
 TINY: dict[str, dict[str, Any]] = {
     "mlp": {"width": 0.125, "in_size": 12},
     "mlp-bn": {"width": 0.125, "in_size": 12},
@@ -41,4 +57,5 @@ TINY: dict[str, dict[str, Any]] = {
     "super-resolution": {"width": 0.125, "in_size": 8, "blocks": 2},
     "se-resnet18": {**_NARROW, "width": 0.25, "classes": 10, "stages": (1, 1)},
     "se-resnet18-linear": {**_NARROW, "width": 0.25, "classes": 10, "stages": (1, 1)},
+    **TRANSFORMERS,
 }

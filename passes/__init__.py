@@ -5,17 +5,20 @@ from snp_onnx.passes.eliminate_dead import EliminateDead
 from snp_onnx.passes.fold_batch_norm import FoldBatchNorm
 from snp_onnx.passes.fold_constants import FoldConstants
 from snp_onnx.passes.fold_weights import FoldWeights
+from snp_onnx.passes.freeze_numbers import FreezeNumbers
 from snp_onnx.passes.lift_constants import LiftConstants
 from snp_onnx.passes.pipeline import Rewritten, rewrite
 from snp_onnx.passes.prepare import prepare
 from snp_onnx.passes.separate_shared import SeparateShared
 from snp_onnx.passes.slice_units import SliceUnits
+from snp_onnx.passes.turn_heads import Turn, TurnHeads
 
 __all__ = [
     "EliminateDead",
     "FoldBatchNorm",
     "FoldConstants",
     "FoldWeights",
+    "FreezeNumbers",
     "LiftConstants",
     "Note",
     "Outcome",
@@ -23,6 +26,8 @@ __all__ = [
     "Rewritten",
     "SeparateShared",
     "SliceUnits",
+    "Turn",
+    "TurnHeads",
     "prepare",
     "rewrite",
     "summarise",

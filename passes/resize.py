@@ -27,7 +27,7 @@ class Resizing:
     """Extents before and after, and the one way to change entries of a size vector."""
 
     def __init__(self, trace: Trace, alive: Mask, graph: gs.Graph) -> None:
-        self.trace, self._alive, self._graph = trace, alive, graph
+        self.trace, self._alive, self.graph = trace, alive, graph
         self._values = trace.facts.revalue({name: self.after(name) for name in trace.facts.shapes})
 
     def value(self, tensor: str) -> npt.NDArray[np.generic] | None:
@@ -78,7 +78,7 @@ class Resizing:
     def set_constant(self, node: gs.Node, place: int, values: npt.NDArray[np.generic]) -> None:
         """Give one node its own constant operand."""
         wish = f"{node.inputs[place].name or node.outputs[0].name}_pruned"
-        node.inputs[place] = gs.Constant(fresh_name(self._graph, wish), values)
+        node.inputs[place] = gs.Constant(fresh_name(self.graph, wish), values)
 
     def set_entries(self, node: gs.Node, op: Op, place: int, attribute: str, changes: Mapping[int, int]) -> None:
         """Change entries of a vector operand, whichever way this node carries it."""
@@ -101,7 +101,7 @@ class Resizing:
         """Correct entries of a vector that is computed at run time."""
         if self._correct_join(node.inputs[place], changes):
             return
-        graph, computed = self._graph, node.inputs[place]
+        graph, computed = self.graph, node.inputs[place]
         entries = np.array(sorted(changes), dtype=np.int64)
         kind = onnx.helper.tensor_dtype_to_np_dtype(self.trace.facts.types[op.input(place)])
         sizes = np.array([changes[int(entry)] for entry in entries], dtype=kind)
@@ -264,10 +264,12 @@ def _gather(node: gs.Node, op: Op, resizing: Resizing) -> None:
     source = op.input(0)
     axis = int(op.attr("axis", 0)) % len(resizing.shape(source))
     indices = resizing.value(op.input(1))
-    if indices is None or source not in resizing.trace.axes or not resizing.is_cut(source, axis):
+    if indices is None or source not in resizing.trace.axes or indices.ndim > 1:
         return
     moved = resizing.places(resizing.labels(source, axis))[np.asarray(indices, dtype=np.int64)]
-    kept = moved if moved.ndim == 0 else moved[moved >= 0]
+    kept = moved if moved.ndim == 0 else moved[resizing.places(resizing.labels(op.outputs[0], axis)) >= 0]
+    if np.array_equal(kept, indices):
+        return
     resizing.set_constant(node, 1, np.asarray(kept, dtype=indices.dtype))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from snp_onnx.passes.base import Note, Outcome, constants, replace_values, values_of
+from snp_onnx.passes.pick_positions import pick_positions
 from snp_onnx.passes.resize import RESIZERS, Resizing
 from snp_onnx.passes.resize_attention import FUSED_RESIZERS
 from snp_onnx.tracing.groups import Mask, Trace
@@ -30,6 +31,8 @@ class SliceUnits:
         for op in self.trace.ops:
             resizer = FUSED_RESIZERS.get((op.domain, op.type)) or (RESIZERS.get(op.type) if op.is_standard else None)
             node = nodes.get(next((name for name in op.outputs if name), ""))
+            if (op.domain, op.type) == ("", "Add"):
+                resizer = pick_positions
             if resizer is not None and node is not None and node.op == op.type and resizing.is_touched(op):
                 resizer(node, op, resizing)
         return Outcome(bool(notes), tuple(notes))

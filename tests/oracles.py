@@ -15,6 +15,7 @@ from snp_onnx.passes import EliminateDead, SliceUnits, rewrite
 from snp_onnx.tracing import Trace, trace, unknown_shapes
 from snp_onnx.tracing.facts import Shape, infer_facts
 from snp_onnx.tracing.groups import Mask
+from snp_onnx.tracing.op import Op
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
@@ -37,27 +38,36 @@ def cut(model: onnx.ModelProto, trace: Trace, alive: Mask) -> onnx.ModelProto:
 
 
 def zeroed(model: onnx.ModelProto, trace: Trace, alive: Mask) -> onnx.ModelProto:
-    """The dense model with every removed unit multiplied by zero at every consumer's input: what slicing must equal."""
+    """The dense model with every removed unit multiplied by zero at every consumer's input: what slicing must equal.
+
+    The first operand of a product that sums over removed units is such an input too.
+    """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    nodes = {next(name for name in node.output if name): node for node in result.graph.node}
-    for number, linear in enumerate(trace.linears):
-        alive_inputs = alive[trace.axes[linear.weight][linear.in_axis]]
-        if not linear.mixes or alive_inputs.all():
-            continue
-        rank = len(trace.facts.shapes[linear.input])
-        shape = [-1 if axis == linear.input_axis else 1 for axis in range(rank)]
-        kind = onnx.helper.tensor_dtype_to_np_dtype(trace.facts.types[linear.input])
-        mask = onnx.numpy_helper.from_array(alive_inputs.astype(kind).reshape(shape), f"mask_{number}")
-        result.graph.initializer.append(mask)
-        node = nodes[next(name for name in linear.op.outputs if name)]
-        place = list(node.input).index(linear.input)
-        node.input[place] = f"masked_{number}"
-        index = list(result.graph.node).index(node)
-        product = onnx.helper.make_node("Mul", [linear.input, mask.name], [f"masked_{number}"])
-        result.graph.node.insert(index, product)
-        nodes = {next(name for name in node.output if name): node for node in result.graph.node}
+    places = [
+        (linear.op, linear.input, linear.input_axis, alive[trace.axes[linear.weight][linear.in_axis]])
+        for linear in trace.linears
+        if linear.mixes
+    ]
+    for product in (product for product in trace.products if product.is_open):
+        tensor, axis = product.contracted[0]
+        places.append((product.op, tensor, axis, alive[trace.axes[tensor][axis]]))
+    for number, (op, tensor, axis, alive_inputs) in enumerate(places):
+        if not alive_inputs.all():
+            _mask_input(result, op, tensor, alive_inputs, trace, axis, number)
     return result
+
+
+def _mask_input(model: onnx.ModelProto, op: Op, tensor: str, kept: Mask, trace: Trace, axis: int, number: int) -> None:
+    """Multiply one input of a node by zeros and ones along an axis."""
+    rank = len(trace.facts.shapes[tensor])
+    shape = [-1 if place == axis else 1 for place in range(rank)]
+    kind = onnx.helper.tensor_dtype_to_np_dtype(trace.facts.types[tensor])
+    model.graph.initializer.append(onnx.numpy_helper.from_array(kept.astype(kind).reshape(shape), f"mask_{number}"))
+    first = next(name for name in op.outputs if name)
+    index, node = next((i, node) for i, node in enumerate(model.graph.node) if first in node.output)
+    node.input[list(node.input).index(tensor)] = f"masked_{number}"
+    model.graph.node.insert(index, onnx.helper.make_node("Mul", [tensor, f"mask_{number}"], [f"masked_{number}"]))
 
 
 def difference(left: Sequence[Array], right: Sequence[Array]) -> float:

@@ -110,6 +110,10 @@ def test_units_says_what_may_go(tmp_path: Path, capsys: Capture) -> None:
         name for name in dense if channels[name] == dense[name]
     }
     assert channels["w2:1"] == dense["w2:1"] == 4
+    inside = done(here, capsys, "--units", "head-dims", "--variance", 0.3, target=None)
+    assert {group["id"] for group in inside.report["groups"] if group["kind"] == "head-dims"} == {"w2:1", "w4:1"}
+    assert inside.widths["w2:1"] < 3 or inside.widths["w4:1"] < 3
+    assert inside.widths["w1:1"] == 12
 
 
 def test_streams_are_cut_only_when_asked(tmp_path: Path, capsys: Capture) -> None:

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from models import export_bytes
-from models.tiny import TINY
+from models.tiny import TINY, TRANSFORMERS
 
 FOLDER = Path(__file__).parents[1] / "models"
 MEGABYTE = 1_000_000
@@ -28,11 +28,12 @@ DYNAMO_QUICK = (
 )
 # the same graphs as a shallower recipe, only longer: the slower exporter adds nothing there
 DEEPER_ONLY = ("vgg16", "vgg16-bn", "resnet34", "resnet56-a", "resnet56-b", "resnet110-a", "preresnet56")
+OTHERS = [name for name in TINY if name not in TRANSFORMERS]  # those have tests of their own
 CASES = [
-    *(pytest.param(name, "ts", id=f"{name}-ts") for name in TINY),
+    *(pytest.param(name, "ts", id=f"{name}-ts") for name in OTHERS),
     *(
         pytest.param(name, "dynamo", id=f"{name}-dynamo", marks=[] if name in DYNAMO_QUICK else [pytest.mark.slow])
-        for name in TINY
+        for name in OTHERS
         if name not in DEEPER_ONLY
     ),
 ]

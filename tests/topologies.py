@@ -228,6 +228,9 @@ CATALOGUE: Mapping[str, Topology] = MappingProxyType(
         "fused-split": Topology(attention.fused_split, {"w1:1": 12, "w4:1": 10}, heads={"w2:1": 4}),
         "key-value-groups": Topology(attention.key_value_groups, {"w1:1": 12, "w6:1": 10}, heads={"w2:1": 2}),
         "merged-with-batch": Topology(attention.merged_with_batch, {"w1:1": 12, "w6:1": 10}, heads={"w2:1": 4}),
+        "bias-of-one": Topology(attention.bias_of_one, {"w1:1": 12}, heads={"w2:1": 4}),
+        "bias-of-two": Topology(attention.bias_of_two, {"w1:1": 12}, heads={"w2:1": 4, "w6:1": 4}),
+        "bias-as-input": Topology(attention.bias_as_input, {"w1:1": 12}, heads={"w2:1": 4}),
         "normalised": Topology(
             attention.normalised, {"w6:1": 10}, heads={"w2:1": 4}, barriers=("LayerNormalization works over this axis",)
         ),

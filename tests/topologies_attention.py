@@ -104,6 +104,31 @@ def merged_with_batch(net: Net) -> None:
     net.output(net.linear(_feed_forward(net, x), WIDTH, 4))
 
 
+def _biased(net: Net, x: str, bias: str) -> str:
+    q, k, v = (_heads(net, net.linear(x, WIDTH, WIDTH), 0) for _ in range(3))
+    scores = net.Add(net.MatMul(q, net.Transpose(k, perm=[0, 1, 3, 2])), bias)
+    joined = net.Transpose(net.MatMul(net.Softmax(scores, axis=-1), v), perm=[0, 2, 1, 3])
+    return net.Add(x, net.linear(net.reshape(joined, 0, -1, WIDTH), WIDTH, WIDTH))
+
+
+def bias_of_one(net: Net) -> None:
+    """A learned bias by head and distance, for one layer alone: it loses the heads that go."""
+    x = net.linear(net.input("x", 5, 6), 6, WIDTH)
+    net.output(net.linear(_biased(net, x, net.Neg(net.normal(HEADS, 5, 5))), WIDTH, 4))
+
+
+def bias_of_two(net: Net) -> None:
+    """The same bias for two layers, which pick their own heads from it."""
+    x, bias = net.linear(net.input("x", 5, 6), 6, WIDTH), net.Neg(net.normal(HEADS, 5, 5))
+    net.output(net.linear(_biased(net, _biased(net, x, bias), bias), WIDTH, 4))
+
+
+def bias_as_input(net: Net) -> None:
+    """A mask for every head, given by the caller."""
+    x, bias = net.linear(net.input("x", 5, 6), 6, WIDTH), net.input("bias", HEADS, 5, 5)
+    net.output(net.linear(_biased(net, x, bias), WIDTH, 4))
+
+
 def normalised(net: Net) -> None:
     """A pre-norm block: the stream is barred, heads and hidden units are not."""
     x = net.linear(net.input("x", 5, 6), 6, WIDTH)

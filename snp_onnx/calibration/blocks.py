@@ -42,8 +42,8 @@ def collect_in_blocks(
 ) -> dict[str, Moments]:
     """What `collect` gives, of a model whose weights lie in files; `keep` puts each Gram matrix where it stays.
 
-    `shapes` are those of one sample's tensors: where `samples` of them have fewer rows than columns, rows are kept in
-    place of the Gram matrix. `progress` hears how many requests are answered, of how many.
+    `shapes` are those of one sample's tensors, as far as they are known: where `samples` of them have fewer rows than
+    columns, rows are kept in place of the Gram matrix. `progress` hears how many requests are answered, of how many.
     """
     unique = list({request.key: request for request in requests}.values())
     few = frozenset(request.key for request in unique if _is_few(request, shapes, samples))
@@ -52,17 +52,22 @@ def collect_in_blocks(
         ordered = _in_graph_order(model.graph, unique)
         progress(0, len(ordered))
         for block in _blocks(model.graph, ordered, shapes, few):
-            later = [request.tensor for request in ordered[len(found) + len(block) :]]
-            later += [r.row_mask for r in ordered[len(found) + len(block) :] if r.row_mask is not None]
+            later = [name for r in ordered[len(found) + len(block) :] for name in _wanted(r)]
             for key, moments in walk.run(block, later, as_rows=few).items():
                 found[key] = _kept(moments, keep)
             progress(len(found), len(ordered))
     return found
 
 
+def _wanted(request: MomentRequest) -> list[str]:
+    return [name for name in (request.tensor, request.cross_with, request.row_mask) if name is not None]
+
+
 def _is_few(request: MomentRequest, shapes: Shapes, samples: int) -> bool:
     """Whether the rows take less room than the Gram matrix and the dual form can be used."""
     if request.view is not View.CHANNELS or request.slots is not None or request.cross_with is not None:
+        return False
+    if request.tensor not in shapes:
         return False
     shape = shapes[request.tensor]
     positions = int(np.prod([extent for axis, extent in enumerate(shape) if axis not in (0, request.axis)]))
@@ -71,7 +76,7 @@ def _is_few(request: MomentRequest, shapes: Shapes, samples: int) -> bool:
 
 def _in_graph_order(graph: onnx.GraphProto, requests: Sequence[MomentRequest]) -> list[MomentRequest]:
     made = {name: index for index, node in enumerate(graph.node) for name in node.output}
-    return sorted(requests, key=lambda request: made.get(request.tensor, -1))
+    return sorted(requests, key=lambda request: max(made.get(name, -1) for name in _wanted(request)))
 
 
 def _blocks(
@@ -83,9 +88,9 @@ def _blocks(
     block: list[MomentRequest] = []
     taken = 0
     for request in requests:
-        stretch = frontier.needed([request.tensor])
+        stretch = frontier.needed(_wanted(request))
         read = {name for index in stretch.nodes for name in read_by(graph.node[index])}
-        columns = shapes[request.tensor][request.axis] * request.taps
+        columns = shapes[request.tensor][request.axis] * request.taps if request.tensor in shapes else 0
         own = sum(sizes.get(name, 0) for name in read)
         own += 0 if request.key in few else FLOATS * 4 * columns * columns
         if block and taken + own > BLOCK:

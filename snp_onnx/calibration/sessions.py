@@ -68,8 +68,7 @@ def open_session(
     options.enable_mem_pattern = not for_one_pass
     if weights_folder is not None:
         options.enable_cpu_mem_arena = False
-        if not for_one_pass:
-            options.add_session_config_entry(NO_COPIES, "1")
+        options.add_session_config_entry(NO_COPIES, "1")
     providers = _providers(ort, runtime.provider)
     payload = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
     if isinstance(payload, str | Path) and not Path(payload).is_file():

@@ -56,7 +56,7 @@ TARGETS = (
 
 CHOICES = (
     _option("preset", str, "best", "best, fast or paper."),
-    _option("units", str | None, None, "Kinds that may be removed, of channels,heads."),
+    _option("units", str | None, None, "Kinds that may be removed, of channels,heads,head-dims."),
     _option("order", str | None, None, "output, zca, saw, magnitude, natural or random."),
     _option("fold", str | None, None, "patch, channel or none."),
     _option("refine", str | None, None, "sequential or none."),

@@ -10,7 +10,7 @@ from typing import Any
 
 from snp_onnx.errors import PlanError
 from snp_onnx.subspace import Order
-from snp_onnx.tracing import Kind
+from snp_onnx.tracing import PLAIN_KINDS, Kind
 
 
 class Fold(StrEnum):
@@ -91,7 +91,7 @@ class Choices:
     order: Order = Order.ZCA
     fold: Fold = Fold.CHANNEL
     ratios: Ratios = Ratios.VARIANCE
-    kinds: frozenset[Kind] = frozenset((Kind.CHANNELS, Kind.HEADS))
+    kinds: frozenset[Kind] = PLAIN_KINDS
     streams: bool = False
     include: str | None = None
     exclude: str | None = None

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snp_onnx.planning.folding import own_bias
+from snp_onnx.planning.heads import logits_loss
 from snp_onnx.planning.options import Choices, Ratios
 from snp_onnx.planning.parallel import side_by_side
 from snp_onnx.planning.statistics import Statistics, unit_columns
@@ -65,7 +66,7 @@ def find_paths(flow: Flow, groups: Sequence[Group], statistics: Statistics, choi
 
     def find(numbered: tuple[int, Group]) -> Path | None:
         number, group = numbered
-        if choices.order is Order.OUTPUT:
+        if choices.order is Order.OUTPUT or group.products:  # no score of units says what logits lose
             return _eliminated(flow, group, statistics, choices)
         gram = statistics.group_gram(group)
         if gram is None:
@@ -84,16 +85,19 @@ def _eliminated(flow: Flow, group: Group, statistics: Statistics, choices: Choic
     """Backward elimination on the consumers' outputs: one run gives the order and the error at every width.
 
     Errors of different layers are compared as e / V^p: V is the variance of the sum that the layer's output goes into,
-    so that what a residual stream drowns counts for little.
+    so that what a residual stream drowns counts for little. Dimensions of queries and keys have no consumer that could
+    make up for them: `logits_loss` says what goes with them.
     """
     by_weight: dict[str, list[Linear]] = {}
     for linear in group.consumers:
         if statistics.is_measured(linear):
             by_weight.setdefault(linear.weight, []).append(linear)
     consumers = [_consumer(flow, group, linears, statistics, choices.error_power) for linears in by_weight.values()]
-    if not consumers:
+    measured = [logits_loss(flow, group, product, statistics, choices.error_power) for product in group.products]
+    losses = [loss for loss in measured if loss is not None]
+    if len(losses) < len(measured) or not (consumers or losses):
         return None
-    found = eliminate(consumers, choices.ridge)
+    found = eliminate(consumers, choices.ridge, alone=np.sum(losses, axis=0) if losses else None)
     variance = 1.0 - found.errors[1:] / max(found.energy, np.finfo(np.float64).tiny)
     return Path(group, found.order, variance, _threshold(variance, choices.ratios), found.energy)
 

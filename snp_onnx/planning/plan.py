@@ -23,6 +23,10 @@ Folds = Mapping[str, npt.NDArray[np.generic]]
 """Folded weights by initialiser name, in the dense shape, zero where units were removed."""
 
 
+Bases = Mapping[str, npt.NDArray[np.generic]]
+"""Changes of basis that were made before the cut, by name: "<kind>:<place>", as `verbs.bases` gives them."""
+
+_BASIS = "__basis__:"
 _DENSE = "__dense_sha256__"
 _PLAN = "__plan__"
 
@@ -138,16 +142,26 @@ def widths(decisions: Iterable[Decision], groups: Sequence[Group]) -> npt.NDArra
     return np.array([kept.get(group.id, len(group)) for group in groups], dtype=np.int64)
 
 
-def save_plan(plan: Plan, path: FilePath, folds: Folds | None) -> None:
-    """Write the JSON and, beside it with suffix .npz, the folded weights it was carried out with."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Saved:
+    """A plan with what its sidecar holds: folded weights (None without a sidecar of this very plan) and bases."""
+
+    plan: Plan
+    folds: Folds | None = None
+    bases: Bases = field(default_factory=dict)
+
+
+def save_plan(plan: Plan, path: FilePath, folds: Folds | None, bases: Bases | None = None) -> None:
+    """Write the JSON and, beside it with suffix .npz, the bases and folded weights it was carried out with."""
     from snp_onnx.model_io import written_whole
 
     sidecar = sidecar_of(path)
     check_sidecar(path)
-    if folds:
+    if folds or bases:
+        turned = {_BASIS + name: array for name, array in (bases or {}).items()}
         marks = {_DENSE: np.array(plan.dense_sha256), _PLAN: np.array(plan.digest())}
         with written_whole(sidecar) as temporary, temporary.open("wb") as stream:
-            np.savez_compressed(stream, **marks, **dict(folds))  # type: ignore[arg-type]
+            np.savez_compressed(stream, **marks, **turned, **dict(folds or {}))  # type: ignore[arg-type]
     else:
         sidecar.unlink(missing_ok=True)
     with written_whole(path) as temporary:
@@ -175,8 +189,8 @@ def check_sidecar(path: FilePath) -> None:
         )
 
 
-def load_plan(path: FilePath) -> tuple[Plan, Folds | None]:
-    """A plan and the folded weights of its sidecar, if there is one of this very plan."""
+def load_plan(path: FilePath) -> Saved:
+    """A plan with the folded weights and bases of its sidecar, if there is one of this very plan."""
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -184,11 +198,14 @@ def load_plan(path: FilePath) -> tuple[Plan, Folds | None]:
     plan = Plan.from_json(text, str(path))
     sidecar = sidecar_of(path)
     if not sidecar.is_file():
-        return plan, None
+        return Saved(plan)
     try:
         with np.load(sidecar, allow_pickle=False) as arrays:
             folds = {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise PlanError(f"{sidecar}: can't be read as the plan's folded weights: {error}") from error
     marks = str(folds.pop(_DENSE, "")), str(folds.pop(_PLAN, ""))
-    return plan, folds if marks == (plan.dense_sha256, plan.digest()) else None
+    if marks != (plan.dense_sha256, plan.digest()):
+        return Saved(plan)
+    bases = {name.removeprefix(_BASIS): folds.pop(name) for name in list(folds) if name.startswith(_BASIS)}
+    return Saved(plan, folds, bases)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snp_onnx.calibration.moments import MomentRequest, Moments
+from snp_onnx.planning.head_statistics import HeadStatistics
 from snp_onnx.planning.readings import Reading
 from snp_onnx.subspace import FewRows, few_rows, shrink
 from snp_onnx.tracing import Group, Linear
@@ -25,10 +26,18 @@ class Statistics:
     readings: Mapping[Linear, Reading]
     moments: Mapping[str, Moments]
     totals: Mapping[Linear, MomentRequest] = field(default_factory=dict)
+    outputs: Mapping[Linear, MomentRequest] = field(default_factory=dict)
+    heads: HeadStatistics = field(default_factory=HeadStatistics)
 
     def spread(self, linear: Linear) -> float | None:
         """The variance, summed over channels, of what a layer is part of; None where it was not measured."""
-        request = self.totals.get(linear)
+        return self._variance(self.totals.get(linear))
+
+    def output_variance(self, linear: Linear) -> float | None:
+        """The variance, summed over channels, of a layer's own output; None where it was not measured."""
+        return self._variance(self.outputs.get(linear))
+
+    def _variance(self, request: MomentRequest | None) -> float | None:
         found = self.moments.get(request.key) if request is not None else None
         if found is None or not found.is_finite:
             return None

@@ -8,6 +8,7 @@ from snp_onnx.subspace.ldl import cumulative_variance, ldl
 from snp_onnx.subspace.ordering import Order, magnitude, natural, order_by_importance, random, saw, zca_importance
 from snp_onnx.subspace.refit import refit, refit_error
 from snp_onnx.subspace.ridge import ridge_diagonal
+from snp_onnx.subspace.rotation import balanced_bases, principal_basis
 from snp_onnx.subspace.shrinkage import shrink
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "FewRowsMap",
     "Order",
     "affine_fold",
+    "balanced_bases",
     "conjugate_gradients",
     "cumulative_variance",
     "eliminate",
@@ -27,6 +29,7 @@ __all__ = [
     "magnitude",
     "natural",
     "order_by_importance",
+    "principal_basis",
     "random",
     "refit",
     "refit_error",

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import linalg
 
 from snp_onnx.subspace.arrays import Indices, Matrix, Vector, as_finite, as_gram, as_indices
@@ -55,7 +56,9 @@ class Elimination:
     energy: float
 
 
-def eliminate(consumers: Sequence[Consumer], rho: float = 1e-3, affine: bool = True) -> Elimination:
+def eliminate(
+    consumers: Sequence[Consumer], rho: float = 1e-3, affine: bool = True, alone: ArrayLike | None = None
+) -> Elimination:
     """Remove the units one at a time, the cheapest first, ties by index; costs of several consumers add.
 
     errors[k] = Σ tr((W' - W) (H₀ + Λ) (W' - W)ᵀ) at its minimum over W' on the first k units of the order, with
@@ -65,9 +68,12 @@ def eliminate(consumers: Sequence[Consumer], rho: float = 1e-3, affine: bool = T
 
     Parameters
     ----------
-    consumers : at least one, all with the same number of units U; O, C and B are each consumer's own.
+    consumers : at least one (unless `alone` is given), all with the same number of units U; O, C and B are each
+        consumer's own.
     rho : ridge strength of `ridge_diagonal`.
     affine : give every consumer a free bias (a constant column); otherwise its bias stays as it is.
+    alone : (U, U) positive semi-definite M: removed units R cost Σ_{i, j in R} M_ij besides, which nothing takes over
+        (the logits of an attention lose it). With it there need be no consumer; energy counts Σ_ij M_ij.
 
     Returns
     -------
@@ -82,15 +88,16 @@ def eliminate(consumers: Sequence[Consumer], rho: float = 1e-3, affine: bool = T
     ([1, 0], [10.0, 1.0, 0.0], 10.0)
     """
     checked = [_checked(consumer) for consumer in consumers]
-    counts = sorted({len(consumer.columns) for consumer in checked})
+    losses = [] if alone is None else [_loss(alone)]
+    counts = sorted({*(len(consumer.columns) for consumer in checked), *(len(loss.matrix) for loss in losses)})
     if len(counts) != 1:
         raise ValueError(f"consumers must be at least one and agree on the number of units, not have {counts}")
-    if all(isinstance(c.gram, FewRows) and c.columns.shape[1] == 1 for c in checked):
+    if checked and not losses and all(isinstance(c.gram, FewRows) and c.columns.shape[1] == 1 for c in checked):
         return _eliminated_few(checked, rho, affine)
     grams = [c.gram.dense() if isinstance(c.gram, FewRows) else c.gram for c in checked]
     checked = [replace(c, gram=gram) for c, gram in zip(checked, grams, strict=True)]
-    remaining = [_start(consumer, rho, affine) for consumer in checked]
-    size = max(1, ROUND // max(consumer.columns.shape[1] for consumer in checked))
+    remaining: list[_Part] = [*(_start(consumer, rho, affine) for consumer in checked), *losses]
+    size = max(1, ROUND // max((consumer.columns.shape[1] for consumer in checked), default=1))
     units: Indices = np.arange(counts[0])
     removed, costs = [], []
     while units.size:
@@ -100,6 +107,7 @@ def eliminate(consumers: Sequence[Consumer], rho: float = 1e-3, affine: bool = T
         stay = np.setdiff1d(np.arange(units.size), picks)
         units, remaining = units[stay], [part.survivors(stay) for part in remaining]
     energy = sum(float(np.einsum("ij,ij->", c.weight @ G, c.weight)) for c, G in zip(checked, grams, strict=True))
+    energy += sum(float(loss.matrix.sum()) for loss in losses)
     return _path(removed, costs, energy)
 
 
@@ -166,7 +174,32 @@ class _Remaining:
         return _remaining(inverse, self.weight[:, columns] - self.Y @ F.T, width)
 
 
-def _round(remaining: Sequence[_Remaining], count: int) -> tuple[list[int], list[float]]:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Loss:
+    """What removed units cost besides: M on the units left, and 2 Σ M_ur over the removed r (edited in place)."""
+
+    matrix: Matrix
+    crossed: Vector
+
+    def costs(self) -> Vector:
+        """(U,) M_uu + 2 Σ_r M_ur; what is said of removed units means nothing."""
+        return np.diag(self.matrix) + self.crossed
+
+    def remove(self, unit: int, count: int, gone: Sequence[int]) -> float:
+        """Remove `unit`; returns its cost."""
+        cost = float(self.matrix[unit, unit] + self.crossed[unit])
+        self.crossed[...] += 2.0 * self.matrix[unit]
+        return cost
+
+    def survivors(self, stay: Indices) -> "_Loss":
+        """The next round: the removed units dropped."""
+        return _Loss(self.matrix[np.ix_(stay, stay)], self.crossed[stay])
+
+
+_Part = _Remaining | _Loss
+
+
+def _round(remaining: Sequence[_Part], count: int) -> tuple[list[int], list[float]]:
     """Remove `count` units, the cheapest at its time first; positions among the remaining, and what each added."""
     picks: list[int] = []
     added: list[float] = []
@@ -189,6 +222,11 @@ def _checked(consumer: Consumer) -> Consumer:
     if columns.ndim != 2 or not columns.size:
         raise ValueError(f"columns must be (U, B), at least one for every unit; it has shape {columns.shape}")
     return Consumer(gram, mean, weight, as_indices(columns.ravel(), len(gram), "columns").reshape(columns.shape))
+
+
+def _loss(alone: ArrayLike) -> _Loss:
+    matrix = as_gram(alone)
+    return _Loss(matrix, np.zeros(len(matrix)))
 
 
 def _start(consumer: Consumer, rho: float, affine: bool) -> _Remaining:

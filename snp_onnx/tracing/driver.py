@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 
 import onnx
 
+from snp_onnx.tracing.attention import Attention, find_attention
 from snp_onnx.tracing.extents import bar_extents, bar_numbers
 from snp_onnx.tracing.facts import Facts, Shape, infer_facts
-from snp_onnx.tracing.groups import Trace, conclude
+from snp_onnx.tracing.flow import Flow
+from snp_onnx.tracing.groups import PLAIN_KINDS, Kind, Trace, conclude
+from snp_onnx.tracing.labels import INSIDE
 from snp_onnx.tracing.op import Op, ops_of
 from snp_onnx.tracing.padding import mask_of
 from snp_onnx.tracing.rules import RULES
@@ -16,16 +20,30 @@ from snp_onnx.tracing.tracer import Tracer
 
 
 def trace(
-    model: onnx.ModelProto, input_shapes: Mapping[str, Shape], observed: Mapping[str, Shape] | None = None
+    model: onnx.ModelProto,
+    input_shapes: Mapping[str, Shape],
+    observed: Mapping[str, Shape] | None = None,
+    kinds: Collection[Kind] = PLAIN_KINDS,
 ) -> Trace:
     """Units, groups and barriers of a model.
 
     `input_shapes` gives one concrete shape for every true input; `observed` the shapes of tensors that inference can't
     tell (seen in a run). The model isn't changed. Anything the rules don't know becomes a barrier, never a guess.
+    With the kind `head-dims` an attention's units are the dimensions inside its heads where these may go, and heads
+    only where they may not.
     """
     facts = infer_facts(model, input_shapes, observed)
-    tracer = Tracer(facts, frozenset(tensor.name for tensor in model.graph.initializer))
+    found = _walk(model, facts, None)
+    return found if Kind.HEAD_DIMS not in kinds else _walk(model, facts, find_attention(Flow(model, found)))
+
+
+def _walk(model: onnx.ModelProto, facts: Facts, inside: Attention | None) -> Trace:
+    """One walk over the graph; `inside` says where dimensions inside heads may go."""
+    initialisers = frozenset(tensor.name for tensor in model.graph.initializer)
     ops = list(ops_of(model))
+    readers = Counter(name for op in ops for name in set(op.reads))
+    shared = frozenset(name for name, count in readers.items() if count > 1)
+    tracer = Tracer(facts, initialisers, shared, inside.contractions if inside is not None else {})
     _enter_inputs(model, tracer)
     for op in ops:
         _visit(op, tracer)
@@ -39,8 +57,11 @@ def trace(
         bar_numbers(None, tracer, value.name, "its extent is a graph output")
     for sparse in model.graph.sparse_initializer:
         tracer.barrier_all(None, sparse.values.name, "sparse initialiser")
+    if inside is not None:
+        for tensor, axis in inside.dims:
+            tracer.classes.flag(tracer.axes(tensor)[axis], INSIDE)
     tracer.products.settle()
-    return conclude(tracer, ops, mask_of(model))
+    return conclude(tracer, ops, mask_of(model), inside)
 
 
 def unknown_shapes(model: onnx.ModelProto, facts: Facts) -> tuple[str, ...]:

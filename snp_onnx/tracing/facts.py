@@ -79,7 +79,7 @@ class Facts:
             if op.type in ("Shape", "Size"):
                 values[op.outputs[0]] = _extent_value(op, shapes[op.inputs[0]])
             else:
-                outcome = _evaluate(op, [values[name] if name else None for name in op.inputs])
+                outcome = evaluate(op, [values[name] if name else None for name in op.inputs])
                 if outcome is not None:
                     values.update(zip(op.outputs, outcome, strict=False))
         return values
@@ -169,7 +169,7 @@ def _follow_values(facts: Facts, op: Op) -> bool:
         return False
     if not all(name in facts.values for name in names):
         return False
-    outcome = _evaluate(op, [facts.values[name] if name else None for name in op.inputs])
+    outcome = evaluate(op, [facts.values[name] if name else None for name in op.inputs])
     if outcome is None or any(array.size > SMALL for array in outcome):
         return False
     for name, array in zip(op.outputs, outcome, strict=False):
@@ -194,7 +194,7 @@ def _follow_origins(facts: Facts, op: Op, output: str) -> None:
             _origins_of(facts, name) if place in moved else facts.values[name] if name else None
             for place, name in enumerate(op.inputs)
         ]
-        outcome = _evaluate(op, arrays)
+        outcome = evaluate(op, arrays)
         if outcome is not None:
             facts.origins[output] = np.asarray(outcome[op.outputs.index(output)], dtype=np.int64)
             return
@@ -207,7 +207,7 @@ def _origins_of(facts: Facts, name: str) -> Origins:
     return np.zeros(facts.shapes[name], dtype=np.int64) if known is None else known
 
 
-def _evaluate(op: Op, inputs: Iterable[Array | None]) -> list[Array] | None:
+def evaluate(op: Op, inputs: Iterable[Array | None]) -> list[Array] | None:
     """The node's outputs by onnx's reference operators, or None where they can't tell."""
     feed = {name: value for name, value in zip(op.inputs, inputs, strict=True) if name}
     try:

@@ -83,6 +83,11 @@ class Flow:
             for linear in self.trace.linears
             if linear.mixes and not alive[axes[linear.weight][linear.in_axis]].all()
         }
+        losers |= {
+            product.op.index
+            for product in self.trace.products
+            if product.is_open and not alive[axes[product.contracted[0][0]][product.contracted[0][1]]].all()
+        }
         found: set[str] = set()
         for op, reads in zip(self.trace.ops, self._reads, strict=True):
             if op.index in losers or any(name in found for name in reads):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from snp_onnx.tracing.facts import Facts, Shape
-from snp_onnx.tracing.labels import FIXED, HEAD, SUMMED, Labels
+from snp_onnx.tracing.labels import FIXED, HEAD, INSIDE, SUMMED, Labels
 from snp_onnx.tracing.op import Op
 from snp_onnx.tracing.padding import has_rows_of
 from snp_onnx.tracing.tracer import Axes, Barrier, Linear, Product, Tracer
+
+if TYPE_CHECKING:
+    from snp_onnx.tracing.attention import Attention
 
 Mask = npt.NDArray[np.bool_]
 
@@ -23,6 +27,11 @@ class Kind(StrEnum):
 
     CHANNELS = "channels"
     HEADS = "heads"
+    HEAD_DIMS = "head-dims"
+
+
+PLAIN_KINDS = frozenset((Kind.CHANNELS, Kind.HEADS))
+"""The kinds of units that a network has as it is, and that may go unless others are asked for."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,6 +46,8 @@ class Group:
     consumers: tuple[Linear, ...]
     is_stream: bool
     """Whether outputs of different layers are summed into the units: a residual stream."""
+    products: tuple[Product, ...] = ()
+    """Products of two activations that sum over the units: the logits of an attention."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,6 +78,8 @@ class Trace:
     label_count: int
     mask: str | None = None
     """The (batch, sequence) input that is 0 where a position is padding."""
+    attention: Attention | None = None
+    """Where dimensions inside heads may go; None where they weren't asked for."""
 
     def alive(self, removed: Iterable[npt.NDArray[np.int64]]) -> Mask:
         """Which labels stay when the given labels go, shape (label_count,)."""
@@ -92,7 +105,7 @@ class Trace:
         return tuple(int(np.count_nonzero(alive[labels])) for labels in self.axes[tensor])
 
 
-def conclude(tracer: Tracer, ops: Sequence[Op], mask: str | None = None) -> Trace:
+def conclude(tracer: Tracer, ops: Sequence[Op], mask: str | None = None, attention: Attention | None = None) -> Trace:
     """Resolve all labels to their classes and collect the groups."""
     axes = {name: tuple(tracer.classes.find(part) for part in parts) for name, parts in tracer.traced().items()}
     removable = _removable(tracer, axes)
@@ -108,17 +121,21 @@ def conclude(tracer: Tracer, ops: Sequence[Op], mask: str | None = None) -> Trac
         tuple(tracer.activation_products),
         len(tracer.classes),
         mask if mask in tracer.facts.shapes else None,
+        attention,
     )
 
 
 def _removable(tracer: Tracer, axes: Mapping[str, Axes]) -> Mask:
-    """Labels of classes that nothing bars and that some weight produces and some weight consumes."""
+    """Labels of classes that nothing bars and that some weight produces and some weight or open product consumes."""
     count = len(tracer.classes)
     produced, consumed = np.zeros(count, dtype=np.bool_), np.zeros(count, dtype=np.bool_)
     for linear in tracer.linears:
         produced[axes[linear.weight][linear.out_axis]] = True
         if linear.mixes:
             consumed[axes[linear.weight][linear.in_axis]] = True
+    for product in tracer.activation_products:
+        for tensor, axis in product.contracted if product.is_open else ():
+            consumed[axes[tensor][axis]] = True
     every = np.arange(count, dtype=np.int64)
     return produced & consumed & ~tracer.classes.has(every, FIXED)
 
@@ -157,9 +174,18 @@ def _group(tracer: Tracer, axes: Mapping[str, Axes], first: Linear, labels: Labe
     lead = labels[0]
     producers = tuple(x for x in tracer.linears if lead in axes[x.weight][x.out_axis])
     consumers = tuple(x for x in tracer.linears if x.mixes and lead in axes[x.weight][x.in_axis])
-    kind = Kind.HEADS if tracer.classes.has(labels, HEAD).any() else Kind.CHANNELS
+    products = tuple(
+        x for x in tracer.activation_products if x.is_open and lead in axes[x.contracted[0][0]][x.contracted[0][1]]
+    )
     summed = bool(tracer.classes.has(labels, SUMMED).any())
-    return Group(f"{tracer.root(first.weight)}:{first.out_axis}", kind, labels, producers, consumers, summed)
+    name = f"{tracer.root(first.weight)}:{first.out_axis}"
+    return Group(name, _kind(tracer, labels), labels, producers, consumers, summed, products)
+
+
+def _kind(tracer: Tracer, labels: Labels) -> Kind:
+    if tracer.classes.has(labels, HEAD).any():
+        return Kind.HEADS
+    return Kind.HEAD_DIMS if tracer.classes.has(labels, INSIDE).any() else Kind.CHANNELS
 
 
 def _with_unique_ids(groups: Sequence[Group]) -> tuple[Group, ...]:
@@ -169,7 +195,7 @@ def _with_unique_ids(groups: Sequence[Group]) -> tuple[Group, ...]:
     for group in groups:
         seen[group.id] = count = seen.get(group.id, 0) + 1
         name = group.id if count == 1 else f"{group.id}/{count}"
-        named.append(Group(name, group.kind, group.labels, group.producers, group.consumers, group.is_stream))
+        named.append(replace(group, id=name))
     return tuple(named)
 
 

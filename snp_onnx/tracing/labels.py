@@ -19,6 +19,8 @@ SUMMED = Flag(4)
 """The class is written by a sum of different layers' outputs: a residual stream."""
 REPEATED = Flag(8)
 """The class counts the copies that an Expand makes of one position."""
+INSIDE = Flag(16)
+"""The class counts dimensions inside attention heads, which may go in place of whole heads."""
 
 STILL = 0
 """The label of every position that nothing could ever remove (batch, spatial, axes of extent one)."""

@@ -2,7 +2,8 @@
 
 A Reshape that splits an axis, or merges several that could shrink, ties every position of the whole to one position of
 each factor. Removing units must then go along exactly one factor: whole heads, or the same index in every head. The
-products are recorded while the graph is walked and settled at its end, when all barriers are known.
+products are recorded while the graph is walked and settled at its end, when all barriers are known: along heads, except
+where the dimensions inside them were marked as the ones to go and may.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from snp_onnx.tracing.labels import FIXED, HEAD, REPEATED, DisjointSet, Labels, still
+from snp_onnx.tracing.labels import FIXED, HEAD, INSIDE, REPEATED, DisjointSet, Labels, still
 
 Whole = npt.NDArray[np.int64]
 
@@ -88,11 +89,14 @@ class Products:
         return None
 
     def settle(self) -> None:
-        """Choose the factor that carries each product's units: forced ones first, then heads, then the longest."""
+        """Choose the factor that carries each product's units: marked dimensions first, then forced ones, then heads,
+        then the longest.
+        """
         waiting = list(self._ties)
         while waiting:
+            inside = [tie for tie in waiting if any(self._is_inside(tie.factors[place]) for place in self._live(tie))]
             forced = [tie for tie in waiting if len(self._live(tie)) <= 1]
-            chosen = forced or [next((tie for tie in waiting if self._counts_heads(tie)), waiting[0])]
+            chosen = inside or forced or [next((tie for tie in waiting if self._counts_heads(tie)), waiting[0])]
             for tie in chosen:
                 self._settle(tie)
             waiting = [tie for tie in waiting if not any(tie is done for done in chosen)]
@@ -116,13 +120,16 @@ class Products:
             else:
                 self._classes.flag(labels, FIXED)
 
-    def _preference(self, tie: _Tie, place: int) -> tuple[bool, bool, int, int]:
+    def _preference(self, tie: _Tie, place: int) -> tuple[bool, bool, bool, int, int]:
         labels = tie.factors[place]
         is_copy = bool(self._classes.has(labels, REPEATED).any())
-        return self._is_head(labels), not is_copy, len(labels), place
+        return self._is_inside(labels), self._is_head(labels), not is_copy, len(labels), place
 
     def _counts_heads(self, tie: _Tie) -> bool:
         return any(self._is_head(labels) for labels in (tie.whole.reshape(-1), *tie.factors))
+
+    def _is_inside(self, labels: Labels) -> bool:
+        return bool(self._classes.has(labels, INSIDE).any())
 
     def _is_head(self, labels: Labels) -> bool:
         return bool(self._classes.has(labels, HEAD).any())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -38,10 +39,15 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A node that multiplies two activations: it costs MACs, along (tensor, axis) factors."""
+    """A node that multiplies two activations: it costs MACs, along (tensor, axis) factors.
+
+    `contracted` are the axes of both operands that are summed over; where it `is_open`, they may lose positions.
+    """
 
     op: Op
     factors: tuple[tuple[str, int], ...]
+    contracted: tuple[tuple[str, int], ...] = ()
+    is_open: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +63,16 @@ class Barrier:
 class Tracer:
     """Labels of every tensor's axes, and the facts that rules have recorded so far."""
 
-    def __init__(self, facts: Facts, constants: frozenset[str]) -> None:
+    def __init__(
+        self,
+        facts: Facts,
+        constants: frozenset[str],
+        shared: frozenset[str],
+        contractions: Mapping[int, str] = MappingProxyType({}),
+    ) -> None:
         self.facts = facts
+        self.contractions = contractions
+        """For nodes that multiply activations: why the axis that is summed over stays whole; "" where it needn't."""
         self.classes = DisjointSet()
         self.products = Products(self.classes)
         self.barriers: list[tuple[Barrier, Labels]] = []
@@ -67,6 +81,7 @@ class Tracer:
         self._axes: dict[str, Axes] = {}
         self._constants = set(constants)
         self._roots: dict[str, str] = {}
+        self._shared = shared
         self._layers: dict[str, frozenset[int]] = {}
 
     def knows(self, tensor: str) -> bool:
@@ -82,6 +97,10 @@ class Tracer:
     def is_constant(self, tensor: str) -> bool:
         """Whether the tensor is an initialiser or computed from initialisers alone."""
         return tensor in self._constants
+
+    def is_shared(self, tensor: str) -> bool:
+        """Whether several nodes read the tensor."""
+        return tensor in self._shared
 
     def mark_constant(self, tensors: Sequence[str], source: str = "") -> None:
         """Tensors that initialisers alone decide; `source` is the first of what they are computed from."""

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
+
+import onnx
 
 from snp_onnx.calibration.blocks import collect_in_blocks
 from snp_onnx.calibration.moments import MomentRequest, Moments, View
 from snp_onnx.calibration.runner import collect
 from snp_onnx.calibration.samples import Part, Samples
 from snp_onnx.calibration.sessions import Runtime
+from snp_onnx.calibration.single_heads import with_single_heads
+from snp_onnx.planning.head_statistics import (
+    HeadReading,
+    HeadStatistics,
+    head_readings,
+    logits_of,
+    output_request,
+    single_heads,
+)
 from snp_onnx.planning.readings import Reading, readings, total_requests
 from snp_onnx.planning.statistics import Statistics
 from snp_onnx.tracing import Group, Linear
+from snp_onnx.tracing.attention import Operand
 from snp_onnx.verbs.result import Stopwatch
 from snp_onnx.verbs.settings import Feed, Progress
 from snp_onnx.verbs.subject import Subject
@@ -27,10 +39,13 @@ class Measured:
     moments: Mapping[str, Moments]
     totals: Mapping[Linear, MomentRequest]
     warnings: tuple[str, ...]
+    outputs: Mapping[Linear, MomentRequest] = field(default_factory=dict)
+    heads: Mapping[Operand, tuple[HeadReading, ...]] = field(default_factory=dict)
 
     @property
     def statistics(self) -> Statistics:
-        return Statistics(self.readings, self.moments, self.totals)
+        heads = HeadStatistics(self.heads, self.moments)
+        return Statistics(self.readings, self.moments, self.totals, self.outputs, heads)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,9 +75,14 @@ class Calibration:
 def measure(subject: Subject, groups: Sequence[Group], patches: bool, calibration: Calibration) -> Measured:
     """One pass over the calibration samples: moments at every consumer's input, of whole windows if `patches`."""
     wanted = readings(subject.trace, groups, calibration.count, patches)
-    totals = total_requests(subject.flow, wanted, calibration.count) if patches else {}
+    flow, logits = subject.flow, logits_of(subject.trace, groups)
+    outputs = {part.output: output_request(flow, part.output, calibration.count) for part in logits}
+    sides = [side.operand for part in logits for side in (part.queries, part.keys)]
+    heads = {operand: head_readings(flow, operand, calibration.count) for operand in sides}
+    totals = total_requests(flow, [*wanted, *outputs], calibration.count) if patches else {}
     requests = {reading.key: reading.request for reading in wanted.values()}
-    requests |= {request.key: request for request in totals.values()}
+    requests |= {request.key: request for request in (*totals.values(), *outputs.values())}
+    requests |= {reading.request.key: reading.request for several in heads.values() for reading in several}
     batches = -(-calibration.count // calibration.batch_size)
 
     def heard(done: int) -> None:
@@ -71,23 +91,26 @@ def measure(subject: Subject, groups: Sequence[Group], patches: bool, calibratio
         calibration.progress("calibrate", done, batches)
 
     with calibration.clock("calibrate"):
+        model = with_single_heads(subject.prepared, single_heads(heads))
         if subject.dense.store is not None:
-            moments = _in_blocks(subject, list(requests.values()), calibration)
+            moments = _in_blocks(subject, model, list(requests.values()), calibration)
         else:
             moments = collect(
-                subject.prepared,
+                model,
                 list(requests.values()),
                 calibration.batches(Part.CALIBRATION),
                 calibration.runtime,
                 progress=heard,
             )
-    return Measured(wanted, moments, totals, _warnings(wanted, moments))
+    return Measured(wanted, moments, totals, _warnings(wanted, moments), outputs, heads)
 
 
-def _in_blocks(subject: Subject, requests: Sequence[MomentRequest], calibration: Calibration) -> dict[str, Moments]:
+def _in_blocks(
+    subject: Subject, model: onnx.ModelProto, requests: Sequence[MomentRequest], calibration: Calibration
+) -> dict[str, Moments]:
     """The moments of a model that is too large to be run at once."""
     return collect_in_blocks(
-        subject.prepared,
+        model,
         requests,
         subject.trace.facts.shapes,
         calibration.count,

@@ -18,7 +18,8 @@ from snp_onnx.errors import CalibrationError, PlanError
 from snp_onnx.passes import summarise
 from snp_onnx.planning.decide import eligible
 from snp_onnx.planning.options import Choices, Fold, Ratios, Target, TargetKind, choices
-from snp_onnx.planning.plan import Folds, Plan, load_plan
+from snp_onnx.planning.plan import Plan, Saved, load_plan
+from snp_onnx.verbs.bases import change_bases
 from snp_onnx.verbs.carry_out import Candidate, Work, candidate_from_plan
 from snp_onnx.verbs.fidelity import Fidelity
 from snp_onnx.verbs.find_plan import find_candidate
@@ -69,7 +70,9 @@ def prune(
     target_macs, target_params, target_size : fraction of the dense model's cost to keep at most.
     variance : the paper's τ. min_fidelity : the cosine that every output must keep on the samples held back, by as few
         MACs as can be found. Exactly one target, unless `plan` is given.
-    preset : "best", "fast" or "paper". units : kinds that may be removed, of "channels" and "heads".
+    preset : "best", "fast" or "paper". units : kinds that may be removed, of "channels", "heads" and "head-dims". With
+        "head-dims" an attention gives up dimensions inside its heads where it can, and whole heads only where it can't:
+        run twice for both.
     plan : a Plan or the path of a saved one, to carry out instead of deciding.
     external_as : the file name that the result will be saved under with external data; its bytes then count for
         `target_size`.
@@ -90,11 +93,11 @@ def prune(
         raise PlanError("a plan and a target were given: give one of them")
     target = None if plan is not None else target_from(given)
     earlier = _read_plan(plan)
-    given_choices = {name: options.get(name) for name in CHOICE_OPTIONS}
+    given_choices = {name: options.get(name) for name in CHOICE_OPTIONS} | {"kinds": units}
     if earlier is not None:  # a plan is folded as it was made, unless told otherwise
-        as_planned = {name: earlier[0].options.get(name) for name in ("fold", "ridge", "refine")}
+        as_planned = {name: earlier.plan.options.get(name) for name in ("fold", "ridge", "refine", "kinds")}
         given_choices |= {name: value for name, value in as_planned.items() if given_choices[name] is None}
-    chosen = choices(preset, kinds=units, seed=options.get("seed"), **given_choices)
+    chosen = choices(preset, seed=options.get("seed"), **given_choices)
     if target is not None:
         _check_target(target, calibration, options.get("ratios"))
     data, runtime = data_from(calibration, options), runtime_from(options)
@@ -113,10 +116,10 @@ def _silent(stage: str, done: int, total: int) -> None:
     """No progress shown."""
 
 
-def _read_plan(plan: Plan | str | os.PathLike[str] | None) -> tuple[Plan, Folds | None] | None:
+def _read_plan(plan: Plan | str | os.PathLike[str] | None) -> Saved | None:
     if plan is None:
         return None
-    return (plan, None) if isinstance(plan, Plan) else load_plan(Path(plan))
+    return Saved(plan) if isinstance(plan, Plan) else load_plan(Path(plan))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,21 +133,21 @@ class _Job:
     progress: Progress
     external_as: str | None = None
 
-    def run(
-        self, model: str | os.PathLike[str] | onnx.ModelProto, earlier: tuple[Plan, Folds | None] | None
-    ) -> PruneResult:
+    def run(self, model: str | os.PathLike[str] | onnx.ModelProto, earlier: Saved | None) -> PruneResult:
         clock = Stopwatch()
         self.progress("prepare", 0, 0)
         with clock("prepare"):
             dense, prepared, notes = load_subject(model, self.runtime)
         if self.data.source is None:
-            seen = earlier[0].input_shapes if earlier is not None else {}
-            return self._carry_out(clock, self._traced(clock, dense, prepared, notes, seen), None, earlier)
+            seen = earlier.plan.input_shapes if earlier is not None else {}
+            subject = self._traced(clock, dense, prepared, notes, seen)
+            return self._carry_out(clock, self._based(subject, None, earlier), None, earlier)
         with clock("read samples"):
             samples = self._open_samples(prepared)
         with samples:
+            calibration = Calibration(samples, self.data.batch_size, self.runtime, clock, self.progress)
             subject = self._traced(clock, dense, prepared, notes, samples.largest_shapes)
-            return self._carry_out(clock, subject, samples, earlier)
+            return self._carry_out(clock, self._based(subject, calibration, earlier), calibration, earlier)
 
     def _open_samples(self, prepared: onnx.ModelProto) -> Samples:
         data = self.data
@@ -164,28 +167,30 @@ class _Job:
             shapes = resolve_shapes(prepared, self.data.input_shapes, seen)
             return trace_at(dense, prepared, notes, shapes, self.runtime)
 
+    def _based(self, subject: Subject, calibration: Calibration | None, earlier: Saved | None) -> Subject:
+        """The subject in the bases that the kinds of units need: those of an earlier plan for it, or new ones."""
+        is_same = earlier is not None and earlier.plan.dense_sha256 == subject.dense.sha256
+        given = earlier.bases if earlier is not None and is_same else None
+        return change_bases(subject, self.choices.kinds, self.runtime, calibration, given)
+
     def _carry_out(
-        self,
-        clock: Stopwatch,
-        subject: Subject,
-        samples: Samples | None,
-        earlier: tuple[Plan, Folds | None] | None,
+        self, clock: Stopwatch, subject: Subject, calibration: Calibration | None, earlier: Saved | None
     ) -> PruneResult:
         """Decide or take the plan over, rewrite, verify, and compare on the samples held back."""
         groups = eligible(subject.trace, self.choices)
         if earlier is not None:
-            earlier[0].alive(subject.trace)  # a plan for another graph is refused before the samples are run
-            groups = earlier[0].groups(subject.trace)
-        measured, calibration = Measured({}, {}, {}, ()), None
-        if samples is not None:
-            calibration = Calibration(samples, self.data.batch_size, self.runtime, clock, self.progress)
+            earlier.plan.alive(subject.trace)  # a plan for another graph is refused before the samples are run
+            groups = earlier.plan.groups(subject.trace)
+        samples = calibration.samples if calibration is not None else None
+        measured = Measured({}, {}, {}, ())
+        if calibration is not None:
             measured = measure(subject, groups, self.choices.fold is Fold.PATCH, calibration)
         work = Work(subject, measured, self.choices, clock, calibration, self.external_as)
         if earlier is None:
             assert self.target is not None  # `prune` asks for one where no plan is given
             candidate = find_candidate(work, self.target)
         else:
-            candidate = candidate_from_plan(work, *earlier)
+            candidate = candidate_from_plan(work, earlier.plan, earlier.folds)
         self.progress("verify", 0, 0)
         with clock("verify"):
             feed = next(iter(samples.batches(self.data.batch_size, Part.HELD_OUT))) if samples is not None else None
@@ -227,7 +232,8 @@ class _Job:
             tuple(notes),
             tuple(warnings),
         )
-        return PruneResult(candidate.model, report, candidate.plan, candidate.folds, subject.dense.store)
+        store = subject.dense.store
+        return PruneResult(candidate.model, report, candidate.plan, candidate.folds, subject.bases, store)
 
     def _options(self, samples: Samples | None) -> dict[str, Any]:
         used = self.choices.record()

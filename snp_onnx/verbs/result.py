@@ -15,7 +15,7 @@ import onnx
 from snp_onnx import model_io
 from snp_onnx.cost import Cost
 from snp_onnx.external import Store
-from snp_onnx.planning.plan import Folds, Plan, save_plan
+from snp_onnx.planning.plan import Bases, Folds, Plan, save_plan
 from snp_onnx.tracing import Stop, Trace
 from snp_onnx.verbs.fidelity import Fidelity
 from snp_onnx.verbs.latency import Latency
@@ -78,6 +78,7 @@ class PruneResult:
     report: Report
     plan: Plan
     folds: Folds
+    bases: Bases = field(default_factory=dict)
     store: Store | None = None
 
     @property
@@ -92,8 +93,8 @@ class PruneResult:
         return model_io.save(self.proto, output, save_as_external_data)
 
     def save_plan(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as JSON and its folded weights beside it as .npz."""
-        save_plan(self.plan, Path(path), self.folds)
+        """Write the plan as JSON and its folded weights and bases beside it as .npz."""
+        save_plan(self.plan, Path(path), self.folds, self.bases)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,15 @@ from snp_onnx.calibration.sessions import Runtime, open_session, run
 from snp_onnx.cost import Cost, Term, mac_terms, param_terms, total, weights
 from snp_onnx.errors import PassError, PlanError, SnpError
 from snp_onnx.passes import Note, prepare
-from snp_onnx.tracing import Trace, trace, unknown_shapes
+from snp_onnx.planning.plan import Bases
+from snp_onnx.tracing import PLAIN_KINDS, Kind, Trace, trace, unknown_shapes
 from snp_onnx.tracing.facts import Shape
 from snp_onnx.tracing.flow import Flow
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subject:
-    """The dense model as given, its prepared form, and the trace of that."""
+    """The dense model as given, its prepared form (in which `bases` were changed), and the trace of that."""
 
     dense: model_io.Model
     prepared: onnx.ModelProto
@@ -32,6 +33,7 @@ class Subject:
     input_shapes: Mapping[str, Shape]
     notes: tuple[Note, ...]
     flow: Flow
+    bases: Bases = field(default_factory=dict)
 
     def mac_terms(self) -> list[Term]:
         """The MACs of one sample: a model whose batch is fixed computes several at once."""
@@ -77,14 +79,15 @@ def trace_at(
     notes: tuple[Note, ...],
     shapes: Mapping[str, Shape],
     runtime: Runtime,
+    kinds: Collection[Kind] = PLAIN_KINDS,
 ) -> Subject:
     """Trace at concrete input shapes; what inference can't tell is observed in one run of the runtime."""
     with _blaming(dense, runtime):
-        found = trace(prepared, shapes)
+        found = trace(prepared, shapes, kinds=kinds)
         unknown = unknown_shapes(prepared, found.facts)
         if unknown:
             observed = _observe(prepared, unknown, shapes, runtime)
-            found = trace(prepared, shapes, observed)
+            found = trace(prepared, shapes, observed, kinds)
     return Subject(dense, prepared, found, dict(shapes), notes, Flow(prepared, found))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from snp_onnx.tracing.labels import SUMMED, Labels, still
+import itertools
+
+from snp_onnx.tracing.labels import HEAD, SUMMED, Labels, still
 from snp_onnx.tracing.op import Op
 from snp_onnx.tracing.tracer import Tracer
 
@@ -95,16 +97,40 @@ def broadcasting(op: Op, tracer: Tracer) -> None:
     """Positions aligned from the right are one unit; an axis of extent one is repeated and carries none."""
     rank = len(tracer.shape(op.outputs[0]))
     columns: list[list[Labels]] = [[] for _ in range(rank)]
+    whole = _left_whole(op, tracer) if op.type == "Add" else None
     for name in filter(None, op.inputs):
         axes = tracer.axes(name)
         for axis, labels in enumerate(axes, start=rank - len(axes)):
-            columns[axis].append(labels)
+            if (name, axis - rank) != whole:
+                columns[axis].append(labels)
     output = [
         _united(column, extent, tracer) for column, extent in zip(columns, tracer.shape(op.outputs[0]), strict=True)
     ]
     tracer.set_axes(op.outputs[0], output)
     if op.type in _SUMS:
         _flag_streams(op, tracer, output)
+
+
+def _left_whole(op: Op, tracer: Tracer) -> tuple[str, int] | None:
+    """An operand and its axis (from the end) over heads that the other one may lose and it doesn't.
+
+    A bias of the scores (ALiBi, relative positions) that several layers add, or that can't shrink: united, it would tie
+    the heads of all of them. The rewrite picks from it what each layer needs.
+    """
+    for bias, scores in itertools.permutations(op.inputs, 2):
+        if tracer.layers(bias) or not tracer.layers(scores):
+            continue
+        for place in range(-min(len(tracer.shape(bias)), len(tracer.shape(scores))), 0):
+            labels, heads = tracer.axes(bias)[place], tracer.axes(scores)[place]
+            counts_heads = tracer.classes.is_live(heads) and tracer.classes.has(heads, HEAD).all()
+            if (
+                counts_heads
+                and len(labels) == len(heads)
+                and (tracer.is_shared(bias) or not tracer.classes.is_live(labels))
+            ):
+                tracer.barrier(op, bias, len(tracer.shape(bias)) + place, "a bias of the scores, left whole")
+                return bias, place
+    return None
 
 
 def _flag_streams(op: Op, tracer: Tracer, output: list[Labels]) -> None:

@@ -17,6 +17,9 @@ def gather(op: Op, tracer: Tracer) -> None:
     if picked is None or indices in tracer.facts.origins:
         tracer.barrier(op, source, axis, "positions are picked at run time")
         middle = tracer.axes(indices)
+    elif picked.ndim == 1 and len(axes) > 2 and tracer.is_shared(source) and not tracer.layers(source):
+        tracer.barrier(op, source, axis, "several nodes pick from it")
+        middle = (tracer.classes.fresh(picked.size),)  # the source stays, so each may pick what it needs
     else:
         middle = _picked(op, tracer, source, axis, np.asarray(picked, dtype=np.int64))
     tracer.set_axes(output, [*axes[:axis], *middle, *axes[axis + 1 :]])

@@ -90,6 +90,9 @@ def _batch_axes(op: Op, tracer: Tracer) -> list[Labels]:
 def _contract_activations(
     op: Op, tracer: Tracer, left: tuple[str, int], right: tuple[str, int], rest: list[tuple[str, int]]
 ) -> None:
-    for tensor, axis in (left, right):
-        tracer.barrier(op, tensor, axis, "contracted between two activations")
-    tracer.activation_products.append(Product(op, (left, *rest)))
+    """The axis that is summed over stays whole, unless its units were found to be free to go (inside heads)."""
+    reason = tracer.contractions.get(op.index, "contracted between two activations")
+    if reason:
+        for tensor, axis in (left, right):
+            tracer.barrier(op, tensor, axis, reason)
+    tracer.activation_products.append(Product(op, (left, *rest), (left, right), not reason))
