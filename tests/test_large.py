@@ -81,6 +81,14 @@ def test_the_result_is_that_of_the_ordinary_way(monkeypatch, preset: str, count:
     np.testing.assert_allclose(outputs(large.model, rows(4)), outputs(ordinary.model, rows(4)), rtol=1e-3, atol=1e-4)
 
 
+def test_dimensions_inside_heads_go_the_same_way(monkeypatch):
+    units = ["channels", "heads", "head-dims"]
+    ordinary, large = in_both_ways(monkeypatch, built(), rows(), target_macs=0.6, units=units)
+    assert any(d.kind == "head-dims" and d.after < d.before for d in large.plan.decisions)
+    assert [d.kept for d in large.plan.decisions] == [d.kept for d in ordinary.plan.decisions]
+    np.testing.assert_allclose(outputs(large.model, rows(4)), outputs(ordinary.model, rows(4)), rtol=1e-3, atol=1e-3)
+
+
 def test_a_convolutional_model_goes_the_same_way(monkeypatch):
     feed = {"x": np.random.default_rng(0).standard_normal((32, 3, 8, 8)).astype(np.float32)}
     ordinary, large = in_both_ways(monkeypatch, built(conv.conv_bn_relu), feed, target_macs=0.6)
