@@ -30,7 +30,7 @@ ROOT = Path(os.path.abspath(os.sep))
 """Where locations start."""
 
 LARGE = 256 * 2**20
-"""Bytes of weights from which on a model is handled without them."""
+"""Bytes of weights, in float32, from which on a model is handled without them."""
 
 LEAST = 64 * 2**10
 """Bytes of a weight that is worth a place outside the graph."""
@@ -43,6 +43,9 @@ WHOLE_BYTES = frozenset(range(TensorProto.FLOAT, TensorProto.BFLOAT16 + 1)) - {T
 
 _INSIDE = frozenset((TensorProto.INT64, TensorProto.BOOL))
 """Element types of sizes and masks, which shape inference reads."""
+
+
+_HALVES = frozenset((TensorProto.FLOAT16, TensorProto.BFLOAT16))
 
 
 def is_external(tensor: TensorProto) -> bool:
@@ -68,8 +71,8 @@ def byte_count(tensor: TensorProto) -> int:
 
 
 def weight_bytes(model: onnx.ModelProto) -> int:
-    """Bytes of all initialisers."""
-    return sum(map(byte_count, model.graph.initializer))
+    """Bytes of all initialisers as they are computed with: 16-bit floats as float32."""
+    return sum(byte_count(t) * (2 if t.data_type in _HALVES else 1) for t in model.graph.initializer)
 
 
 def array_of(tensor: TensorProto) -> Array:

@@ -179,6 +179,11 @@ def test_half_precision_weights_stay_so(monkeypatch, dtype, is_large: bool):
     assert abs(result.report.fidelity[0].relative_l2 - single.report.fidelity[0].relative_l2) < 0.1
 
 
+def test_half_precision_counts_as_it_is_computed():
+    single, half = (external.weight_bytes(built(dtype=dtype)) for dtype in (np.float32, np.float16))
+    assert half == pytest.approx(single, rel=0.05)
+
+
 def test_large_pieces_of_algebra_go_one_after_the_other():
     at_once, most = [0], {True: 0, False: 0}
 
