@@ -9,6 +9,7 @@ from snp_onnx.passes.freeze_numbers import FreezeNumbers
 from snp_onnx.passes.lift_constants import LiftConstants
 from snp_onnx.passes.pipeline import Rewritten, rewrite
 from snp_onnx.passes.prepare import prepare
+from snp_onnx.passes.rotate_stream import rotate_streams
 from snp_onnx.passes.separate_shared import SeparateShared
 from snp_onnx.passes.slice_units import SliceUnits
 from snp_onnx.passes.turn_heads import Turn, TurnHeads
@@ -30,5 +31,6 @@ __all__ = [
     "TurnHeads",
     "prepare",
     "rewrite",
+    "rotate_streams",
     "summarise",
 ]

@@ -287,6 +287,23 @@ def _num_groups(node: gs.Node, op: Op, resizing: Resizing) -> None:
     node.attrs["num_groups"] = resizing.count(labels)
 
 
+def _open_norm(node: gs.Node, op: Op, resizing: Resizing) -> None:
+    """A mean of squares over k of d entries: sum/d + eps = (mean + eps d/k) k/d, so the gain gets sqrt(d/k)."""
+    source = op.input(0)
+    axis = len(resizing.shape(source)) - 1
+    before, after = resizing.shape(source)[axis], resizing.after(source)[axis]
+    if before == after or resizing.after(op.outputs[0])[axis] != 1:
+        return
+    factor = before / after
+    plus = node.outputs[0].outputs[0]
+    times = plus.outputs[0].outputs[0].outputs[0].outputs[0].outputs[0].outputs[0]
+    if (plus.op, times.op) != ("Add", "Mul"):
+        raise PassError(f"{op.name}: not the norm that was to be corrected for its width")
+    for end, scale in ((plus, factor), (times, factor**0.5)):
+        values = end.inputs[1].values
+        resizing.set_constant(end, 1, np.asarray(values.astype(np.float64) * scale, dtype=values.dtype))
+
+
 Resizer = Callable[[gs.Node, Op, Resizing], None]
 
 RESIZERS: Mapping[str, Resizer] = MappingProxyType(
@@ -303,6 +320,7 @@ RESIZERS: Mapping[str, Resizer] = MappingProxyType(
         "Conv": _group_attribute,
         "ConvTranspose": _group_attribute,
         "GroupNormalization": _num_groups,
+        "ReduceMean": _open_norm,
     }
 )
 """Operators with sizes to rewrite; all others take theirs from their inputs."""

@@ -156,6 +156,15 @@ def test_redundant_groups_pay_for_irreplaceable_ones() -> None:
     assert found[1] > 4 > found[0]
 
 
+def test_a_coarse_step_that_overshoots_is_left_to_finer_groups() -> None:
+    """Four heads of which one costs as much as half of the hidden units: the target falls between two heads."""
+    heads, hidden = path_of(np.array([0.97, 0.98, 0.99, 1.0])), path_of(np.linspace(0.9, 1.0, 40), 0.3)
+    costs = Chain(np.array([100, 5]), np.array([0]))
+    found = widths_by_error([heads, hidden], costs, costs.cost(np.array([4, 40])) - 60, 1, 1)
+    assert found is not None
+    assert found.tolist() == [4, 28]
+
+
 def test_an_unreachable_budget_is_a_target_error() -> None:
     paths, chain = drawn(3)
     with pytest.raises(TargetError, match=r"--target-macs 0\.001 can't be reached"):

@@ -56,11 +56,14 @@ TARGETS = (
 
 CHOICES = (
     _option("preset", str, "best", "best, fast or paper."),
-    _option("units", str | None, None, "Kinds that may be removed, of channels,heads,head-dims."),
+    _option("units", str | None, None, "Kinds that may be removed, of channels,heads,head-dims,stream."),
     _option("order", str | None, None, "output, zca, saw, magnitude, natural or random."),
     _option("fold", str | None, None, "patch, channel or none."),
     _option("refine", str | None, None, "sequential or none."),
     _option("error_power", float | None, None, "p in error / variance^p, by which layers are compared."),
+    _option(
+        "weigh", str | None, None, "outputs or layers: where errors are compared; by default outputs with attention."
+    ),
     _option("ratios", str | None, None, "budget, variance or uniform."),
     _option("streams", bool | None, None, "Cut convolutional residual streams too.", "--streams/--no-streams"),
     _option("include", str | None, None, "Only groups with a producer node matching this."),

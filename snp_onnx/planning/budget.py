@@ -115,25 +115,57 @@ def widths_by_error(
 
     Narrows, from the dense widths, whichever group loses least error for each unit of cost it frees. Errors are taken
     on their lower convex hull, so the ratio at which it stops is the one multiplier of the Lagrangian; marginal costs
-    are those at the current widths, because a node's cost follows both of its widths.
+    are those at the current widths, because a node's cost follows both of its widths. Where the last step overshoots
+    (heads are large), the group that made it is also tried at the width before, with others narrowed instead.
     """
     ladders = [_Ladder.of(path, min_units, round_to) for path in paths]
-    rungs = np.array([len(ladder.widths) - 1 for ladder in ladders], dtype=np.int64)
-    if costs.cost(_at(ladders, np.zeros_like(rungs))) > limit:
+    dense = np.array([len(ladder.widths) - 1 for ladder in ladders], dtype=np.int64)
+    floors = np.zeros_like(dense)
+    if costs.cost(_at(ladders, floors)) > limit:
         return None
+    best: tuple[float, Widths] | None = None
+    for _ in range(_ALTERNATIVES):
+        rungs, last = _narrowed(ladders, dense, floors, costs, limit)
+        if rungs is None:
+            break
+        slack = (limit - costs.cost(_at(ladders, rungs))) / limit
+        widths = _filled(ladders, rungs, costs, limit)
+        error = sum(
+            float(ladder.errors[ladder.widths.index(int(w))]) for ladder, w in zip(ladders, widths, strict=True)
+        )
+        if best is None or error < best[0]:
+            best = error, widths
+        if slack < _FINE or last is None:
+            break
+        floors[last] = rungs[last] + 1
+    return None if best is None else best[1]
+
+
+_ALTERNATIVES = 8
+_FINE = 5e-3
+"""Overshooting the target by a smaller share than this isn't worth a second try."""
+
+
+def _narrowed(
+    ladders: Sequence[_Ladder], dense: Widths, floors: Widths, costs: Costs, limit: float
+) -> tuple[Widths | None, int | None]:
+    """Rungs within the limit, none below its floor, and the group that was narrowed last; None where that can't be."""
+    rungs = dense.copy()
     refresh = max(1, int(rungs.sum()) // _MARGINAL_UPDATES)
-    count = 0
-    slopes = np.array([ladder.slope(rung) for ladder, rung in zip(ladders, rungs, strict=True)])
+    count, chosen = 0, None
+    slopes = np.array([ladder.slope(rung, low) for ladder, rung, low in zip(ladders, rungs, floors, strict=True)])
     widths = _at(ladders, rungs)
     while costs.cost(widths) > limit:
         if count % refresh == 0:
             price = np.maximum(costs.marginal(widths), np.finfo(np.float64).tiny)
         count += 1
         chosen = int(np.argmin(slopes / price))
+        if np.isinf(slopes[chosen]):
+            return None, chosen
         rungs[chosen] -= 1
-        slopes[chosen] = ladders[chosen].slope(int(rungs[chosen]))
+        slopes[chosen] = ladders[chosen].slope(int(rungs[chosen]), int(floors[chosen]))
         widths[chosen] = ladders[chosen].widths[rungs[chosen]]
-    return _filled(ladders, rungs, costs, limit)
+    return rungs, chosen
 
 
 _MARGINAL_UPDATES = 1024
@@ -151,9 +183,9 @@ class _Ladder:
         widths = legal_widths(len(path.group), min_units, round_to)
         return cls(widths, _convex(np.array(widths, dtype=np.float64), path.errors[np.array(widths) - 1]))
 
-    def slope(self, rung: int) -> float:
+    def slope(self, rung: int, lowest: int = 0) -> float:
         """Error per unit that the step down from a rung costs; infinite on the lowest."""
-        if rung == 0:
+        if rung <= lowest:
             return float("inf")
         rise = self.errors[rung - 1] - self.errors[rung]
         return float(rise) / (self.widths[rung] - self.widths[rung - 1])

@@ -36,6 +36,13 @@ class Refine(StrEnum):
     NONE = "none"
 
 
+class Weigh(StrEnum):
+    """What errors of different groups are compared by: their layers' outputs, or what they do to the model's."""
+
+    LAYERS = "layers"
+    OUTPUTS = "outputs"
+
+
 class Preset(StrEnum):
     """Named sets of choices; single ones can be overridden."""
 
@@ -85,7 +92,8 @@ class Choices:
 
     `ridge` is ρ, the one strength of every anchor: elimination and folding use ρ, the refit, which rests on fewer rows,
     10 ρ. `error_power` is p in e / V^p, by which errors of different groups are compared: between 0, where loud layers
-    rule the budget, and 1, where quiet ones do; V is the variance of the sum a layer's output goes into.
+    rule the budget, and 1, where quiet ones do; V is the variance of the sum a layer's output goes into. `weigh` says
+    whether these errors are then put on the scale of the model's outputs; None leaves it to the model: with attention.
     """
 
     order: Order = Order.ZCA
@@ -100,6 +108,7 @@ class Choices:
     ridge: float = 1e-6
     refine: Refine = Refine.NONE
     error_power: float = 1.0
+    weigh: Weigh | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -140,7 +149,7 @@ _PRESETS = {Preset.BEST: BEST, Preset.FAST: FAST, Preset.PAPER: PAPER}
 def choices(preset: str = Preset.BEST, **overrides: Any) -> Choices:
     """A preset's choices with the given ones in place of its own; None leaves one as it is."""
     given = {name: value for name, value in overrides.items() if value is not None}
-    enums = {"order": Order, "fold": Fold, "ratios": Ratios, "refine": Refine}
+    enums = {"order": Order, "fold": Fold, "ratios": Ratios, "refine": Refine, "weigh": Weigh}
     for name, kind in enums.items():
         if name in given:
             given[name] = _member(kind, given[name], f"--{name}")

@@ -10,6 +10,7 @@ from snp_onnx.subspace.refit import refit, refit_error
 from snp_onnx.subspace.ridge import ridge_diagonal
 from snp_onnx.subspace.rotation import balanced_bases, principal_basis
 from snp_onnx.subspace.shrinkage import shrink
+from snp_onnx.subspace.stream_axes import centring, principal_axes, sensitivity, turned
 
 __all__ = [
     "Consumer",
@@ -19,6 +20,7 @@ __all__ = [
     "Order",
     "affine_fold",
     "balanced_bases",
+    "centring",
     "conjugate_gradients",
     "cumulative_variance",
     "eliminate",
@@ -29,12 +31,15 @@ __all__ = [
     "magnitude",
     "natural",
     "order_by_importance",
+    "principal_axes",
     "principal_basis",
     "random",
     "refit",
     "refit_error",
     "ridge_diagonal",
     "saw",
+    "sensitivity",
     "shrink",
+    "turned",
     "zca_importance",
 ]

@@ -13,6 +13,7 @@ from snp_onnx.tracing.facts import Facts, Shape, infer_facts
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.groups import PLAIN_KINDS, Kind, Trace, conclude
 from snp_onnx.tracing.labels import INSIDE
+from snp_onnx.tracing.norms import open_norms
 from snp_onnx.tracing.op import Op, ops_of
 from snp_onnx.tracing.padding import mask_of
 from snp_onnx.tracing.rules import RULES
@@ -33,17 +34,19 @@ def trace(
     only where they may not.
     """
     facts = infer_facts(model, input_shapes, observed)
-    found = _walk(model, facts, None)
-    return found if Kind.HEAD_DIMS not in kinds else _walk(model, facts, find_attention(Flow(model, found)))
+    opened = open_norms(model) if Kind.STREAM in kinds else frozenset()
+    found = _walk(model, facts, None, opened)
+    return found if Kind.HEAD_DIMS not in kinds else _walk(model, facts, find_attention(Flow(model, found)), opened)
 
 
-def _walk(model: onnx.ModelProto, facts: Facts, inside: Attention | None) -> Trace:
-    """One walk over the graph; `inside` says where dimensions inside heads may go."""
+def _walk(model: onnx.ModelProto, facts: Facts, inside: Attention | None, opened: frozenset[str]) -> Trace:
+    """One walk over the graph; `inside`: where dimensions inside heads may go, `opened`: norms that may lose width."""
     initialisers = frozenset(tensor.name for tensor in model.graph.initializer)
     ops = list(ops_of(model))
     readers = Counter(name for op in ops for name in set(op.reads))
     shared = frozenset(name for name, count in readers.items() if count > 1)
     tracer = Tracer(facts, initialisers, shared, inside.contractions if inside is not None else {})
+    tracer.open_norms = opened
     _enter_inputs(model, tracer)
     for op in ops:
         _visit(op, tracer)

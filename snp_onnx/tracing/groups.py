@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snp_onnx.tracing.facts import Facts, Shape
-from snp_onnx.tracing.labels import FIXED, HEAD, INSIDE, SUMMED, Labels
+from snp_onnx.tracing.labels import FIXED, HEAD, INSIDE, STREAM, SUMMED, Labels
 from snp_onnx.tracing.op import Op
 from snp_onnx.tracing.padding import has_rows_of
 from snp_onnx.tracing.tracer import Axes, Barrier, Linear, Product, Tracer
@@ -28,6 +28,7 @@ class Kind(StrEnum):
     CHANNELS = "channels"
     HEADS = "heads"
     HEAD_DIMS = "head-dims"
+    STREAM = "stream"
 
 
 PLAIN_KINDS = frozenset((Kind.CHANNELS, Kind.HEADS))
@@ -185,6 +186,8 @@ def _group(tracer: Tracer, axes: Mapping[str, Axes], first: Linear, labels: Labe
 def _kind(tracer: Tracer, labels: Labels) -> Kind:
     if tracer.classes.has(labels, HEAD).any():
         return Kind.HEADS
+    if tracer.classes.has(labels, STREAM).any():
+        return Kind.STREAM
     return Kind.HEAD_DIMS if tracer.classes.has(labels, INSIDE).any() else Kind.CHANNELS
 
 

@@ -21,6 +21,8 @@ REPEATED = Flag(8)
 """The class counts the copies that an Expand makes of one position."""
 INSIDE = Flag(16)
 """The class counts dimensions inside attention heads, which may go in place of whole heads."""
+STREAM = Flag(32)
+"""The class is a transformer's residual stream, rotated so that its units may be cut one by one."""
 
 STILL = 0
 """The label of every position that nothing could ever remove (batch, spatial, axes of extent one)."""

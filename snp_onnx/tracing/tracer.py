@@ -73,6 +73,8 @@ class Tracer:
         self.facts = facts
         self.contractions = contractions
         """For nodes that multiply activations: why the axis that is summed over stays whole; "" where it needn't."""
+        self.open_norms: frozenset[str] = frozenset()
+        """Means of squares whose axis may be cut; see `tracing.norms`."""
         self.classes = DisjointSet()
         self.products = Products(self.classes)
         self.barriers: list[tuple[Barrier, Labels]] = []

@@ -13,16 +13,17 @@ from types import MappingProxyType
 
 from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.planning.plan import Bases
-from snp_onnx.tracing import Kind
+from snp_onnx.tracing import Barrier, Kind, Trace
 from snp_onnx.verbs.head_dims import turn_heads
 from snp_onnx.verbs.measure import Calibration
+from snp_onnx.verbs.streams import turn_streams
 from snp_onnx.verbs.subject import Subject, trace_at
 from snp_onnx.verbs.turned import Step, Turned
 
 __all__ = ["STEPS", "Step", "Turned", "change_bases"]
 
 
-STEPS: Mapping[Kind, Step] = MappingProxyType({Kind.HEAD_DIMS: turn_heads})
+STEPS: Mapping[Kind, Step] = MappingProxyType({Kind.STREAM: turn_streams, Kind.HEAD_DIMS: turn_heads})
 """The kinds that need other bases; carried out in this order."""
 
 
@@ -37,6 +38,7 @@ def change_bases(
 
     `given` are the bases of an earlier plan for this model; what they lack is taken from the calibration samples.
     """
+    stops: dict[tuple[str, int], Barrier] = {}
     for kind in (kind for kind in STEPS if kind in kinds):
         prefix = f"{kind}:"
         own = {name.removeprefix(prefix): a for name, a in (given or {}).items() if name.startswith(prefix)}
@@ -44,5 +46,12 @@ def change_bases(
         notes = (*subject.notes, *turned.notes)
         bases = {**subject.bases, **{prefix + name: array for name, array in turned.bases.items()}}
         subject = trace_at(subject.dense, turned.model, notes, subject.input_shapes, runtime, frozenset(kinds))
-        subject = replace(subject, bases=bases)
+        stops.update(turned.stops)
+        subject = replace(subject, bases=bases, trace=_explained(subject.trace, stops))
     return subject
+
+
+def _explained(found: Trace, stops: Mapping[tuple[str, int], Barrier]) -> Trace:
+    """The trace with the reasons of what could not be turned in place of the barriers that are left."""
+    named = [replace(s, barrier=stops.get((s.weight, s.axis), s.barrier)) for s in found.stops]
+    return replace(found, stops=tuple(named))

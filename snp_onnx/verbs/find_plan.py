@@ -17,6 +17,7 @@ from snp_onnx.planning.statistics import Statistics
 from snp_onnx.tracing import Group
 from snp_onnx.verbs.carry_out import Candidate, Work, carry_out, cut_only
 from snp_onnx.verbs.least import least_above
+from snp_onnx.verbs.sensitivity import weighed
 from snp_onnx.verbs.subject import Subject
 
 _SIZE_TRIES = 8
@@ -32,6 +33,7 @@ def find_candidate(work: Work, target: Target) -> Candidate:
         paths = find_paths(subject.flow, _foldable(groups, statistics), statistics, implied)
         if not paths:
             raise TargetError(_nothing_prunable(subject))
+    paths = weighed(work, paths)
     if target.kind is TargetKind.SIZE:
         return _within_bytes(work, target, paths)
     table = CostTable(_terms(subject, target), subject.trace, [path.group for path in paths])

@@ -39,7 +39,7 @@ from snp_onnx.verbs.subject import Subject, load_subject, resolve_shapes, trace_
 from snp_onnx.verbs.verify import verify
 
 CHOICE_OPTIONS = [
-    *("order", "fold", "ratios", "refine", "ridge", "error_power"),
+    *("order", "fold", "ratios", "refine", "ridge", "error_power", "weigh"),
     *("streams", "include", "exclude", "min_units", "round_to"),
 ]
 
@@ -77,7 +77,7 @@ def prune(
     external_as : the file name that the result will be saved under with external data; its bytes then count for
         `target_size`.
     progress : called as `progress(stage, done, total)`.
-    options : order, fold, ratios, refine, ridge, error_power, streams, include, exclude, min_units, round_to;
+    options : order, fold, ratios, refine, ridge, error_power, weigh, streams, include, exclude, min_units, round_to;
         input_array, label_array, mean, std, scale, layout, samples, batch_size, input_shapes, seed, provider, threads,
         custom_ops: as on the command line.
 

@@ -1,14 +1,15 @@
-"""What a change of basis gives, and what a step that makes one looks like."""
+"""What a step of a change of basis takes and gives; see `verbs.bases`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import onnx
 
 from snp_onnx.passes import Note
 from snp_onnx.planning.plan import Bases
+from snp_onnx.tracing import Barrier
 from snp_onnx.verbs.measure import Calibration
 from snp_onnx.verbs.subject import Subject
 
@@ -20,6 +21,8 @@ class Turned:
     model: onnx.ModelProto
     bases: Bases
     notes: tuple[Note, ...]
+    stops: Mapping[tuple[str, int], Barrier] = field(default_factory=dict)
+    """Why the output axes of producers (weight, axis) could not be turned."""
 
 
 Step = Callable[[Subject, Calibration | None, Bases], Turned]

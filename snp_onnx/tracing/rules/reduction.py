@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from snp_onnx.tracing.labels import still
+from snp_onnx.tracing.labels import STREAM, still
 from snp_onnx.tracing.op import Op
 from snp_onnx.tracing.tracer import Tracer
 
@@ -58,8 +58,12 @@ def _reduce(op: Op, tracer: Tracer, axes: list[int]) -> None:
     source = op.input(0)
     rank = len(tracer.shape(source))
     reduced = {axis % rank for axis in axes}
+    is_open = op.outputs[0] in tracer.open_norms
     for axis in reduced:
-        tracer.barrier(op, source, axis, f"{op.type} reduces this axis")
+        if is_open:  # squares of a rotated stream: removed units are zero, and the divisor is corrected
+            tracer.classes.flag(tracer.axes(source)[axis], STREAM)
+        else:
+            tracer.barrier(op, source, axis, f"{op.type} reduces this axis")
     kept = bool(op.attr("keepdims", 1))
     labels = [
         still(1) if axis in reduced else part
