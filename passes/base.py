@@ -8,7 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+from snp_onnx.external import Store, array_of, is_external
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +59,43 @@ def constants(graph: gs.Graph) -> Iterator[gs.Constant]:
             yield tensor
 
 
+class Outside(LazyValues):  # type: ignore[misc]
+    """Values that lie in a file, and the store that takes what replaces them."""
+
+    def __init__(self, tensor: onnx.TensorProto, store: Store) -> None:
+        super().__init__(tensor)
+        self.store = store
+
+    def load(self) -> npt.NDArray[Any]:
+        return array_of(self.tensor)
+
+
+def values_of(constant: gs.Constant) -> npt.NDArray[Any]:
+    """An initialiser's values; those that lie in a file stay there and are mapped."""
+    lazy = constant._values
+    return lazy.load() if isinstance(lazy, Outside) else constant.values
+
+
 def replace_values(constant: gs.Constant, values: npt.NDArray[Any]) -> None:
-    """Give an initialiser other values, keeping the element type it is stored with."""
-    constant.values = np.ascontiguousarray(values)
+    """Give an initialiser other values, keeping the element type it is stored with, and files for what lay in one."""
+    lazy = constant._values
+    if isinstance(lazy, Outside):
+        constant.values = outside(constant.name, values, lazy.store)
+        constant.data_location = None  # what is exported says itself where it lies
+    else:
+        constant.values = np.ascontiguousarray(values)
+
+
+def outside(name: str, values: npt.NDArray[Any], store: Store) -> Outside | npt.NDArray[Any]:
+    """Values for an initialiser: a place in the store, or themselves where they are few."""
+    tensor = store.tensor(name, np.ascontiguousarray(values))
+    return Outside(tensor, store) if is_external(tensor) else np.ascontiguousarray(values)
+
+
+def holds_floats(constant: gs.Constant) -> bool:
+    """Whether an initialiser is of a floating-point type, bfloat16 included, which graphsurgeon calls by its number."""
+    kind = constant.dtype
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind) if isinstance(kind, int) else kind).kind in "fV"
 
 
 def fresh_name(graph: gs.Graph, wish: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import Note, Outcome, fresh_name, insert_before, replace_values
+from snp_onnx.passes.base import Note, Outcome, fresh_name, insert_before, replace_values, values_of
 from snp_onnx.tracing.rules.einsum import parse
 
 
@@ -77,7 +77,7 @@ def _rewrite(graph: gs.Graph, node: gs.Node, product: _Product) -> None:
     extents = [weight.shape[axis] for axis in product.order]
     added = extents[product.contracted :]
     if product.order != (0, 1):
-        values = np.asarray(weight.values).transpose(product.order)
+        values = np.asarray(values_of(weight)).transpose(product.order)
         replace_values(weight, values.reshape(int(np.prod(extents[: product.contracted])), -1))
     if product.contracted > 1:
         joined = gs.Variable(fresh_name(graph, f"{output.name}_joined"), output.dtype)

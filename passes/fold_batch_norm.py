@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import Note, Outcome, fresh_name, replace_values
+from snp_onnx.passes.base import Note, Outcome, fresh_name, holds_floats, replace_values, values_of
 
 _LINEAR = ("Conv", "ConvTranspose", "Gemm")
 Vector = npt.NDArray[np.float64]
@@ -48,17 +48,17 @@ def _foldable_producer(norm: gs.Node, outputs: set[int]) -> gs.Node | None:
     if any(len(tensor.outputs) > 1 or id(tensor) in outputs for tensor in linear.inputs[1:]):
         return None
     plain = all(linear.attrs.get(name, 1.0) == 1.0 for name in ("alpha", "beta"))
-    return linear if plain and np.dtype(linear.inputs[1].dtype).kind == "f" else None
+    return linear if plain and holds_floats(linear.inputs[1]) else None
 
 
 def _fold(graph: gs.Graph, norm: gs.Node, linear: gs.Node) -> None:
-    gain, shift, mean, variance = (np.asarray(t.values, dtype=np.float64) for t in norm.inputs[1:5])
+    gain, shift, mean, variance = (np.asarray(values_of(t), dtype=np.float64) for t in norm.inputs[1:5])
     scale = gain / np.sqrt(variance + norm.attrs.get("epsilon", 1e-5))
     weight = linear.inputs[1]
-    dtype = weight.values.dtype
+    dtype = values_of(weight).dtype
     has_bias = len(linear.inputs) > 2 and linear.inputs[2].name
-    bias = np.asarray(linear.inputs[2].values, dtype=np.float64) if has_bias else np.zeros_like(mean)
-    scaled = _scaled(np.asarray(weight.values, dtype=np.float64), scale, linear)
+    bias = np.asarray(values_of(linear.inputs[2]), dtype=np.float64) if has_bias else np.zeros_like(mean)
+    scaled = _scaled(np.asarray(values_of(weight), dtype=np.float64), scale, linear)
     replace_values(weight, scaled.astype(dtype))
     folded = (scale * (bias - mean) + shift).astype(dtype)
     if has_bias:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import Note, Outcome, constants, replace_values
+from snp_onnx.passes.base import Note, Outcome, constants, replace_values, values_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,10 +26,10 @@ class FoldWeights:
         notes = []
         for constant in constants(graph):
             folded = self.values.get(constant.name)
-            if folded is None or np.array_equal(folded, constant.values):
+            if folded is None or np.array_equal(folded, values_of(constant)):
                 continue
             if tuple(folded.shape) != tuple(constant.shape):
                 raise ValueError(f"folded {constant.name} has shape {folded.shape}, the weight {tuple(constant.shape)}")
-            replace_values(constant, folded.astype(constant.values.dtype))
+            replace_values(constant, folded.astype(values_of(constant).dtype, copy=False))
             notes.append(Note(constant.name, "folded"))
         return Outcome(bool(notes), tuple(notes))

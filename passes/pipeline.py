@@ -6,12 +6,15 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from snp_onnx.errors import PassError, SnpError
-from snp_onnx.passes.base import Note, Pass
+from snp_onnx.external import Store, is_external
+from snp_onnx.passes.base import Note, Outside, Pass, constants, outside
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,11 +25,15 @@ class Rewritten:
     notes: tuple[Note, ...]
 
 
-def rewrite(model: onnx.ModelProto, passes: Sequence[Pass]) -> Rewritten:
-    """Run passes in order over a copy of the model; a pass that breaks is named."""
+def rewrite(model: onnx.ModelProto, passes: Sequence[Pass], store: Store | None = None) -> Rewritten:
+    """Run passes in order over a copy of the model; a pass that breaks is named.
+
+    Weights of the model that lie in files stay there, and new values of those go to the store.
+    """
     notes: list[Note] = []
     with _quiet():
         graph = gs.import_onnx(model)
+        _leave_outside(graph, store)
         origins = list(zip(graph.nodes, model.graph.node, strict=True))
         for step in passes:
             try:
@@ -35,10 +42,23 @@ def rewrite(model: onnx.ModelProto, passes: Sequence[Pass]) -> Rewritten:
                 raise
             except Exception as error:
                 raise PassError(f"pass {type(step).__name__} failed: {type(error).__name__}: {error}") from error
+        _leave_outside(graph, store)
         result = _export(graph, model)
     _put_back(model, result)
     _put_back_nodes(origins, zip(graph.nodes, result.graph.node, strict=True))
     return Rewritten(result, tuple(notes))
+
+
+def _leave_outside(graph: gs.Graph, store: Store | None) -> None:
+    """Large values are mapped from files, those that lie in one and those that a pass made."""
+    if store is None:
+        return
+    for constant in constants(graph):
+        values = constant._values
+        if isinstance(values, LazyValues) and not isinstance(values, Outside) and is_external(values.tensor):
+            constant.values = Outside(values.tensor, store)
+        elif isinstance(values, np.ndarray):
+            constant.values = outside(constant.name, values, store)
 
 
 def _export(graph: gs.Graph, source: onnx.ModelProto) -> onnx.ModelProto:

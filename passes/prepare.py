@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 import onnx.inliner
 
+from snp_onnx.external import Store
 from snp_onnx.passes.base import Note, Pass
 from snp_onnx.passes.einsum_to_matmul import EinsumToMatMul
 from snp_onnx.passes.eliminate_dead import EliminateDead
@@ -16,7 +17,7 @@ from snp_onnx.passes.pipeline import Rewritten, rewrite
 from snp_onnx.passes.separate_shared import SeparateShared
 
 
-def prepare(model: onnx.ModelProto) -> Rewritten:
+def prepare(model: onnx.ModelProto, store: Store | None = None) -> Rewritten:
     """Inline functions, lift constants, separate shared vectors, fold BatchNormalization; the model isn't changed."""
     notes: list[Note] = []
     if model.functions:
@@ -30,5 +31,5 @@ def prepare(model: onnx.ModelProto) -> Rewritten:
         )
     passes: list[Pass] = [LiftConstants(), FoldConstants(computed_weights(model)), EinsumToMatMul()]
     passes += [SeparateShared(), FoldBatchNorm(), EliminateDead(), NameSums()]
-    rewritten = rewrite(model, passes)
+    rewritten = rewrite(model, passes, store)
     return Rewritten(rewritten.model, (*notes, *rewritten.notes))

@@ -19,7 +19,8 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import Note, Outcome, fresh_name, insert_before, replace_values
+from snp_onnx.external import Store
+from snp_onnx.passes.base import Note, Outcome, fresh_name, insert_before, replace_values, values_of
 from snp_onnx.passes.eliminate_dead import EliminateDead
 from snp_onnx.passes.pipeline import Rewritten, rewrite
 from snp_onnx.subspace import centring, turned
@@ -37,14 +38,18 @@ Change = Callable[[Matrix], Matrix]
 
 
 def rotate_streams(
-    model: onnx.ModelProto, flow: Flow, streams: Sequence[Stream], bases: Mapping[str, Matrix]
+    model: onnx.ModelProto,
+    flow: Flow,
+    streams: Sequence[Stream],
+    bases: Mapping[str, Matrix],
+    store: Store | None = None,
 ) -> Rewritten:
     """The model with each stream in the basis of its id, (d, d) orthogonal; where none is given, the axes stay.
 
     `flow` is the model's own. The norms become open: a trace of the result may cut the streams.
     """
     steps = [RotateStream(flow, stream, bases.get(stream.id, np.eye(stream.width))) for stream in streams]
-    rewritten = rewrite(model, [*steps, EliminateDead()])
+    rewritten = rewrite(model, [*steps, EliminateDead()], store)
     means = open_norms(model).union(*(step.means for step in steps))
     _declare_open(rewritten.model, sorted(means))
     _declare_open(rewritten.model, sorted(open_norms(rewritten.model)))
@@ -150,10 +155,10 @@ def _write(graph: gs.Graph, node: gs.Node, place: int, value: Matrix, path: Weig
     while isinstance(root, gs.Variable) and path is not None and len(root.outputs) == 1 and root.inputs:
         root = root.inputs[0].inputs[0]
     if path is not None and isinstance(root, gs.Constant) and len(root.outputs) == 1:
-        held = root.values
+        held = values_of(root)
         replace_values(root, path.undo(value, held.shape, held.dtype))
         return []
-    dtype = operand.values.dtype if isinstance(operand, gs.Constant) else operand.dtype
+    dtype = values_of(operand).dtype if isinstance(operand, gs.Constant) else operand.dtype
     node.inputs[place] = gs.Constant(fresh_name(graph, f"{operand.name}_rotated"), value.astype(dtype))
     why = "computed from constants" if path is None else "shared by several nodes"
     return [Note(operand.name, f"{why}: the residual stream has a copy of its own now")]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import Note, Outcome, constants, fresh_name
+from snp_onnx.passes.base import Note, Outcome, constants, fresh_name, holds_floats, values_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class SeparateShared:
             if len(users) < 2 or id(constant) in outputs or id(constant) in inner or not _is_vector(constant):
                 continue
             for user in users[1:]:
-                copy = gs.Constant(fresh_name(graph, f"{constant.name}_copy"), np.array(constant.values))
+                copy = gs.Constant(fresh_name(graph, f"{constant.name}_copy"), np.array(values_of(constant)))
                 for place, tensor in enumerate(user.inputs):
                     if tensor is constant:
                         user.inputs[place] = copy
@@ -37,4 +37,4 @@ class SeparateShared:
 
 def _is_vector(constant: gs.Constant) -> bool:
     long_axes = [extent for extent in constant.shape if extent > 1]
-    return len(long_axes) == 1 and np.dtype(constant.dtype).kind in "fV"
+    return len(long_axes) == 1 and holds_floats(constant)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import Note, Outcome, constants, replace_values
+from snp_onnx.passes.base import Note, Outcome, constants, replace_values, values_of
 from snp_onnx.passes.pick_positions import pick_positions
 from snp_onnx.passes.resize import RESIZERS, Resizing
 from snp_onnx.passes.resize_attention import FUSED_RESIZERS
@@ -47,7 +47,7 @@ class SliceUnits:
             if all(mask.all() for mask in masks):
                 continue
             before = tuple(constant.shape)
-            replace_values(constant, np.asarray(constant.values)[np.ix_(*masks)])
+            replace_values(constant, np.asarray(values_of(constant))[np.ix_(*masks)])
             notes.append(Note(constant.name, f"{before} -> {tuple(constant.shape)}"))
         return notes
 

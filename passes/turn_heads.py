@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import Note, Outcome, constants, replace_values
+from snp_onnx.passes.base import Note, Outcome, constants, replace_values, values_of
 
 Matrix = npt.NDArray[np.float64]
 
@@ -40,9 +40,9 @@ class TurnHeads:
         notes = []
         for constant in constants(graph):
             turns = self.turns.get(constant.name, ())
-            if not turns or digest(constant.values) != self.digests[constant.name]:
+            if not turns or digest(values_of(constant)) != self.digests[constant.name]:
                 continue
-            replace_values(constant, _turned(np.asarray(constant.values), turns))
+            replace_values(constant, _turned(np.asarray(values_of(constant)), turns))
             notes.append(Note(constant.name, "turned to the principal axes inside each head"))
         return Outcome(bool(notes), tuple(notes))
 

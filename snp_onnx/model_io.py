@@ -4,28 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
 from snp_onnx.errors import ModelError, PlanError
+from snp_onnx.external import (
+    LARGE,
+    WHOLE_BYTES,
+    Store,
+    byte_count,
+    chunks_of,
+    copy_fields,
+    has_external,
+    hash_file,
+    is_external,
+    is_worthwhile,
+    refer,
+    size_as_one_file,
+    weight_bytes,
+)
 
 _DATA_FROM = 1024
 """Bytes from which on a weight is kept in the external data file."""
 
 _ALIGNMENT = 64
-
-_WHOLE_BYTES = frozenset(range(onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16 + 1)) - {onnx.TensorProto.STRING}
-"""Element types of one byte or more."""
 
 MAX_PROTOBUF = 2**31 - 2**20
 """Bytes of a single protobuf file; larger models keep their weights as external data."""
@@ -33,13 +47,21 @@ MAX_PROTOBUF = 2**31 - 2**20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """A model as the user gave it: the graph in memory, where it came from, its hash and its size on disk."""
+    """A model as the user gave it: the graph in memory, where it came from, its hash and its size on disk.
+
+    The weights of a large model stay in its data files or go to those of `store`; the graph refers to them.
+    """
 
     proto: onnx.ModelProto
     path: Path | None
     sha256: str
     bytes: int
     has_external_data: bool = False
+    store: Store | None = None
+
+    def keep(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Values made for this model: kept in a file where its weights are, else in memory."""
+        return array if self.store is None else self.store.keep(array)
 
     @property
     def label(self) -> str:
@@ -52,26 +74,64 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> Model:
     Raises ModelError for anything that is not a complete ONNX model.
     """
     if isinstance(source, onnx.ModelProto):
-        proto = onnx.ModelProto()
-        proto.CopyFrom(source)
-        _require_graph(proto, "the model")
-        if any(uses_external_data(tensor) for tensor in proto.graph.initializer):
-            raise ModelError("the model in memory refers to external data: load it with onnx.load first")
-        _require_whole(proto, "the model")
-        return Model(proto, None, _hash_in_memory(proto), _size_in_memory(proto))
+        return _copied(source)
     path = Path(source)
     proto = _parse(path)
     files = _external_files(proto, path)
+    store = Store() if weight_bytes(proto) >= LARGE else None
+    outside = _left_outside(proto, path) if store is not None else {}
     try:
         load_external_data_for_model(proto, str(path.parent))
     except Exception as error:
         raise ModelError(f"{path}: its external data can't be read: {_first_line(error)}") from error
-    _require_whole(proto, str(path))
+    _require_whole(proto, str(path), outside)
+    for number, tensor in enumerate(proto.graph.initializer):
+        if number in outside:
+            refer(tensor, *outside[number])
+        elif store is not None:
+            store.take(tensor)
     digest = hashlib.sha256()
     for file in (path, *files):
-        _hash_file(digest, file)
+        hash_file(digest, file)
     size = sum(file.stat().st_size for file in (path, *files))
-    return Model(proto, path, digest.hexdigest(), size, bool(files))
+    return Model(proto, path, digest.hexdigest(), size, bool(files), store)
+
+
+def _copied(source: onnx.ModelProto) -> Model:
+    """A copy of a model in memory."""
+    _require_graph(source, "the model")
+    if any(uses_external_data(tensor) for tensor in source.graph.initializer):
+        raise ModelError("the model in memory refers to external data: load it with onnx.load first")
+    _require_whole(source, "the model")
+    store = Store() if weight_bytes(source) >= LARGE else None
+    proto = onnx.ModelProto()
+    if store is None:
+        proto.CopyFrom(source)
+    else:
+        copy_fields(source, proto, "graph")
+        copy_fields(source.graph, proto.graph, "initializer")
+        for tensor in source.graph.initializer:
+            proto.graph.initializer.add().CopyFrom(tensor)
+            store.take(proto.graph.initializer[-1])
+    return Model(proto, None, _hash_in_memory(source), _size_in_memory(source), store=store)
+
+
+def _left_outside(proto: onnx.ModelProto, path: Path) -> dict[int, tuple[Path, int]]:
+    """Weights by number that needn't be read: their file and offset; until `refer` they look like empty ones."""
+    found = {}
+    for number, tensor in enumerate(proto.graph.initializer):
+        if not (is_external(tensor) and is_worthwhile(tensor)):
+            continue
+        info: Any = ExternalDataInfo(tensor)
+        file, offset, length = (path.parent / info.location).resolve(), int(info.offset or 0), byte_count(tensor)
+        if int(info.length or length) != length or offset + length > file.stat().st_size:
+            raise ModelError(
+                f"{path}: the external data of {tensor.name} is not the {length} bytes that its shape wants: "
+                "the file is damaged, export it again"
+            )
+        found[number] = file, offset
+        tensor.data_location = onnx.TensorProto.DEFAULT
+    return found
 
 
 def _parse(path: Path) -> onnx.ModelProto:
@@ -92,10 +152,10 @@ def _require_graph(proto: onnx.ModelProto, label: str) -> None:
         raise ModelError(f"{label}: not an ONNX model: it has no graph with nodes and outputs")
 
 
-def _require_whole(proto: onnx.ModelProto, label: str) -> None:
+def _require_whole(proto: onnx.ModelProto, label: str, outside: Container[int] = ()) -> None:
     """Every weight kept as bytes has as many as its shape asks for."""
-    for tensor in proto.graph.initializer:
-        if not tensor.HasField("raw_data") or tensor.data_type not in _WHOLE_BYTES:
+    for number, tensor in enumerate(proto.graph.initializer):
+        if number in outside or not tensor.HasField("raw_data") or tensor.data_type not in WHOLE_BYTES:
             continue
         wanted = math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         if len(tensor.raw_data) != wanted:
@@ -139,12 +199,6 @@ def _external_files(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
 def _end(info: Any) -> int:
     """Where a tensor's bytes end in its file; offset and length may be left out."""
     return int(info.offset or 0) + int(info.length or 0)
-
-
-def _hash_file(digest: hashlib._Hash, file: Path) -> None:
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
 
 
 def _hash_in_memory(proto: onnx.ModelProto) -> str:
@@ -198,14 +252,14 @@ def save(proto: onnx.ModelProto, output: Path, external_data: bool = False) -> i
     data files of earlier writes to the same output are removed.
     """
     free = _free_bytes(output.parent)
-    needed = _size_in_memory(proto)
+    needed = bytes_on_disk(proto)
     if free is not None and needed > free:
         raise PlanError(f"{output}: needs {needed:,} bytes, only {free:,} are free there")
     stale = _data_files_of(output)
     data = None
     if external_data or needed >= MAX_PROTOBUF:
         data = _write_data(proto, output)
-    thin = proto if data is None else _thin(proto, data.name)
+    thin = _thin(proto, data.name if data else "") if data or has_external(proto) else proto
     try:
         _replace(output, thin.SerializeToString(deterministic=True))
     except BaseException:
@@ -221,7 +275,7 @@ def bytes_on_disk(proto: onnx.ModelProto, external_as: str | None = None) -> int
     """What `save` would write: one file, or a file of the name `external_as` and one with the weights."""
     places = _places(proto) if external_as else []
     if not external_as or not places:
-        return _size_in_memory(proto)
+        return size_as_one_file(proto) if has_external(proto) else _size_in_memory(proto)
     _, offset, length = places[-1]
     return int(_thin(proto, _data_name(external_as, "0" * 64)).ByteSize()) + offset + length
 
@@ -230,10 +284,11 @@ def _places(proto: onnx.ModelProto) -> list[tuple[int, int, int]]:
     """Number, offset and length of every weight that goes to the data file, in order."""
     places, end = [], 0
     for number, tensor in enumerate(proto.graph.initializer):
-        if len(tensor.raw_data) >= _DATA_FROM:
+        length = byte_count(tensor) if is_external(tensor) else len(tensor.raw_data)
+        if length >= _DATA_FROM:
             offset = -(-end // _ALIGNMENT) * _ALIGNMENT
-            end = offset + len(tensor.raw_data)
-            places.append((number, offset, len(tensor.raw_data)))
+            end = offset + length
+            places.append((number, offset, length))
     return places
 
 
@@ -251,7 +306,8 @@ def _write_data(proto: onnx.ModelProto, output: Path) -> Path | None:
     try:
         with os.fdopen(handle, "wb") as stream:
             for number, offset, _ in places:
-                for part in (b"\0" * (offset - stream.tell()), proto.graph.initializer[number].raw_data):
+                tensor = proto.graph.initializer[number]
+                for part in itertools.chain([b"\0" * (offset - stream.tell())], chunks_of(tensor)):
                     stream.write(part)
                     digest.update(part)
             stream.flush()
@@ -264,35 +320,36 @@ def _write_data(proto: onnx.ModelProto, output: Path) -> Path | None:
         Path(name).unlink(missing_ok=True)
 
 
+def gathered(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its weights in memory, where one protobuf can hold them; else as it is."""
+    return _thin(proto, "") if has_external(proto) and bytes_on_disk(proto) < MAX_PROTOBUF else proto
+
+
 def _thin(proto: onnx.ModelProto, data: str) -> onnx.ModelProto:
-    """The model without the weights that lie in the data file, and where they lie; the weights aren't copied."""
+    """The model without the weights that lie in the data file, and where they lie; none do where that has no name.
+
+    Weights that lie in other files come into the model then, and only then.
+    """
     thin = onnx.ModelProto()
-    _copy_fields(proto, thin, "graph")
-    _copy_fields(proto.graph, thin.graph, "initializer")
-    places = {number: (offset, length) for number, offset, length in _places(proto)}
+    copy_fields(proto, thin, "graph")
+    copy_fields(proto.graph, thin.graph, "initializer")
+    places = {number: (offset, length) for number, offset, length in _places(proto)} if data else {}
     for number, tensor in enumerate(proto.graph.initializer):
         written = thin.graph.initializer.add()
-        if number not in places:
+        if number not in places and not is_external(tensor):
             written.CopyFrom(tensor)
             continue
-        _copy_fields(tensor, written, "raw_data")
+        copy_fields(tensor, written, "raw_data")
+        written.ClearField("external_data")
+        if number not in places:
+            written.ClearField("data_location")
+            written.raw_data = b"".join(chunks_of(tensor))
+            continue
         written.data_location = onnx.TensorProto.EXTERNAL
         offset, length = places[number]
         for key, value in (("location", data), ("offset", str(offset)), ("length", str(length))):
             written.external_data.add(key=key, value=value)
     return thin
-
-
-def _copy_fields(source: Any, target: Any, but: str) -> None:
-    for field, value in source.ListFields():
-        if field.name == but:
-            continue
-        if isinstance(value, str | int | bytes | float):
-            setattr(target, field.name, value)
-        elif hasattr(value, "extend"):
-            getattr(target, field.name).extend(value)
-        else:
-            getattr(target, field.name).CopyFrom(value)
 
 
 def _data_files_of(output: Path) -> set[Path]:

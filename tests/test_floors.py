@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "_version": 0,
     "errors": 0,
+    "external": 0,
     "subspace": 0,
     "model_io": 1,
     "cost": 1,

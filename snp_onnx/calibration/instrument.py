@@ -1,6 +1,6 @@
 """The statistics are part of the graph: a model whose outputs are moments, so that nothing large leaves the session."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -19,12 +19,13 @@ OLDEST_OPSET = 9
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Names of the graph outputs that answer one request."""
+    """Names of the graph outputs that answer one request; where `is_rows`, X itself stands for its Gram matrix."""
 
     gram: str
     sum: str
     count: str
     cross: str | None
+    is_rows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +44,24 @@ class Instrumented:
         return tuple(dict.fromkeys([*names, *self.kept]))
 
 
-def instrument(model: onnx.ModelProto, requests: Sequence[MomentRequest], keep: Sequence[str] = ()) -> Instrumented:
+def instrument(
+    model: onnx.ModelProto,
+    requests: Sequence[MomentRequest],
+    keep: Sequence[str] = (),
+    as_rows: Container[str] = (),
+) -> Instrumented:
     """A copy of `model` that computes the moments, the tensors to keep and nothing else; the model is not touched.
 
     Graph outputs are replaced, nodes and weights that no moment needs are left out. A lattice starts at an offset
     derived from the int64 input `snp_onnx::phase`, shape (1,): while the phase counts up, the offsets of all axes
     together take every value once. Slice has neither run-time starts nor steps before opset 10: there the offset is
     always 0 and the input is absent. Columns of patches come out window position by window position; `runner.collect`
-    brings them into the order of `Moments`.
+    brings them into the order of `Moments`. Requests whose key is in `as_rows` are answered by their rows.
     """
     unique = tuple({request.key: request for request in requests}.values())
     _require_tensors(model.graph, unique)
     emitter = Emitter(_opset(model))
-    sums = tuple(_sums(emitter, request) for request in unique)
+    sums = tuple(_sums(emitter, request, request.key in as_rows) for request in unique)
     instrumented = Instrumented(onnx.ModelProto(), unique, sums, tuple(keep))
     _assemble(instrumented, model, emitter)
     return instrumented
@@ -82,7 +88,7 @@ def _require_tensors(graph: onnx.GraphProto, requests: Iterable[MomentRequest]) 
                 raise ModelError(f"the graph has no tensor {name!r}, of which moments were requested: check the name")
 
 
-def _sums(emitter: Emitter, request: MomentRequest) -> Sums:
+def _sums(emitter: Emitter, request: MomentRequest, is_rows: bool) -> Sums:
     """The nodes from the requested tensors to their sums."""
     rows = emitter.transpose(request.tensor, [*request.row_axes, request.axis])
     offset = _offset(emitter, request, rows)
@@ -97,7 +103,8 @@ def _sums(emitter: Emitter, request: MomentRequest) -> Sums:
             wide = _float(emitter, _sampled(emitter, request, other, request.rank, offset))
         y = _matrix(emitter, request, wide, mask)
         cross = emitter.product(x, y)
-    return Sums(emitter.product(x, x), emitter.sum(x, [0]), _count(emitter, request, x, mask), cross)
+    gram = x if is_rows else emitter.product(x, x)
+    return Sums(gram, emitter.sum(x, [0]), _count(emitter, request, x, mask), cross, is_rows)
 
 
 def _count(emitter: Emitter, request: MomentRequest, x: str, mask: str | None) -> str:

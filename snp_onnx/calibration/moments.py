@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snp_onnx.errors import CalibrationError, PlanError
+from snp_onnx.external import release
 
 
 class View(StrEnum):
@@ -112,24 +113,47 @@ class Moments:
     """Sums over rows: XᵀX, Σx, how many, and XᵀY where it was asked for.
 
     `gram_sum` (C, C) and `cross_sum` (C, D) in activation² units, `sum` (C,) in activation units, all float64. Columns
-    of patches are ordered like `W.reshape(O, -1)`: unit by unit, window positions innermost.
+    of patches are ordered like `W.reshape(O, -1)`: unit by unit, window positions innermost. Where X has fewer rows
+    than columns, `rows` (n, C) may be there in place of `gram_sum`, which is then made of them when asked for.
     """
 
-    gram_sum: NDArray[np.float64]
+    gram_sum: NDArray[np.float64] | None
     sum: NDArray[np.float64]
     count: int
     cross_sum: NDArray[np.float64] | None = None
+    rows: NDArray[np.float64] | None = None
+    was_finite: bool | None = None
+    """What `is_finite` found before the sums went to a file; None: not looked at yet."""
 
     def __add__(self, other: "Moments") -> "Moments":
+        if self.rows is not None and other.rows is not None:
+            rows = np.concatenate([self.rows, other.rows])
+            return Moments(None, self.sum + other.sum, self.count + other.count, rows=rows)
         if (self.cross_sum is None) != (other.cross_sum is None):
             raise PlanError("moments with and without a cross term cannot be added: ask both for the same")
         cross = None if self.cross_sum is None or other.cross_sum is None else self.cross_sum + other.cross_sum
-        return Moments(self.gram_sum + other.gram_sum, self.sum + other.sum, self.count + other.count, cross)
+        return Moments(self._squares() + other._squares(), self.sum + other.sum, self.count + other.count, cross)
 
     @property
     def gram(self) -> NDArray[np.float64]:
         """G = XᵀX / n, (C, C), not centred."""
-        return self.gram_sum / self._rows()
+        gram = self._squares() / self._rows()
+        if self.gram_sum is not None:
+            release(self.gram_sum)
+        return gram
+
+    def _squares(self) -> NDArray[np.float64]:
+        if self.gram_sum is not None:
+            return self.gram_sum
+        assert self.rows is not None
+        return self.rows.T @ self.rows
+
+    @property
+    def energies(self) -> NDArray[np.float64]:
+        """The diagonal of G, (C,)."""
+        if self.gram_sum is None and self.rows is not None:
+            return np.asarray(np.square(self.rows).sum(axis=0) / self._rows())
+        return np.diag(self._squares()) / self._rows()
 
     @property
     def mean(self) -> NDArray[np.float64]:
@@ -144,8 +168,10 @@ class Moments:
     @property
     def is_finite(self) -> bool:
         """Whether every sum is: a model that overflows on the calibration data has no usable moments."""
-        parts = [self.gram_sum, self.sum, *([] if self.cross_sum is None else [self.cross_sum])]
-        return all(bool(np.isfinite(part).all()) for part in parts)
+        if self.was_finite is not None:
+            return self.was_finite
+        parts = (self.gram_sum, self.sum, self.cross_sum, self.rows)
+        return all(bool(np.isfinite(part).all()) for part in parts if part is not None)
 
     def _rows(self) -> int:
         if not self.count:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,6 +19,7 @@ from snp_onnx.calibration.moments import MomentRequest, Moments
 from snp_onnx.calibration.sessions import Runtime, open_session, run
 from snp_onnx.calibration.spill import is_large, spill
 from snp_onnx.errors import CalibrationError
+from snp_onnx.external import ROOT, has_external
 
 __all__ = ["Runtime", "collect", "open_session", "run"]
 
@@ -58,6 +59,7 @@ def collect(
     weights_folder: str | Path | None = None,
     keep: Sequence[str] = (),
     kept: Callable[[int, Mapping[str, NDArray[Any]]], None] | None = None,
+    as_rows: Container[str] = (),
 ) -> dict[str, Moments]:
     """The moments of every request by its key, from one pass over `batches`.
 
@@ -65,11 +67,12 @@ def collect(
     result does not depend on the executor. Memory does not grow with the number of batches. `progress` hears how many
     batches are done, 0 when the session stands. Moments that are not finite are returned as they are. A model above
     1.5 GB goes through a temporary file that all workers must see; `weights_folder` is where the external data of
-    `model` lies. The tensors named in `keep` are handed to `kept`, with the number of their batch.
+    `model` lies. The tensors named in `keep` are handed to `kept`, with the number of their batch. Moments whose
+    key is in `as_rows` come as rows, which grow with the samples.
     """
     if not requests and not keep:
         return {}
-    instrumented = instrument(model, requests, keep)
+    instrumented = instrument(model, requests, keep, as_rows)
     with TemporaryDirectory(prefix="snp_onnx-", ignore_cleanup_errors=True) as folder:
         program = _program(instrumented.model, Path(folder), weights_folder)
         if executor is None or isinstance(executor, ThreadPoolExecutor):
@@ -96,7 +99,8 @@ def _session(program: Program, runtime: Runtime) -> Any:
 
 
 def _program(model: onnx.ModelProto, folder: Path, weights_folder: str | Path | None) -> Program:
-    where = None if weights_folder is None else str(weights_folder)
+    folder_of_weights = ROOT if weights_folder is None and has_external(model) else weights_folder
+    where = None if folder_of_weights is None else str(folder_of_weights)
     if is_large(model):
         path = str(spill(model, folder))
         return Program(path, path, where)
@@ -142,9 +146,12 @@ def _added_up(
     instrumented: Instrumented, answers: Iterator[dict[str, NDArray[Any]]], progress: Callable[[int], None] | None
 ) -> dict[str, Moments]:
     totals: dict[str, NDArray[Any]] = {}
+    rows: dict[str, list[NDArray[Any]]] = {sums.gram: [] for sums in instrumented.sums if sums.is_rows}
     for done, sums in enumerate(answers, 1):
         for name, value in sums.items():
-            if name in totals and totals[name].shape != value.shape:
+            if name in rows:
+                rows[name].append(value)
+            elif name in totals and totals[name].shape != value.shape:
                 totals[name] = np.full_like(totals[name], np.nan, dtype=np.float64)  # its unit axis varies: no moments
             elif name in totals:
                 totals[name] += value
@@ -154,10 +161,22 @@ def _added_up(
             progress(done)
     if not totals and instrumented.requests:
         raise CalibrationError("there is no calibration batch: the source gave none")
-    return {
-        request.key: _moments(request, *(totals[name] if name else None for name in (s.gram, s.sum, s.count, s.cross)))
-        for request, s in zip(instrumented.requests, instrumented.sums, strict=True)
-    }
+    found = {}
+    for request, s in zip(instrumented.requests, instrumented.sums, strict=True):
+        if s.is_rows:
+            found[request.key] = _row_moments(rows[s.gram], int(totals[s.count].sum()))
+        else:
+            parts = (totals[name] if name else None for name in (s.gram, s.sum, s.count, s.cross))
+            found[request.key] = _moments(request, *parts)
+    return found
+
+
+def _row_moments(batches: Sequence[NDArray[Any]], count: int) -> Moments:
+    """Rows that a mask leaves out are zero: of the rows that are zero, so many are dropped that `count` remain."""
+    rows = np.concatenate(batches).astype(np.float64)
+    empty = np.flatnonzero(~rows.any(axis=1))
+    rows = np.delete(rows, empty[: len(rows) - count], axis=0)
+    return Moments(None, rows.sum(axis=0), count, rows=rows)
 
 
 def _moments(request: MomentRequest, gram: Any, total: Any, count: Any, cross: Any) -> Moments:

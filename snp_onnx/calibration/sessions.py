@@ -13,7 +13,9 @@ import onnx
 from numpy.typing import NDArray
 
 from snp_onnx.calibration.spill import is_large, spill
+from snp_onnx.calibration.widening import has_narrow, is_widened, widened
 from snp_onnx.errors import CalibrationError, ModelError, PlanError
+from snp_onnx.external import ROOT, has_external
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -21,7 +23,11 @@ if TYPE_CHECKING:
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 ERRORS_ONLY = 3
+BFLOAT16 = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
 FOLDER_OF_WEIGHTS = "session.model_external_initializers_file_folder_path"
+NO_COPIES = "session.disable_prepacking"
+NO_FOLDING = ["ConstantFolding"]
+"""A weight that is cast or transposed would stay in memory in both forms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,31 +47,80 @@ def open_session(
     runtime: Runtime,
     weights_folder: str | Path | None = None,
     for_one_pass: bool = False,
+    stays: bool = False,
 ) -> "onnxruntime.InferenceSession":
     """A session for a model in memory, serialised, or at a path; `weights_folder` has the external data of the former.
 
     `for_one_pass` does without the memory plan that the runtime makes in the first run: over a few batches it costs
-    more than it saves.
+    more than it saves. A model in memory whose weights lie in files gets a session that is there only while it runs,
+    so that two of them never have their weights in memory together; `stays` asks for one that stays. A model in
+    bfloat16 that the runtime can't load is run in float32.
     """
+    if isinstance(model, onnx.ModelProto) and weights_folder is None and has_external(model):
+        if stays or for_one_pass:
+            return open_session(model.SerializeToString(), runtime, ROOT, for_one_pass)
+        return _Passing(model.SerializeToString(), runtime)
     if isinstance(model, onnx.ModelProto) and is_large(model):
         with tempfile.TemporaryDirectory(prefix="snp_onnx-", ignore_cleanup_errors=True) as folder:
             return open_session(spill(model, Path(folder)), runtime, for_one_pass=for_one_pass)
     ort = _onnxruntime()
     options = _options(ort, runtime, weights_folder)
     options.enable_mem_pattern = not for_one_pass
+    if weights_folder is not None:
+        options.enable_cpu_mem_arena = False
+        options.add_session_config_entry(NO_COPIES, "1")
     providers = _providers(ort, runtime.provider)
     payload = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
     if isinstance(payload, str | Path) and not Path(payload).is_file():
         raise ModelError(f"there is no model file {str(payload)!r}: check the path")
+    unwanted = NO_FOLDING if weights_folder is not None and not for_one_pass else []
     try:
         session = ort.InferenceSession(
-            payload if isinstance(payload, bytes) else str(payload), options, providers=providers
+            payload if isinstance(payload, bytes) else str(payload),
+            options,
+            providers=providers,
+            disabled_optimizers=unwanted,
         )
     except Exception as error:
+        wider = _wider(payload)
+        if wider is not None:
+            return open_session(wider, runtime, weights_folder, for_one_pass)
         raise ModelError(_load_failure(ort, payload, error)) from error
     if len(providers) > 1 and CUDA not in session.get_providers():
         _warn_about_cuda("its libraries failed to load")
     return session
+
+
+def _wider(payload: bytes | str | Path) -> bytes | None:
+    """The same model in float32, if it is in bfloat16 and in memory."""
+    if not isinstance(payload, bytes):
+        return None
+    try:
+        model = onnx.ModelProto.FromString(payload)
+    except Exception:  # what the runtime said of it stands
+        return None
+    return widened(model).SerializeToString() if has_narrow(model) and not is_widened(model) else None
+
+
+class _Passing:
+    """What is asked of a session, by one that is opened for each run and closed after it; weights are only mapped."""
+
+    def __init__(self, payload: bytes, runtime: Runtime) -> None:
+        self._payload, self._runtime = payload, runtime
+        session = self._open()
+        self._inputs, self._outputs = session.get_inputs(), session.get_outputs()
+
+    def _open(self) -> "onnxruntime.InferenceSession":
+        return open_session(self._payload, self._runtime, ROOT)
+
+    def get_inputs(self) -> Any:
+        return self._inputs
+
+    def get_outputs(self) -> Any:
+        return self._outputs
+
+    def run(self, names: list[str], feed: Mapping[str, Any]) -> Any:
+        return self._open().run(names, feed)
 
 
 def run(session: "onnxruntime.InferenceSession", feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -76,11 +131,16 @@ def run(session: "onnxruntime.InferenceSession", feed: Mapping[str, NDArray[Any]
         raise CalibrationError(f"the batch lacks the input {missing[0]!r}: it has {sorted(feed)}")
     names = [value.name for value in session.get_outputs()]
     try:
-        results = session.run(names, {name: feed[name] for name in wanted})
+        results = session.run(names, {name: _in_wide(feed[name]) for name in wanted})
     except Exception as error:
         shapes = ", ".join(f"{name} {np.shape(feed[name])}" for name in wanted)
         raise CalibrationError(f"the runtime cannot run the batch ({shapes}): {_first_line(error)}") from error
     return dict(zip(names, results, strict=True))
+
+
+def _in_wide(values: NDArray[Any]) -> NDArray[Any]:
+    """bfloat16, which the runtime's interface doesn't know, as float32."""
+    return values.astype(np.float32) if values.dtype == BFLOAT16 else values
 
 
 def _onnxruntime() -> Any:

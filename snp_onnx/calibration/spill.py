@@ -1,10 +1,11 @@
 """Models too large for one protobuf message, written beside an external-data file, without a second copy in memory."""
 
 from pathlib import Path
-from typing import Any
 
 import onnx
 from onnx import TensorProto
+
+from snp_onnx.external import byte_count, copy_fields, is_external
 
 LARGE = 1_500_000_000  # bytes of weights; protobuf ends at 2 GiB
 ALIGNMENT = 4096  # lets the runtime map the file
@@ -18,8 +19,8 @@ def is_large(model: onnx.ModelProto, limit: int = LARGE) -> bool:
 def spill(model: onnx.ModelProto, folder: Path) -> Path:
     """Write `model` into `folder` as model.onnx and weights.bin; the model itself is not touched."""
     slim = onnx.ModelProto()
-    _copy_fields(model, slim, "graph")
-    _copy_fields(model.graph, slim.graph, "initializer")
+    copy_fields(model, slim, "graph")
+    copy_fields(model.graph, slim.graph, "initializer")
     with (folder / "weights.bin").open("wb") as weights:
         for tensor in model.graph.initializer:
             written = slim.graph.initializer.add()
@@ -35,14 +36,23 @@ def spill(model: onnx.ModelProto, folder: Path) -> Path:
     return path
 
 
-def _copy_fields(source: Any, target: Any, but: str) -> None:
-    for field, value in source.ListFields():
-        if field.name == but:
-            continue
-        if isinstance(value, str | int | bytes):
-            setattr(target, field.name, value)
-        else:
-            getattr(target, field.name).extend(value)
+def hollow(model: onnx.ModelProto, folder: Path) -> Path:
+    """The graph of a model whose weights lie in files, for checks that don't read them: in their place are holes."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    end = 0
+    for tensor in copy.graph.initializer:
+        if is_external(tensor):
+            length = byte_count(tensor)
+            del tensor.external_data[:]
+            for key, value in {"location": "weights.bin", "offset": str(end), "length": str(length)}.items():
+                tensor.external_data.add(key=key, value=value)
+            end += -(-length // ALIGNMENT) * ALIGNMENT
+    with (folder / "weights.bin").open("wb") as weights:
+        weights.truncate(end)
+    path = folder / "model.onnx"
+    path.write_bytes(copy.SerializeToString())
+    return path
 
 
 def _point_outside(written: TensorProto, tensor: TensorProto, offset: int, length: int) -> None:

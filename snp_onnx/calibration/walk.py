@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from snp_onnx.calibration.boundaries import Boundaries
 from snp_onnx.calibration.moments import MomentRequest, Moments
 from snp_onnx.calibration.runner import collect
 from snp_onnx.calibration.segments import Frontier, Stretch
 from snp_onnx.calibration.sessions import Runtime
+from snp_onnx.external import tensor_of
 from snp_onnx.tracing.op import read_by
 
 Array = NDArray[Any]
@@ -45,6 +46,7 @@ class Walk:
         later: Iterable[str] = (),
         hold: Iterable[int] = (),
         every: int = 1,
+        as_rows: Container[str] = (),
     ) -> dict[str, Moments]:
         """The moments of the requests by key, from every so many batches.
 
@@ -67,6 +69,7 @@ class Walk:
             self._runtime,
             keep=fresh,
             kept=self._boundaries.add,
+            as_rows=as_rows,
         )
         if later:
             self._boundaries.retain(live)
@@ -81,7 +84,7 @@ class Walk:
     def write(self, values: Mapping[str, Array]) -> None:
         """Give initialisers other values."""
         for name, array in values.items():
-            self._initialisers[name].CopyFrom(numpy_helper.from_array(array, name))
+            self._initialisers[name].CopyFrom(tensor_of(name, array))
 
     def _segment(self, stretch: Stretch) -> onnx.ModelProto:
         """The nodes of a stretch as a model of its own, without outputs; weights as they are now."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,11 +38,19 @@ class _Work:
     bias: str | None
 
 
-def fold(flow: Flow, alive: Mask, statistics: Statistics, ridge: float, affine: bool = False) -> Folding:
+def fold(
+    flow: Flow,
+    alive: Mask,
+    statistics: Statistics,
+    ridge: float,
+    affine: bool = False,
+    keep: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] = lambda array: array,
+) -> Folding:
     """W' = W A for every consumer weight with removed inputs, A from the kept inputs' moments; nothing is changed.
 
     A weight that several nodes share is folded once, on the moments of all their inputs together. `affine` lets a bias
-    take up what a constant column of the least squares gets, where the reading is exact.
+    take up what a constant column of the least squares gets, where the reading is exact. `keep` puts what was folded
+    where it stays.
     """
     trace, weights = flow.trace, flow.weights
     unfolded = []
@@ -58,7 +67,7 @@ def fold(flow: Flow, alive: Mask, statistics: Statistics, ridge: float, affine: 
             work.append(_Work(path, linears, bias))
 
     def folded(item: _Work) -> dict[str, npt.NDArray[np.generic]]:
-        return _fold_one(weights, item, alive, statistics, ridge)
+        return {name: keep(array) for name, array in _fold_one(weights, item, alive, statistics, ridge).items()}
 
     found = side_by_side(folded, work, lambda item: len(statistics.readings[item.linears[0]].columns))
     values = {name: array for part in found for name, array in part.items()}

@@ -13,6 +13,9 @@ from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
+ALONE = 6000
+"""Pieces of this size and more go one after the other: several matrices of that size would fill the memory."""
+
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
@@ -24,7 +27,8 @@ def side_by_side(work: Callable[[Item], Outcome], items: Iterable[Item], size: C
     [1, 2]
     """
     listed = list(items)
-    order = sorted(range(len(listed)), key=lambda place: -size(listed[place]))
+    alone = {place: work(item) for place, item in enumerate(listed) if size(item) >= ALONE}
+    order = sorted(set(range(len(listed))) - alone.keys(), key=lambda place: (-size(listed[place]), place))
     with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         started = {place: pool.submit(work, listed[place]) for place in order}
-        return [started[place].result() for place in range(len(listed))]
+        return [alone[place] if place in alone else started[place].result() for place in range(len(listed))]

@@ -15,6 +15,7 @@ from snp_onnx.planning.parallel import side_by_side
 from snp_onnx.planning.statistics import Statistics, unit_columns
 from snp_onnx.subspace import (
     Consumer,
+    FewRows,
     Order,
     cumulative_variance,
     eliminate,
@@ -111,7 +112,10 @@ def _consumer(flow: Flow, group: Group, linears: list[Linear], statistics: Stati
     mean = statistics.mean(linears) if is_affine else np.zeros(len(reading.columns))
     gram, spread = statistics.gram(linears), statistics.spread(linear)
     if spread is None:
-        spread = float(np.einsum("oc,oc->", weight @ gram, weight))
+        if isinstance(gram, FewRows):
+            spread = gram.output_energy(weight)
+        else:
+            spread = float(np.einsum("oc,oc->", weight @ gram, weight))
     scale = spread ** (-0.5 * power) if spread > 0.0 else 1.0
     return Consumer(gram, mean, scale * weight, unit_columns(reading.columns, group.labels).T)
 

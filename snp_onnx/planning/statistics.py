@@ -11,7 +11,7 @@ import numpy.typing as npt
 from snp_onnx.calibration.moments import MomentRequest, Moments
 from snp_onnx.planning.head_statistics import HeadStatistics
 from snp_onnx.planning.readings import Reading
-from snp_onnx.subspace import shrink
+from snp_onnx.subspace import FewRows, few_rows, shrink
 from snp_onnx.tracing import Group, Linear
 from snp_onnx.tracing.labels import Labels
 
@@ -41,15 +41,18 @@ class Statistics:
         found = self.moments.get(request.key) if request is not None else None
         if found is None or not found.is_finite:
             return None
-        return float((np.diag(found.gram) - np.square(found.mean)).sum())
+        return float((found.energies - np.square(found.mean)).sum())
 
     def is_measured(self, linear: Linear) -> bool:
         reading = self.readings.get(linear)
         return reading is not None and reading.key in self.moments and self.moments[reading.key].is_finite
 
-    def gram(self, linears: Iterable[Linear]) -> Matrix:
+    def gram(self, linears: Iterable[Linear]) -> Matrix | FewRows:
         """G = XᵀX / n over the inputs of consumers that share one weight, (C, C)."""
-        return _settled(self._together(linears))
+        moments = self._together(linears)
+        if moments.rows is not None and moments.count < len(moments.sum):
+            return few_rows(moments.rows, moments.count)
+        return _settled(moments)
 
     def mean(self, linears: Iterable[Linear]) -> Vector:
         """Mean input of consumers that share one weight, (C,)."""

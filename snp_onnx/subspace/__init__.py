@@ -2,6 +2,7 @@
 
 from snp_onnx.subspace.conjugate import conjugate_gradients
 from snp_onnx.subspace.elimination import Consumer, Elimination, eliminate
+from snp_onnx.subspace.few_rows import FewRows, FewRowsMap, few_rows
 from snp_onnx.subspace.folding import affine_fold, fold_error, fold_map
 from snp_onnx.subspace.ldl import cumulative_variance, ldl
 from snp_onnx.subspace.ordering import Order, magnitude, natural, order_by_importance, random, saw, zca_importance
@@ -14,6 +15,8 @@ from snp_onnx.subspace.stream_axes import centring, principal_axes, sensitivity,
 __all__ = [
     "Consumer",
     "Elimination",
+    "FewRows",
+    "FewRowsMap",
     "Order",
     "affine_fold",
     "balanced_bases",
@@ -21,6 +24,7 @@ __all__ = [
     "conjugate_gradients",
     "cumulative_variance",
     "eliminate",
+    "few_rows",
     "fold_error",
     "fold_map",
     "ldl",

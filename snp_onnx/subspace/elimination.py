@@ -12,13 +12,15 @@ a round of removals and applied together: what is read in between includes them,
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import linalg
 
 from snp_onnx.subspace.arrays import Indices, Matrix, Vector, as_finite, as_gram, as_indices
+from snp_onnx.subspace.dual import eliminate_few
+from snp_onnx.subspace.few_rows import FewRows
 from snp_onnx.subspace.folding import as_mean, centred
 from snp_onnx.subspace.ridge import ridge_of, with_ridge
 
@@ -29,11 +31,12 @@ ROUND = 64  # columns eliminated between two full updates: enough for fast matri
 class Consumer:
     """One linear consumer of the units: the moments of its input columns, its weights, and whose each column is.
 
-    gram : (C, C) G = XᵀX/n, not centred. mean : (C,) of X. weight : (O, C) dense weights W.
+    gram : (C, C) G = XᵀX/n, not centred, or the few rows that it would be made of. mean : (C,) of X.
+    weight : (O, C) dense weights W.
     columns : (U, B) the B columns of every unit; a column of no unit always stays.
     """
 
-    gram: Matrix
+    gram: Matrix | FewRows
     mean: Vector
     weight: Matrix
     columns: Indices
@@ -61,7 +64,7 @@ def eliminate(
     errors[k] = Σ tr((W' - W) (H₀ + Λ) (W' - W)ᵀ) at its minimum over W' on the first k units of the order, with
     Λ_i = rho · max(G_ii, 1e-3 · mean diag G), 0 on the constant. It includes the ridge: only so is it the quantity the
     order is greedy in, and sure never to increase with k. The minimiser is W' = W A of `affine_fold`, or of `fold_map`.
-    Nothing is approximated but by rounding.
+    Nothing is approximated but by rounding; of more than 128 units with few rows several go in a step, see `dual`.
 
     Parameters
     ----------
@@ -89,6 +92,10 @@ def eliminate(
     counts = sorted({*(len(consumer.columns) for consumer in checked), *(len(loss.matrix) for loss in losses)})
     if len(counts) != 1:
         raise ValueError(f"consumers must be at least one and agree on the number of units, not have {counts}")
+    if checked and not losses and all(isinstance(c.gram, FewRows) and c.columns.shape[1] == 1 for c in checked):
+        return _eliminated_few(checked, rho, affine)
+    grams = [c.gram.dense() if isinstance(c.gram, FewRows) else c.gram for c in checked]
+    checked = [replace(c, gram=gram) for c, gram in zip(checked, grams, strict=True)]
     remaining: list[_Part] = [*(_start(consumer, rho, affine) for consumer in checked), *losses]
     size = max(1, ROUND // max((consumer.columns.shape[1] for consumer in checked), default=1))
     units: Indices = np.arange(counts[0])
@@ -99,10 +106,23 @@ def eliminate(
         costs.extend(added)
         stay = np.setdiff1d(np.arange(units.size), picks)
         units, remaining = units[stay], [part.survivors(stay) for part in remaining]
-    errors = np.concatenate([np.cumsum(costs)[::-1], [0.0]])
-    energy = sum(float(np.einsum("ij,ij->", c.weight @ c.gram, c.weight)) for c in checked)
+    energy = sum(float(np.einsum("ij,ij->", c.weight @ G, c.weight)) for c, G in zip(checked, grams, strict=True))
     energy += sum(float(loss.matrix.sum()) for loss in losses)
+    return _path(removed, costs, energy)
+
+
+def _path(removed: Sequence[int], costs: Sequence[float], energy: float) -> Elimination:
+    errors = np.concatenate([np.cumsum(costs)[::-1], [0.0]])
     return Elimination(np.array(removed[::-1], dtype=np.intp), errors, max(0.0, energy))
+
+
+def _eliminated_few(consumers: Sequence[Consumer], rho: float, affine: bool) -> Elimination:
+    """The dual form; every consumer has few rows and one column a unit."""
+    grams = [consumer.gram for consumer in consumers if isinstance(consumer.gram, FewRows)]
+    weights, columns = [c.weight for c in consumers], [c.columns.ravel() for c in consumers]
+    removed, costs = eliminate_few(grams, weights, columns, rho, affine)
+    energy = sum(gram.output_energy(weight) for gram, weight in zip(grams, weights, strict=True))
+    return _path(removed, costs, energy)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -193,7 +213,7 @@ def _round(remaining: Sequence[_Part], count: int) -> tuple[list[int], list[floa
 
 
 def _checked(consumer: Consumer) -> Consumer:
-    gram = as_gram(consumer.gram)
+    gram = consumer.gram if isinstance(consumer.gram, FewRows) else as_gram(consumer.gram)
     mean = as_mean(consumer.mean, len(gram))
     weight = as_finite(consumer.weight, "weight")
     if weight.ndim != 2 or weight.shape[1] != len(gram):
@@ -210,7 +230,7 @@ def _loss(alone: ArrayLike) -> _Loss:
 
 
 def _start(consumer: Consumer, rho: float, affine: bool) -> _Remaining:
-    gram, mean = consumer.gram, consumer.mean if affine else np.zeros_like(consumer.mean)
+    gram, mean = np.asarray(consumer.gram), consumer.mean if affine else np.zeros_like(consumer.mean)
     owned = consumer.columns.ravel()
     ordered = np.concatenate([np.setdiff1d(np.arange(len(gram)), owned), owned])
     covariance, tolerance = centred(gram[np.ix_(ordered, ordered)], mean[ordered])

@@ -1,14 +1,25 @@
 """Folding: the kept units take over what the pruned ones contributed, by linear least squares."""
 
+from typing import overload
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import linalg
 
 from snp_onnx.subspace.arrays import Indices, Matrix, Vector, as_finite, as_gram, as_indices
+from snp_onnx.subspace.few_rows import FewRows, FewRowsMap, fold_few
 from snp_onnx.subspace.ridge import ridge_of, with_ridge
 
 
-def fold_map(gram: ArrayLike, keep: ArrayLike, rho: float = 1e-6) -> Matrix:
+@overload
+def fold_map(gram: FewRows, keep: ArrayLike, rho: float = ...) -> FewRowsMap: ...
+
+
+@overload
+def fold_map(gram: ArrayLike, keep: ArrayLike, rho: float = ...) -> Matrix: ...
+
+
+def fold_map(gram: ArrayLike | FewRows, keep: ArrayLike, rho: float = 1e-6) -> Matrix | FewRowsMap:
     """The map A with W' = W A: least squares onto the kept units, anchored at the dense weights.
 
     (G_KK + Λ_K) Aᵀ = G_{K,:} + Λ_K E_K, with E_K the rows K of the identity: W' solves
@@ -16,7 +27,7 @@ def fold_map(gram: ArrayLike, keep: ArrayLike, rho: float = 1e-6) -> Matrix:
 
     Parameters
     ----------
-    gram : (C, C) G = XᵀX/n, activation² units.
+    gram : (C, C) G = XᵀX/n, activation² units; or few rows: then the map comes as its factors, to be used as `W @ A`.
     keep : (K,) indices of the kept units, ascending.
     rho : ridge strength of `ridge_diagonal`.
 
@@ -30,6 +41,8 @@ def fold_map(gram: ArrayLike, keep: ArrayLike, rho: float = 1e-6) -> Matrix:
     >>> fold_map(np.array([[1.0, 1.0], [1.0, 1.0]]), keep=[0], rho=1e-12).round(6).tolist()
     [[1.0], [1.0]]
     """
+    if isinstance(gram, FewRows):
+        return fold_few(gram, _ascending(keep, len(gram)), rho, affine=False)[0]
     matrix = as_gram(gram)
     kept = _ascending(keep, len(matrix))
     pruned = np.setdiff1d(np.arange(len(matrix)), kept)
@@ -41,7 +54,17 @@ def fold_map(gram: ArrayLike, keep: ArrayLike, rho: float = 1e-6) -> Matrix:
     return mapping
 
 
-def affine_fold(gram: ArrayLike, mean: ArrayLike, keep: ArrayLike, rho: float = 1e-3) -> tuple[Matrix, Vector]:
+@overload
+def affine_fold(gram: FewRows, mean: ArrayLike, keep: ArrayLike, rho: float = ...) -> tuple[FewRowsMap, Vector]: ...
+
+
+@overload
+def affine_fold(gram: ArrayLike, mean: ArrayLike, keep: ArrayLike, rho: float = ...) -> tuple[Matrix, Vector]: ...
+
+
+def affine_fold(
+    gram: ArrayLike | FewRows, mean: ArrayLike, keep: ArrayLike, rho: float = 1e-3
+) -> tuple[Matrix | FewRowsMap, Vector]:
     """The map A and the shift with W' = W A, b' = b + W shift: least squares onto the kept columns and a constant.
 
     W' and b' solve min E‖W x + b - W'x_K - b'‖² + Σ_K Λ_i ‖W'_i - W_i‖², with no ridge on the constant. With the
@@ -49,7 +72,7 @@ def affine_fold(gram: ArrayLike, mean: ArrayLike, keep: ArrayLike, rho: float = 
 
     Parameters
     ----------
-    gram : (C, C) G = XᵀX/n, not centred, activation² units.
+    gram : (C, C) G = XᵀX/n, not centred, activation² units; or few rows, as in `fold_map`.
     mean : (C,) m, the mean of X, activation units.
     keep : (K,) indices of the kept columns, ascending; none leaves only the constant.
     rho : ridge strength of `ridge_diagonal`, relative to G.
@@ -67,6 +90,8 @@ def affine_fold(gram: ArrayLike, mean: ArrayLike, keep: ArrayLike, rho: float = 
     >>> mapping.round(6).tolist(), shift.round(6).tolist()
     ([[1.0], [2.0]], [0.0, 1.0])
     """
+    if isinstance(gram, FewRows):
+        return fold_few(gram, _ascending(keep, len(gram)), rho, affine=True)
     matrix = as_gram(gram)
     centre = as_mean(mean, len(matrix))
     kept = _ascending(keep, len(matrix))

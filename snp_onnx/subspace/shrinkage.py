@@ -38,13 +38,13 @@ def shrink(gram: ArrayLike, rows: int) -> Matrix:
     scale = np.sqrt(np.diag(matrix))
     live = scale > 0.0
     correlation = matrix[np.ix_(live, live)] / np.outer(scale[live], scale[live])
-    weight = _weight(float(np.square(correlation).sum()), int(live.sum()), rows)
+    weight = shrinkage_weight(float(np.square(correlation).sum()), int(live.sum()), rows)
     shrunk: Matrix = (1.0 - weight) * matrix
     np.fill_diagonal(shrunk, np.diag(matrix))
     return shrunk
 
 
-def _weight(energy: float, units: int, rows: int) -> float:
+def shrinkage_weight(energy: float, units: int, rows: int) -> float:
     """The weight a for tr R² = `energy` and C = `units`."""
     apart = energy - units
     if units < 2 or apart <= 0.0:

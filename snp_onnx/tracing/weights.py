@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx
 from onnx.reference import ReferenceEvaluator
 
+from snp_onnx.external import array_of
 from snp_onnx.tracing.op import Op, ops_of
 
 Array = npt.NDArray[np.generic]
@@ -64,7 +65,7 @@ class Weights:
     def array(self, tensor: str) -> Array:
         """The value of a constant tensor."""
         if tensor in self._tensors:
-            return onnx.numpy_helper.to_array(self._tensors[tensor])
+            return array_of(self._tensors[tensor])
         op = self._makers[tensor]
         feed = {name: self.array(name) for name in op.inputs if name}
         graph = onnx.helper.make_graph(

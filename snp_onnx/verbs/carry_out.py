@@ -103,7 +103,8 @@ def _fallen_back(work: Work, ways: Sequence[tuple[str, Candidate]], errors: Sequ
 def _folded(work: Work, plan: Plan, alive: Mask) -> Candidate:
     with work.clock("fold"):
         affine, statistics = work.choices.fold is Fold.PATCH, work.measured.statistics
-        folding = fold(work.subject.flow, alive, statistics, work.choices.ridge, affine)
+        keep = work.subject.dense.keep
+        folding = fold(work.subject.flow, alive, statistics, work.choices.ridge, affine, keep)
     return _cut(work, plan, alive, folding)
 
 
@@ -112,8 +113,9 @@ def _refitted(work: Work, candidate: Candidate, alive: Mask) -> Candidate:
     assert work.calibration is not None
     with work.clock("refit"):
         subject, ridge = work.subject, work.choices.ridge
-        values = refit_layers(subject.flow, subject.prepared, candidate.model, alive, ridge, work.calibration)
-        model = rewrite(candidate.model, [FoldWeights(values)]).model
+        keep = subject.dense.keep
+        values = refit_layers(subject.flow, subject.prepared, candidate.model, alive, ridge, work.calibration, keep)
+        model = rewrite(candidate.model, [FoldWeights(values)], subject.dense.store).model
     folds = {**candidate.folds, **_in_dense_shape(work.subject, alive, values)}
     return replace(candidate, model=model, folds=folds)
 
@@ -128,7 +130,7 @@ def _in_dense_shape(subject: Subject, alive: Mask, values: Folds) -> Folds:
             whole = cut
         else:
             whole[np.ix_(*(alive[labels] for labels in subject.trace.axes[name]))] = cut
-        found[name] = whole
+        found[name] = subject.dense.keep(whole)
     return found
 
 
@@ -166,7 +168,7 @@ def _cut(work: Work, plan: Plan, alive: Mask, folding: Folding) -> Candidate:
     subject = work.subject
     with work.clock("rewrite"):
         passes: list[Pass] = [FoldWeights(folding.values), SliceUnits(subject.trace, alive), EliminateDead()]
-        model = rewrite(subject.prepared, passes).model
+        model = rewrite(subject.prepared, passes, subject.dense.store).model
         with_provenance(model, _provenance(subject, plan))
     return Candidate(model, plan, folding.values, _cost(work, model, alive), folding.unfolded)
 

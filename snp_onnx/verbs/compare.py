@@ -47,7 +47,7 @@ def compare(
     with open_samples(data.source, specs, data.preprocess, data.samples, data.seed, data.input_shapes) as samples:
         shapes = resolve_shapes(models[0][0].proto, data.input_shapes, samples.largest_shapes)
         costs = [_cost(*model, shapes, runtime) for model in models]
-        sessions = [open_session(model[0].proto, runtime) for model in models]
+        sessions = [open_session(model[0].proto, runtime, stays=latency) for model in models]
         batches = samples.batches(data.batch_size, Part.ALL)
         fidelity = measure_fidelity(
             sessions[0], sessions[1], batches, samples.labels(Part.ALL), mask_of(models[0][0].proto)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from snp_onnx.cost import Term, byte_terms, param_terms
 from snp_onnx.errors import TargetError
+from snp_onnx.model_io import bytes_on_disk
 from snp_onnx.planning.budget import Costs, smallest
 from snp_onnx.planning.cost_table import CostTable, WithRemainder
 from snp_onnx.planning.decide import decide, eligible
@@ -81,7 +82,7 @@ def _within_bytes(work: Work, target: Target, paths: tuple[Path, ...]) -> Candid
     groups = [path.group for path in paths]
     table = CostTable(byte_terms(subject.prepared), subject.trace, groups)
     limit = target.value * subject.dense.bytes
-    remainder = subject.prepared.ByteSize() - table.dense()
+    remainder = bytes_on_disk(subject.prepared) - table.dense()
     best: tuple[int, Plan] | None = None
     for _ in range(_SIZE_TRIES):
         plan = _decided(work, target, paths, WithRemainder(table, remainder), subject.dense.bytes)

@@ -61,7 +61,8 @@ def turn_heads(subject: Subject, calibration: Calibration | None, given: Bases) 
         turns.setdefault(name, []).append(turn)
     frozen = FreezeNumbers(_scales(flow, attention))
     digests = {name: digest(flow.weights.array(name)) for name in turns}
-    turned = rewrite(subject.prepared, [frozen, TurnHeads({n: tuple(t) for n, t in turns.items()}, digests)])
+    store = subject.dense.store
+    turned = rewrite(subject.prepared, [frozen, TurnHeads({n: tuple(t) for n, t in turns.items()}, digests)], store)
     return Turned(turned.model, bases, (*turned.notes, *silent, *_left_alone(flow, attention)))
 
 

@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+import onnx
+
+from snp_onnx.calibration.blocks import collect_in_blocks
 from snp_onnx.calibration.moments import MomentRequest, Moments, View
 from snp_onnx.calibration.runner import collect
 from snp_onnx.calibration.samples import Part, Samples
@@ -88,14 +91,34 @@ def measure(subject: Subject, groups: Sequence[Group], patches: bool, calibratio
         calibration.progress("calibrate", done, batches)
 
     with calibration.clock("calibrate"):
-        moments = collect(
-            with_single_heads(subject.prepared, single_heads(heads)),
-            list(requests.values()),
-            calibration.batches(Part.CALIBRATION),
-            calibration.runtime,
-            progress=heard,
-        )
+        model = with_single_heads(subject.prepared, single_heads(heads))
+        if subject.dense.store is not None:
+            moments = _in_blocks(subject, model, list(requests.values()), calibration)
+        else:
+            moments = collect(
+                model,
+                list(requests.values()),
+                calibration.batches(Part.CALIBRATION),
+                calibration.runtime,
+                progress=heard,
+            )
     return Measured(wanted, moments, totals, _warnings(wanted, moments), outputs, heads)
+
+
+def _in_blocks(
+    subject: Subject, model: onnx.ModelProto, requests: Sequence[MomentRequest], calibration: Calibration
+) -> dict[str, Moments]:
+    """The moments of a model that is too large to be run at once."""
+    return collect_in_blocks(
+        model,
+        requests,
+        subject.trace.facts.shapes,
+        calibration.count,
+        calibration.batches(Part.CALIBRATION),
+        calibration.runtime,
+        subject.dense.keep,
+        lambda done, every: calibration.progress("calibrate", done, every),
+    )
 
 
 def _warnings(wanted: Mapping[Linear, Reading], moments: Mapping[str, Moments]) -> tuple[str, ...]:

@@ -234,7 +234,9 @@ class _Job:
             tuple(warnings),
         )
         numbers = architecture(subject.trace, candidate.plan.alive(subject.trace))
-        return PruneResult(candidate.model, report, candidate.plan, candidate.folds, subject.bases, numbers)
+        return PruneResult(
+            candidate.model, report, candidate.plan, candidate.folds, subject.bases, numbers, subject.dense.store
+        )
 
     def _options(self, samples: Samples | None) -> dict[str, Any]:
         used = self.choices.record()

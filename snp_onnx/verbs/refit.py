@@ -7,7 +7,7 @@ consumer's aim: the producer by one regularised Gauss-Newton step, the consumer 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -45,14 +45,22 @@ ENOUGH_ROWS_PER_COLUMN = 64
 
 
 def refit_layers(
-    flow: Flow, dense: onnx.ModelProto, pruned: onnx.ModelProto, alive: Mask, ridge: float, calibration: Calibration
+    flow: Flow,
+    dense: onnx.ModelProto,
+    pruned: onnx.ModelProto,
+    alive: Mask,
+    ridge: float,
+    calibration: Calibration,
+    keep: Callable[[Array], Array] = lambda array: array,
 ) -> dict[str, Array]:
     """New values of the pruned model's initialisers by name; neither model is changed.
 
-    `flow` is the dense model's, `alive` says what the pruned one has of it.
+    `flow` is the dense model's, `alive` says what the pruned one has of it; `keep` puts values where they stay.
     """
     calibration = replace(calibration, every=max(calibration.every, -(-calibration.count // most_samples(flow))))
     aims = find_aims(flow, alive, calibration.count)
+    if not aims:
+        return {}
     chains = [find_chains(flow, alive, aim, calibration.count) for aim in aims]
     both = beside(dense, pruned)
     pair = Pair.of(both)
@@ -62,7 +70,7 @@ def refit_layers(
         calibration, batch_size=min([calibration.batch_size, *(most_rows(flow, c) for found in chains for c in found)])
     )
     with Walk(both, small.batches(Part.CALIBRATION), calibration.runtime) as walk:
-        refitting = _Refitting(walk, pair.weights, REFIT_RIDGE * ridge, calibration.count)
+        refitting = _Refitting(walk, pair.weights, REFIT_RIDGE * ridge, calibration.count, keep)
         for number, step in enumerate(steps):
             calibration.progress("refit", number, len(steps))
             refitting.take(step, [name for later in steps[number + 1 :] for name in later.wanted])
@@ -130,6 +138,7 @@ class _Refitting:
     weights: Weights
     ridge: float
     samples: int
+    keep: Callable[[Array], Array]
     values: dict[str, Array] = field(default_factory=dict)
     known: dict[Linear, Moments] = field(default_factory=dict)
 
@@ -183,5 +192,6 @@ class _Refitting:
         return [name for name in (path.root if path else None, layer.bias) if name is not None]
 
     def _write(self, values: Values) -> None:
+        values = {name: self.keep(array) for name, array in values.items()}
         self.walk.write(values)
         self.values |= values

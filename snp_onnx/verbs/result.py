@@ -17,6 +17,7 @@ from snp_onnx import model_io
 from snp_onnx._version import __version__
 from snp_onnx.cost import Cost
 from snp_onnx.errors import PlanError
+from snp_onnx.external import Store
 from snp_onnx.planning.plan import Bases, Folds, Plan, save_plan
 from snp_onnx.tracing import Stop, Trace
 from snp_onnx.verbs.fidelity import Fidelity
@@ -94,15 +95,26 @@ def check_config(output: Path) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PruneResult:
-    """The pruned model with its report and plan; nothing is on disk before `save`."""
+    """The pruned model with its report and plan; nothing is on disk before `save`.
 
-    model: onnx.ModelProto
+    The weights of a large model stay in the files of the dense one and of `store`, a temporary folder that lives as
+    long as this result. `save` makes a model that stands alone; so does `model`, in memory, unless no protobuf can hold
+    it (2 GB): then it refers to those files.
+    """
+
+    proto: onnx.ModelProto
     report: Report
     plan: Plan
     folds: Folds
     bases: Bases = field(default_factory=dict)
     architecture: Mapping[str, Any] | None = None
     """Head counts and hidden widths of a transformer, where they changed: what generation code needs to know."""
+    store: Store | None = None
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The pruned model; of a large one its weights are read each time that this is asked for."""
+        return model_io.gathered(self.proto)
 
     def save(self, path: str | os.PathLike[str], save_as_external_data: bool = False) -> int:
         """Write the model atomically; returns its bytes on disk.
@@ -114,7 +126,7 @@ class PruneResult:
         config = config_of(output)
         if self.architecture is not None:
             check_config(output)
-        written = model_io.save(self.model, output, save_as_external_data)
+        written = model_io.save(self.proto, output, save_as_external_data)
         if self.architecture is not None:
             with model_io.written_whole(config) as temporary:
                 temporary.write_text(json.dumps({MADE_BY: __version__, **self.architecture}, indent=2) + "\n")

@@ -85,7 +85,7 @@ def _scale(work: Work, path: Path, feeds: Sequence[Feed]) -> float:
         return float("nan")
     alive = subject.trace.alive([path.group.labels[path.order[width:]]])
     folding = fold(subject.flow, alive, work.measured.statistics, chosen.ridge, chosen.fold is Fold.PATCH)
-    changed = rewrite(subject.prepared, [FoldWeights(folding.values)]).model
+    changed = rewrite(subject.prepared, [FoldWeights(folding.values)], subject.dense.store).model
     before, after = (open_session(model, calibration.runtime) for model in (subject.prepared, changed))
     found = measure_fidelity(before, after, feeds, mask=mask_of(subject.prepared))
     return float(np.mean([entry.relative_l2**2 for entry in found])) / error

@@ -49,7 +49,7 @@ def turn_streams(subject: Subject, calibration: Calibration | None, given: Bases
     rest = [stream for stream in streams if stream.id not in bases]
     if rest:
         bases |= _measured(subject, rest, calibration)
-    turned = rotate_streams(subject.prepared, subject.flow, streams, bases)
+    turned = rotate_streams(subject.prepared, subject.flow, streams, bases, subject.dense.store)
     return Turned(turned.model, bases, (*notes, *turned.notes), stops)
 
 
@@ -77,7 +77,7 @@ def _measured(subject: Subject, streams: Sequence[Stream], calibration: Calibrat
         raise PlanError(
             f"residual stream {streams[0].id}: give calibration samples, or the plan's sidecar, to rotate it"
         )
-    plain = rotate_streams(subject.prepared, subject.flow, streams, {}).model
+    plain = rotate_streams(subject.prepared, subject.flow, streams, {}, subject.dense.store).model
     requests = {norm.output: _request(subject, norm, calibration.count) for stream in streams for norm in stream.norms}
     batches = calibration.batches(Part.CALIBRATION)
     with calibration.clock("calibrate"):

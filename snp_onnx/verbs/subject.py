@@ -57,7 +57,7 @@ def load_subject(
     if runtime is not None:
         open_session(dense.proto, runtime)
     with _blaming(dense, runtime or Runtime()):
-        prepared = prepare(dense.proto)
+        prepared = prepare(dense.proto, dense.store)
     return dense, prepared.model, prepared.notes
 
 

@@ -12,8 +12,9 @@ import numpy.typing as npt
 import onnx
 
 from snp_onnx.calibration.sessions import Runtime, open_session, run
-from snp_onnx.calibration.spill import is_large, spill
+from snp_onnx.calibration.spill import hollow, is_large, spill
 from snp_onnx.errors import PassError, SnpError
+from snp_onnx.external import has_external
 
 Array = npt.NDArray[Any]
 
@@ -53,9 +54,10 @@ def _same_surface(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> None:
 
 def _failure(check: Callable[[onnx.ModelProto | str], object], model: onnx.ModelProto) -> str | None:
     try:
-        if is_large(model):
+        if is_large(model) or has_external(model):
             with tempfile.TemporaryDirectory(prefix="snp_onnx-") as folder:
-                check(str(spill(model, Path(folder))))
+                written = hollow if has_external(model) else spill
+                check(str(written(model, Path(folder))))
         else:
             check(model)
     except Exception as error:
