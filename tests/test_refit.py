@@ -371,7 +371,7 @@ def test_a_plans_sidecar_has_the_refitted_weights(best: PruneResult, tmp_path: P
 
 def test_progress_is_told_layer_by_layer() -> None:
     heard: list[tuple[str, int, int]] = []
-    snp_onnx.prune(classifier(), images(), target_macs=0.6, progress=lambda *event: heard.append(event))
+    digits(progress=lambda *event: heard.append(event))
     steps = [event for event in heard if event[0] == "refit"]
     assert steps
     assert [done for _, done, _ in steps] == list(range(len(steps)))
