@@ -31,7 +31,7 @@ from snp_onnx.verbs.gauss_newton import Joint
 from snp_onnx.verbs.measure import Calibration
 from snp_onnx.verbs.refit import refit_layers
 from snp_onnx.verbs.result import Stopwatch
-from tests.command_line import DIGITS, DIGITS_DATA, classifier, images, small
+from tests.command_line import DIGITS, DIGITS_DATA, images, small
 from tests.graphs import Net, feed_for
 from tests.oracles import assert_valid, cut, difference, run, traced
 from tests.test_fast import patches_of
