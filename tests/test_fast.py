@@ -358,7 +358,7 @@ def test_every_single_choice_counts() -> None:
     x = images(96)
     fast, paper = {"preset": "fast"}, {"preset": "paper"}
     single = [{"order": "output", "ratios": "uniform"}, paper | {"fold": "patch"}, paper | {"ratios": "budget"}]
-    models = [snp_onnx.prune(small(), x, target_macs=0.45, **options).model for options in (paper, fast, *single)]  # type: ignore[arg-type]
+    models = [snp_onnx.prune(small(), x, target_macs=0.6, **options).model for options in (paper, fast, *single)]  # type: ignore[arg-type]
     held = [[tensor.raw_data for tensor in model.graph.initializer] for model in models]
     assert all(a != b for a, b in itertools.combinations(held, 2))
 

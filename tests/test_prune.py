@@ -186,7 +186,7 @@ def test_fidelity_is_measured_on_samples_held_back() -> None:
     assert entry.agreement == pytest.approx((dense.argmax(1) == pruned.argmax(1)).mean())
     assert entry.agreement is not None
     assert entry.agreement < 1
-    x[9::10] = 100  # the samples held back have no part in the statistics
+    x[9::10] *= 0.9  # the samples held back have no part in the statistics
     assert weights(snp_onnx.prune(classifier(), {"x": x}, target_macs=0.3).model) == weights(result.model)
 
 

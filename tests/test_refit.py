@@ -188,6 +188,14 @@ def _gated(net: Net) -> None:
     net.output(net.linear(net.Mul(net.Mul(gate, net.Sigmoid(gate)), up), 12, 6))
 
 
+def _gated_twice(net: Net) -> None:
+    x = net.input("x", 5, 6)
+    for _ in range(2):
+        gate, up = net.linear(x, 6, 12), net.linear(x, 6, 12)
+        x = net.Add(net.linear(net.Mul(net.Mul(gate, net.Sigmoid(gate)), up), 12, 6), x)
+    net.output(net.linear(x, 6, 4))
+
+
 JOINT: dict[str, Draw] = {
     "pair": _pair,
     "separable": _separable,
@@ -245,6 +253,25 @@ def test_a_joint_step_that_does_harm_is_taken_back(name: str, monkeypatch: pytes
     assert taken == producers
     after, wanted = (run(case.with_values(found), case.seen())[0] for found in (values, alone))
     assert after.tobytes() == wanted.tobytes()
+
+
+def test_a_step_taken_back_behind_a_gate_leaves_the_first_one_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second producer's step is rejected after the first one's was kept: what only that needs is run again."""
+    case = drawn(_gated_twice, 300)
+    honest, every = Joint.step, refit_module.find_chains
+
+    def harmful(self: Joint, walk: Any, weights: Any, *given: Any) -> dict[str, Array]:
+        found = honest(self, walk, weights, *given)
+        if self.chain.producer.linear.weight not in ("w2", "w5"):
+            return found
+        return {name: -5.0 * values for name, values in found.items()}
+
+    monkeypatch.setattr(Joint, "step", harmful)
+    values = case.values()
+    monkeypatch.setattr(Joint, "step", honest)
+    monkeypatch.setattr(refit_module, "find_chains", lambda *given: every(*given)[:1])
+    after, wanted = (run(case.with_values(found), case.seen())[0] for found in (values, case.values()))
+    np.testing.assert_allclose(after, wanted, rtol=1e-4, atol=1e-5)
 
 
 # what it may touch

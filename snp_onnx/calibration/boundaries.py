@@ -84,6 +84,9 @@ class Boundaries:
                 "set TMPDIR to a disk with room, or give fewer samples"
             ) from error
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
     def dtype(self, name: str) -> np.dtype[Any]:
         """The element type of a tensor that is kept."""
         return self._tensors[name].dtype

@@ -107,6 +107,10 @@ class Frontier:
         """These nodes have been run, and all but those of `hold` need not be run again."""
         self._done.update(set(stretch.nodes) - self._free - set(hold))
 
+    def makers(self, tensors: Iterable[str]) -> tuple[int, ...]:
+        """The nodes that give these tensors, none of them an input."""
+        return tuple(self._producer[name] for name in tensors)
+
     def undo(self, nodes: Iterable[int]) -> None:
         """These nodes have to be run again."""
         self._done.difference_update(nodes)

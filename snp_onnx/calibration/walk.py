@@ -76,10 +76,16 @@ class Walk:
         return moments
 
     def redo(self, nodes: Iterable[int]) -> None:
-        """What these nodes gave no longer holds: it is dropped, and they run again where it is needed."""
+        """What these nodes gave no longer holds: it is dropped, and they run again where it is needed.
+
+        So do the nodes before them whose results weren't kept.
+        """
         nodes = tuple(nodes)
+        given = [name for index in nodes for name in self._model.graph.node[index].output if name]
         self._frontier.undo(nodes)
-        self._boundaries.drop(name for index in nodes for name in self._model.graph.node[index].output)
+        self._boundaries.drop(given)
+        while lost := [name for name in self._frontier.needed(given).sources if name not in self._boundaries]:
+            self._frontier.undo(self._frontier.makers(lost))
 
     def write(self, values: Mapping[str, Array]) -> None:
         """Give initialisers other values."""

@@ -67,7 +67,8 @@ def fold(
             work.append(_Work(path, linears, bias))
 
     def folded(item: _Work) -> dict[str, npt.NDArray[np.generic]]:
-        return {name: keep(array) for name, array in _fold_one(weights, item, alive, statistics, ridge).items()}
+        strength = ridge * statistics.caution(item.linears) if affine else ridge
+        return {name: keep(array) for name, array in _fold_one(weights, item, alive, statistics, strength).items()}
 
     found = side_by_side(folded, work, lambda item: len(statistics.readings[item.linears[0]].columns))
     values = {name: array for part in found for name, array in part.items()}

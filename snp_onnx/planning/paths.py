@@ -97,7 +97,8 @@ def _eliminated(flow: Flow, group: Group, statistics: Statistics, choices: Choic
     losses = [loss for loss in measured if loss is not None]
     if len(losses) < len(measured) or not (consumers or losses):
         return None
-    found = eliminate(consumers, choices.ridge, alone=np.sum(losses, axis=0) if losses else None)
+    ridge = choices.ridge * statistics.caution(group.consumers)
+    found = eliminate(consumers, ridge, alone=np.sum(losses, axis=0) if losses else None)
     variance = 1.0 - found.errors[1:] / max(found.energy, np.finfo(np.float64).tiny)
     return Path(group, found.order, variance, _threshold(variance, choices.ratios), found.energy)
 

@@ -51,6 +51,8 @@ class Reading:
     columns: Labels
     slots: Slots
     is_exact: bool
+    rows_wanted: int = 0
+    """Rows a column with which elimination and fold need no more than the usual ridge; 0 where any number will do."""
 
     @property
     def key(self) -> str:
@@ -158,7 +160,8 @@ def _reading(trace: Trace, linear: Linear, samples: int) -> Reading:
     )
     kernel = trace.facts.shapes[linear.weight][2:] if linear.op.type in ("Conv", "ConvTranspose") else ()
     is_exact = int(np.prod(kernel)) == 1 and not any(linear.op.attr("pads", []))
-    return Reading(request, columns, slots, is_exact)
+    is_pixels = linear.op.type in ("Conv", "ConvTranspose")
+    return Reading(request, columns, slots, is_exact, 0 if is_pixels else TOKENS_PER_UNIT)
 
 
 def total_requests(flow: Flow, linears: Iterable[Linear], samples: int) -> dict[Linear, MomentRequest]:

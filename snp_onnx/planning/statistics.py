@@ -19,6 +19,9 @@ Matrix = npt.NDArray[np.float64]
 Vector = npt.NDArray[np.float64]
 
 
+MOST_CAUTION = 100.0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Statistics:
     """Readings and the moments that answer them; a reading with non-finite moments counts as not measured."""
@@ -57,6 +60,16 @@ class Statistics:
     def mean(self, linears: Iterable[Linear]) -> Vector:
         """Mean input of consumers that share one weight, (C,)."""
         return self._together(linears).mean
+
+    def caution(self, linears: Iterable[Linear]) -> float:
+        """By how much the ridge grows where rows are few for the columns: weights would learn their noise."""
+        short = [1.0]
+        for linear in linears:
+            reading = self.readings.get(linear)
+            found = self.moments.get(reading.key) if reading is not None else None
+            if reading is not None and found is not None and found.count:
+                short.append(reading.rows_wanted * len(reading.columns) / found.count)
+        return min(MOST_CAUTION, max(short))
 
     def _together(self, linears: Iterable[Linear]) -> Moments:
         first, *others = [self.moments[self.readings[linear].key] for linear in linears]
