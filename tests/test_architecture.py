@@ -12,6 +12,8 @@ import snp_onnx
 from snp_onnx import PlanError
 from snp_onnx.passes import prepare
 from snp_onnx.planning.architecture import architecture
+from snp_onnx.tracing import Kind
+from snp_onnx.tracing import trace as snp_trace
 from tests.graphs import feed_for
 from tests.oracles import traced
 from tests.topologies import CATALOGUE
@@ -79,3 +81,24 @@ def test_a_file_of_somebody_else_stays(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"small\.onnx\.config\.json: head counts go to this file"):
         result.save(tmp_path / "small.onnx")
     assert not (tmp_path / "small.onnx").exists()
+
+
+def test_what_the_file_said_of_an_earlier_model_goes(tmp_path: Path) -> None:
+    model = CATALOGUE["llama"].model()
+    output = tmp_path / "small.onnx"
+    snp_onnx.prune(model, feed_for(model, 40), target_macs=0.6, preset="fast").save(output)
+    assert (tmp_path / "small.onnx.config.json").exists()
+    plain = CATALOGUE["chain"].model()
+    snp_onnx.prune(plain, feed_for(plain, 40), target_macs=0.6, preset="fast").save(output)
+    assert [file.name for file in tmp_path.iterdir()] == ["small.onnx"]
+
+
+def test_dimensions_of_keys_and_of_values_are_told_apart() -> None:
+    model = prepare(CATALOGUE["llama"].model()).model
+    feed = feed_for(model, 2)
+    shapes = {name: tuple(values.shape) for name, values in feed.items()}
+    trace = snp_trace(model, shapes, kinds=[Kind.CHANNELS, Kind.HEAD_DIMS])
+    found = architecture(trace, trace.alive([group.labels[:1] for group in trace.groups]))
+    assert found is not None
+    assert found["v_head_dim"] == found["dense"]["v_head_dim"] - 1
+    assert "head_dim" not in found  # rotary embedding keeps queries and keys whole

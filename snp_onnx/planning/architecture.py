@@ -30,11 +30,13 @@ def architecture(trace: Trace, alive: Mask) -> dict[str, Any] | None:
 
 def _numbers(trace: Trace, alive: Mask) -> dict[str, int | list[int]]:
     heads = [group for group in trace.groups if group.kind is Kind.HEADS]
+    inside = [group for group in trace.groups if group.kind is Kind.HEAD_DIMS]
     hidden = [group for group in trace.groups if _is_hidden(trace, group)]
     found = {
         "num_attention_heads": [_left(group, alive) * max(1, _queries(trace, group)) for group in heads],
         "num_key_value_heads": [_left(group, alive) if _queries(trace, group) else 1 for group in heads],
-        "head_dim": [_left(group, alive) for group in trace.groups if group.kind is Kind.HEAD_DIMS],
+        "head_dim": [_left(group, alive) for group in inside if group.products],
+        "v_head_dim": [_left(group, alive) for group in inside if group.consumers],
         "hidden_size": [_left(group, alive) for group in trace.groups if group.kind is Kind.STREAM],
         "intermediate_size": [_left(group, alive) for group in hidden],
     }

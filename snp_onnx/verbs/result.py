@@ -81,7 +81,7 @@ def config_of(output: Path) -> Path:
 
 
 def check_config(output: Path) -> None:
-    """Refuse to replace a file of that name that isn't ours."""
+    """Refuse an output beside which a file of that name lies that isn't ours."""
     path = config_of(output)
     if not path.exists():
         return
@@ -124,9 +124,9 @@ class PruneResult:
         output = Path(path)
         model_io.check_destination(output, None, force=True)
         config = config_of(output)
-        if self.architecture is not None:
-            check_config(output)
+        check_config(output)
         written = model_io.save(self.proto, output, save_as_external_data)
+        config.unlink(missing_ok=True)  # what it said was of the model that stood here
         if self.architecture is not None:
             with model_io.written_whole(config) as temporary:
                 temporary.write_text(json.dumps({MADE_BY: __version__, **self.architecture}, indent=2) + "\n")
