@@ -11,9 +11,9 @@ import numpy.typing as npt
 from snp_onnx.calibration.moments import MomentRequest, Moments, row_strides
 from snp_onnx.calibration.single_heads import SingleHead
 from snp_onnx.tracing import Group, Trace
-from snp_onnx.tracing.attention import Attention, Logits, Operand
 from snp_onnx.tracing.facts import Shape
 from snp_onnx.tracing.flow import Flow
+from snp_onnx.tracing.heads import Attention, Logits, Operand
 from snp_onnx.tracing.padding import has_rows_of
 from snp_onnx.tracing.tracer import Linear
 

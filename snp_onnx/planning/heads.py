@@ -9,8 +9,8 @@ from snp_onnx.planning.head_statistics import HeadStatistics, own_heads
 from snp_onnx.planning.statistics import Statistics, unit_columns
 from snp_onnx.subspace import balanced_bases, principal_basis
 from snp_onnx.tracing import Group
-from snp_onnx.tracing.attention import Context, Logits
 from snp_onnx.tracing.flow import Flow
+from snp_onnx.tracing.heads import Context, Logits
 from snp_onnx.tracing.tracer import Product
 
 Matrix = npt.NDArray[np.float64]

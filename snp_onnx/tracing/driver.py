@@ -7,11 +7,12 @@ from collections.abc import Collection, Iterator, Mapping
 
 import onnx
 
-from snp_onnx.tracing.attention import Attention, find_attention
+from snp_onnx.tracing.attention import find_attention
 from snp_onnx.tracing.extents import bar_extents, bar_numbers
 from snp_onnx.tracing.facts import Facts, Shape, infer_facts
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.groups import PLAIN_KINDS, Kind, Trace, conclude
+from snp_onnx.tracing.heads import Attention
 from snp_onnx.tracing.labels import INSIDE
 from snp_onnx.tracing.norms import open_norms
 from snp_onnx.tracing.op import Op, ops_of

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from snp_onnx.tracing.facts import Facts, Shape
+from snp_onnx.tracing.heads import Attention
 from snp_onnx.tracing.labels import FIXED, HEAD, INSIDE, STREAM, SUMMED, Labels
 from snp_onnx.tracing.op import Op
 from snp_onnx.tracing.padding import has_rows_of
 from snp_onnx.tracing.tracer import Axes, Barrier, Linear, Product, Tracer
-
-if TYPE_CHECKING:
-    from snp_onnx.tracing.attention import Attention
 
 Mask = npt.NDArray[np.bool_]
 

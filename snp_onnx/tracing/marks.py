@@ -6,14 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from snp_onnx.tracing.facts import AxisOf, evaluate
 from snp_onnx.tracing.flow import Flow
+from snp_onnx.tracing.heads import Numbers
 from snp_onnx.tracing.op import Op
-
-Numbers = npt.NDArray[np.int64]
 
 MOVES = frozenset(
     (

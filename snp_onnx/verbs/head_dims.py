@@ -27,9 +27,10 @@ from snp_onnx.planning.head_statistics import (
 )
 from snp_onnx.planning.heads import context_bases, logits_bases
 from snp_onnx.planning.plan import Bases
-from snp_onnx.tracing.attention import Attention, Context, Logits, Operand, Projection, find_attention
+from snp_onnx.tracing.attention import find_attention
 from snp_onnx.tracing.extents import SHAPE_OPERANDS
 from snp_onnx.tracing.flow import Flow
+from snp_onnx.tracing.heads import Attention, Context, Logits, Operand, Projection
 from snp_onnx.verbs.measure import Calibration
 from snp_onnx.verbs.subject import Subject
 from snp_onnx.verbs.turned import Turned

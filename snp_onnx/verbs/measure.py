@@ -25,7 +25,7 @@ from snp_onnx.planning.head_statistics import (
 from snp_onnx.planning.readings import Reading, readings, total_requests
 from snp_onnx.planning.statistics import Statistics
 from snp_onnx.tracing import Group, Linear
-from snp_onnx.tracing.attention import Operand
+from snp_onnx.tracing.heads import Operand
 from snp_onnx.verbs.result import Stopwatch
 from snp_onnx.verbs.settings import Feed, Progress
 from snp_onnx.verbs.subject import Subject
