@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snp_onnx.calibration.moments import MomentRequest, View, row_strides
-from snp_onnx.planning.readings import PATCH_COLUMNS, Reading, conv_window, rows_per_column
+from snp_onnx.planning.readings import PATCH_COLUMNS, Reading, conv_window, reads_tokens, rows_per_column
 from snp_onnx.tracing import Linear, Trace
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.groups import Mask
@@ -24,6 +24,9 @@ Array = npt.NDArray[np.float64]
 
 ROWS_PER_COLUMN = 64
 """Rows a column that the lattice of a refit aims at."""
+
+TOKENS = 256
+"""Tokens a column that a refit wants: with fewer the anchor grows, or a layer learns those it was shown by heart."""
 
 LEAST_ROWS_PER_COLUMN = 4
 """A layer with fewer rows for each of its inputs keeps the weights it has: it would learn the samples by heart."""
@@ -143,7 +146,8 @@ def _reading(trace: Trace, alive: Mask, linear: Linear, samples: int) -> Reading
     view = View.CHANNELS if window is None else View.PATCHES
     mask = trace.row_mask(linear.input, axis)
     request = MomentRequest(linear.input, axis, len(output), view=view, window=window, lattice=lattice, row_mask=mask)
-    return Reading(request, columns, np.arange(len(columns), dtype=np.int64)[None, :], is_exact=True)
+    slots = np.arange(len(columns), dtype=np.int64)[None, :]
+    return Reading(request, columns, slots, is_exact=True, rows_wanted=TOKENS if reads_tokens(trace, linear) else 0)
 
 
 def _aim(flow: Flow, alive: Mask, layer: Layer, last: Mapping[str, int], number: int) -> Aim:

@@ -52,7 +52,7 @@ class Reading:
     slots: Slots
     is_exact: bool
     rows_wanted: int = 0
-    """Rows a column with which elimination and fold need no more than the usual ridge; 0 where any number will do."""
+    """Rows a column with which the ridge is no stronger than usual; 0 where any number will do."""
 
     @property
     def key(self) -> str:
@@ -89,6 +89,13 @@ def readings(trace: Trace, groups: Iterable[Group], samples: int, patches: bool 
                 )
             result[linear] = found[place]
     return result
+
+
+def reads_tokens(trace: Trace, linear: Linear) -> bool:
+    """Whether a layer reads the positions of a sequence, not pixels and not one vector a sample."""
+    if linear.op.type in ("Conv", "ConvTranspose"):
+        return False
+    return len(trace.facts.shapes[linear.input]) > 2 or trace.row_mask(linear.input, linear.input_axis) is not None
 
 
 def rows_per_column(trace: Trace, linear: Linear, of_pixels: int, of_tokens: int) -> int:
@@ -160,8 +167,7 @@ def _reading(trace: Trace, linear: Linear, samples: int) -> Reading:
     )
     kernel = trace.facts.shapes[linear.weight][2:] if linear.op.type in ("Conv", "ConvTranspose") else ()
     is_exact = int(np.prod(kernel)) == 1 and not any(linear.op.attr("pads", []))
-    is_pixels = linear.op.type in ("Conv", "ConvTranspose")
-    return Reading(request, columns, slots, is_exact, 0 if is_pixels else TOKENS_PER_UNIT)
+    return Reading(request, columns, slots, is_exact, TOKENS_PER_UNIT if reads_tokens(trace, linear) else 0)
 
 
 def total_requests(flow: Flow, linears: Iterable[Linear], samples: int) -> dict[Linear, MomentRequest]:

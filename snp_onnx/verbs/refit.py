@@ -40,9 +40,6 @@ REFIT_RIDGE = 10.0
 ENOUGH_SAMPLES = 1000
 """With fewer the anchor grows in proportion: positions of one sample are much alike, so samples count, not rows."""
 
-ENOUGH_ROWS_PER_COLUMN = 64
-"""With fewer it grows too: a layer of many inputs would learn the few tokens it was shown by heart."""
-
 
 def refit_layers(
     flow: Flow,
@@ -155,7 +152,7 @@ class _Refitting:
         known = self.known.get(producer.linear)
         written = [name for layer in (step.layer, producer) for name in self._roots(layer)]
         before, inputs = {name: self.weights.array(name).copy() for name in written}, self.known
-        self._write(joint.step(self.walk, self.weights, self._anchor, known))
+        self._write(joint.step(self.walk, self.weights, lambda found: self._anchor(producer, found), known))
         error = self._solve(step, self._moments(step, later, hold))
         if error <= alone:
             return error
@@ -178,13 +175,15 @@ class _Refitting:
         assert cross is not None
         present, bias = step.layer.matrix(self.weights), step.layer.offset(self.weights)
         fixed = bias if step.layer.bias is None else None
-        weight, bias = refit(inputs.gram, inputs.mean, cross, aims.mean, present, fixed, self._anchor(inputs))
+        weight, bias = refit(
+            inputs.gram, inputs.mean, cross, aims.mean, present, fixed, self._anchor(step.layer, inputs)
+        )
         self._write(step.layer.values(self.weights, weight, bias))
         return refit_error(inputs.gram, inputs.mean, cross, aims.mean, float(np.trace(aims.gram)), weight, bias)
 
-    def _anchor(self, inputs: Moments) -> float:
+    def _anchor(self, layer: Layer, inputs: Moments) -> float:
         """The strength of the anchor for a layer with these inputs."""
-        wanted = ENOUGH_ROWS_PER_COLUMN * len(inputs.sum)
+        wanted = layer.reading.rows_wanted * len(inputs.sum)
         return self.ridge * max(1.0, ENOUGH_SAMPLES / self.samples, wanted / inputs.count)
 
     def _roots(self, layer: Layer) -> list[str]:
