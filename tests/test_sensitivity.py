@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx
 import pytest
 
 import snp_onnx
 from snp_onnx import PlanError, PruneResult
+from tests.command_line import Bench, call
 from tests.graphs import Net, feed_for
 
 
@@ -76,3 +79,16 @@ def test_scales_leave_the_order_of_units_alone() -> None:
     plans = [pruned(model, weigh=way).plan for way in ("layers", "outputs")]
     orders = [[decision.order for decision in plan.decisions] for plan in plans]
     assert np.array_equal(orders[0], orders[1])
+
+
+def test_the_command_line_has_it(here: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    target = ("--target-macs", 0.6, "--calibration", here.data, "--preset", "fast", "--quiet")
+    report = here.folder / "report.json"
+    outcome = call(capsys, "prune", here.model, here.output, *target, "--weigh", "outputs", "--report", report)
+    assert (outcome.code, outcome.err) == (0, "")
+    written = json.loads(report.read_text())
+    assert written["options"]["weigh"] == "outputs"
+    assert "weigh" in written["timings"]
+    outcome = call(capsys, "prune", here.model, here.output, *target, "--weigh", "sums")
+    assert outcome.code == 2
+    assert "--weigh 'sums'" in outcome.err
