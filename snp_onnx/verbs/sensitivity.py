@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ WIDEST_SPREAD = 1e3
 """A scale further than this from the median is cut off: few samples don't tell more."""
 
 MOST_BYTES = 2**30
-"""Of larger models no copies are run for every group: their errors are compared layer by layer."""
+"""Of larger models no copies are run for every group, unless asked for: errors are compared layer by layer."""
 
 
 def weighed(work: Work, paths: Sequence[Path]) -> tuple[Path, ...]:
@@ -45,10 +46,11 @@ def weighed(work: Work, paths: Sequence[Path]) -> tuple[Path, ...]:
         return tuple(paths)
     feeds = _feeds(work)
     with work.clock("weigh"):
+        dense = open_session(work.subject.prepared, work.calibration.runtime)
         effects = []
         for number, path in enumerate(paths):
             work.calibration.progress("weigh", number, len(paths))
-            effects.append(_scale(work, path, feeds))
+            effects.append(_scale(work, path, dense, feeds))
     scales = np.array(effects)
     known = np.isfinite(scales) & (scales > 0.0)
     if not known.any():
@@ -64,8 +66,9 @@ def _is_wanted(work: Work) -> bool:
     if chosen.ratios is not Ratios.BUDGET or chosen.order is not Order.OUTPUT or chosen.weigh is Weigh.LAYERS:
         return False
     has_heads = any(group.kind is not Kind.CHANNELS for group in subject.trace.groups)
-    is_asked = chosen.weigh is Weigh.OUTPUTS or has_heads or bool(subject.trace.products)
-    return is_asked and subject.dense.bytes <= MOST_BYTES
+    if chosen.weigh is Weigh.OUTPUTS:
+        return True
+    return (has_heads or bool(subject.trace.products)) and subject.dense.bytes <= MOST_BYTES
 
 
 def _feeds(work: Work) -> list[Feed]:
@@ -74,8 +77,8 @@ def _feeds(work: Work) -> list[Feed]:
     return list(islice(work.calibration.batches(Part.CALIBRATION), -(-SAMPLES // size)))
 
 
-def _scale(work: Work, path: Path, feeds: Sequence[Feed]) -> float:
-    """δ²(k₀) / e(k₀) of one group; not a number where it has no error to compare."""
+def _scale(work: Work, path: Path, dense: Any, feeds: Sequence[Feed]) -> float:
+    """δ²(k₀) / e(k₀) of one group; not a number where it has no error to compare, or weights can't show its loss."""
     subject, chosen, calibration = work.subject, work.choices, work.calibration
     assert calibration is not None
     units = len(path.group)
@@ -85,7 +88,9 @@ def _scale(work: Work, path: Path, feeds: Sequence[Feed]) -> float:
         return float("nan")
     alive = subject.trace.alive([path.group.labels[path.order[width:]]])
     folding = fold(subject.flow, alive, work.measured.statistics, chosen.ridge, chosen.fold is Fold.PATCH)
+    if folding.unfolded or not folding.values:  # quantised weights, logits: the folded copy would miss what goes
+        return float("nan")
     changed = rewrite(subject.prepared, [FoldWeights(folding.values)], subject.dense.store).model
-    before, after = (open_session(model, calibration.runtime) for model in (subject.prepared, changed))
-    found = measure_fidelity(before, after, feeds, mask=mask_of(subject.prepared))
+    after = open_session(changed, calibration.runtime)
+    found = measure_fidelity(dense, after, feeds, mask=mask_of(subject.prepared))
     return float(np.mean([entry.relative_l2**2 for entry in found])) / error
