@@ -111,3 +111,15 @@ def insert_before(graph: gs.Graph, node: gs.Node, new: gs.Node) -> None:
     """Put a node right before another one, so that the order stays topological."""
     place = next(index for index, other in enumerate(graph.nodes) if other is node)
     graph.nodes.insert(place, new)
+
+
+def replace_node(graph: gs.Graph, node: gs.Node, tensor: gs.Tensor) -> None:
+    """Let everything that reads the node's one output read `tensor`, and take the node out."""
+    output = node.outputs[0]
+    for reader in list(output.outputs):
+        for place, read in enumerate(reader.inputs):
+            if read is output:
+                reader.inputs[place] = tensor
+    node.inputs.clear()
+    node.outputs.clear()
+    graph.nodes.remove(node)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import Outcome
+from snp_onnx.passes.base import Outcome, replace_node
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,7 @@ class LiftConstants:
             constant = _constant(node)
             if constant is None or id(node.outputs[0]) in kept_as_output:
                 continue
-            output = node.outputs[0]
-            for consumer in list(output.outputs):
-                for place, tensor in enumerate(consumer.inputs):
-                    if tensor is output:
-                        consumer.inputs[place] = constant
-            node.inputs.clear()
-            node.outputs.clear()
-            graph.nodes.remove(node)
+            replace_node(graph, node, constant)
             lifted += 1
         return Outcome(lifted > 0)
 

@@ -20,7 +20,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from snp_onnx.external import Store
-from snp_onnx.passes.base import Note, Outcome, fresh_name, insert_before, replace_values, values_of
+from snp_onnx.passes.base import Note, Outcome, fresh_name, insert_before, replace_node, replace_values, values_of
 from snp_onnx.passes.eliminate_dead import EliminateDead
 from snp_onnx.passes.pipeline import Rewritten, rewrite
 from snp_onnx.subspace import centring, turned
@@ -177,14 +177,7 @@ def _insert_bias(graph: gs.Graph, node: gs.Node, shift: Matrix) -> None:
 def _bypass(graph: gs.Graph, node: gs.Node) -> None:
     """What read the node's output reads its one activation instead."""
     source = next(tensor for tensor in node.inputs if isinstance(tensor, gs.Variable))
-    output = node.outputs[0]
-    for reader in list(output.outputs):
-        for place, tensor in enumerate(reader.inputs):
-            if tensor is output:
-                reader.inputs[place] = source
-    node.inputs.clear()
-    node.outputs.clear()
-    graph.nodes.remove(node)
+    replace_node(graph, node, source)
 
 
 def _mean_name(norm: Norm) -> str:
