@@ -42,7 +42,7 @@ def compare(
     if latency_batch is not None and latency_batch < 1:
         raise PlanError(f"--latency-batch {latency_batch}: give a positive number")
     models = [load_subject(model, runtime) for model in (dense, pruned)]
-    _require_same_surface(models[0][0].proto, models[1][0].proto)
+    require_same_surface(models[0][0].proto, models[1][0].proto)
     specs = input_specs(models[0][0].proto)
     with open_samples(data.source, specs, data.preprocess, data.samples, data.seed, data.input_shapes) as samples:
         shapes = resolve_shapes(models[0][0].proto, data.input_shapes, samples.largest_shapes)
@@ -63,7 +63,8 @@ def _cost(
     return trace_at(model, prepared, notes, shapes, runtime).dense_cost()
 
 
-def _require_same_surface(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> None:
+def require_same_surface(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> None:
+    """ModelError unless both models have the same inputs and share an output."""
     ours, theirs = ([(s.name, s.dtype, s.shape) for s in input_specs(model)] for model in (dense, pruned))
     if ours != theirs:
         raise ModelError(
