@@ -9,6 +9,9 @@ from snp_onnx.recovery.operators.kernel import Factory, Kernel, refuse
 from snp_onnx.tracing.op import Op
 
 Outputs = tuple[Tensor | None, ...]
+HIDDEN = -1e30
+"""Added to the logits of what may not be seen: no weight is left, and a sum of two is still finite."""
+
 FILTER = -10000.0
 """What onnxruntime adds to the logits of positions that are masked, unless the node says otherwise."""
 
@@ -51,10 +54,10 @@ def joined(x: Tensor) -> Tensor:
 
 
 def causal(queries: int, keys: int, before: int, like: Tensor, window: int = 0) -> Tensor:
-    """(S, T), -inf where a key lies behind its query or, with a window, too far before it."""
+    """(S, T), `HIDDEN` where a key lies behind its query or, with a window, too far before it."""
     distance = torch.arange(queries)[:, None] + before - torch.arange(keys)[None]
     hidden = distance < 0 if window <= 0 else (distance < 0) | (distance >= window)
-    return torch.zeros(queries, keys).masked_fill(hidden, torch.finfo(torch.float32).min).to(like.device)
+    return torch.zeros(queries, keys).masked_fill(hidden, HIDDEN).to(like.device)
 
 
 def _total(*parts: Tensor | None) -> Tensor | None:
@@ -223,8 +226,12 @@ def _standard(op: Op) -> Kernel:
     """ONNX Attention, on three axes or on four."""
     counts = [int(op.attr(name, 0)) for name in ("q_num_heads", "kv_num_heads", "kv_num_heads")]
     scale, cap, is_causal = float(op.attr("scale", 0.0)), float(op.attr("softcap", 0.0)), op.attr("is_causal", 0)
-    if len([name for name in op.outputs if name]) > 3:
+    if any(op.outputs[3:]):
         raise refuse(op, "the logits as an output")
+    if op.attr("left_window_size", -1) >= 0 or op.attr("right_window_size", -1) >= 0:
+        raise refuse(op, "a window")
+    if is_causal and op.input(6):
+        raise refuse(op, "a number of keys that count, with causal order,")
 
     def run(
         query: Tensor, key: Tensor, values: Tensor, mask: Tensor | None = None, past_key: Tensor | None = None,
@@ -235,10 +242,10 @@ def _standard(op: Op) -> Kernel:
         if past_key is not None and past_value is not None:
             before, k, v = past_key.shape[2], torch.cat([past_key, k], 2), torch.cat([past_value, v], 2)
         if mask is not None and mask.dtype == torch.bool:
-            mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)
+            mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, HIDDEN)
         if mask is not None and mask.shape[-1] < k.shape[2]:
-            mask = torch.nn.functional.pad(mask, [0, k.shape[2] - mask.shape[-1]], value=-torch.inf)
-        real = None if lengths is None else _masked(op, lengths, k.shape[2], -torch.inf)
+            mask = torch.nn.functional.pad(mask, [0, k.shape[2] - mask.shape[-1]], value=HIDDEN)
+        real = None if lengths is None else _masked(op, lengths, k.shape[2], HIDDEN)
         order = causal(q.shape[2], k.shape[2], before, q) if is_causal else None
         found = attend(q, k, v, scale or q.shape[-1] ** -0.5, _total(order, mask, real), cap)
         return joined(found) if query.ndim == 3 else found, k, v

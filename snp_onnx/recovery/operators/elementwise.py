@@ -54,6 +54,14 @@ def _shrink(op: Op) -> Kernel:
     return run
 
 
+def _selu(op: Op) -> Kernel:
+    alpha, gamma = (
+        float(op.attr("alpha", 1.67326319217681884765625)),
+        float(op.attr("gamma", 1.05070102214813232421875)),
+    )
+    return lambda x: gamma * torch.where(x > 0, x, alpha * torch.expm1(x.clamp_max(0)))
+
+
 def _clip(op: Op) -> Kernel:
     lowest, highest = op.attr("min", None), op.attr("max", None)
 
@@ -140,7 +148,7 @@ ELEMENTWISE: dict[str, Factory] = {
     "LeakyRelu": _with_alpha(F.leaky_relu, 0.01),
     "ThresholdedRelu": _with_alpha(lambda x, a: torch.where(x > a, x, torch.zeros_like(x)), 1.0),
     "Swish": _with_alpha(lambda x, a: x * torch.sigmoid(a * x), 1.0),
-    "Selu": plain(F.selu), "HardSigmoid": _hard_sigmoid, "Gelu": _gelu, "Shrink": _shrink, "Clip": _clip,
+    "Selu": _selu, "HardSigmoid": _hard_sigmoid, "Gelu": _gelu, "Shrink": _shrink, "Clip": _clip,
     "Cast": _cast, "CastLike": plain(lambda x, like: x.to(like.dtype)), "Dropout": _dropout, "Mod": _modulo,
     "BatchNormalization": _batch_norm, "IsInf": _is_inf,
 }  # fmt: skip

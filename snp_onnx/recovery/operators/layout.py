@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import Tensor
 
+from snp_onnx.errors import ModelError
 from snp_onnx.recovery.operators.kernel import Factory, Kernel, numbers, refuse, torch_pads, torch_type
 from snp_onnx.tracing.op import Op
 
@@ -30,6 +31,8 @@ def _constant(op: Op) -> Kernel:
 
 def as_tensor(array: Any) -> Tensor:
     """A copy of an array, 16-bit floats as float32."""
+    if array.dtype.kind in "OSU":
+        raise ModelError("the model has constants that are strings: recovery doesn't cover them")
     wide = array.astype("float32") if array.dtype.itemsize == 2 and array.dtype.kind in "fV" else array
     return torch.from_numpy(wide.copy())
 
@@ -208,6 +211,8 @@ def _depth_to_space(op: Op) -> Kernel:
 
 def _space_to_depth(op: Op) -> Kernel:
     side = int(op.attr("blocksize", 1))
+    if op.attr("mode", "DCR") != "DCR":
+        raise refuse(op, "this mode")
 
     def run(x: Tensor) -> Tensor:
         n, c, h, w = x.shape

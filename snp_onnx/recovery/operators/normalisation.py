@@ -163,11 +163,11 @@ def _arg(function: Callable[..., Tensor]) -> Factory:
 
 def _top_k(op: Op) -> Kernel:
     axis, is_largest = int(op.attr("axis", -1)), bool(op.attr("largest", 1))
-    is_sorted = bool(op.attr("sorted", 1))
 
     def run(x: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        values, places = torch.topk(x, int(k), axis, is_largest, is_sorted)
-        return values, places
+        """Of equal values the first comes first, as in the runtime."""
+        values, places = torch.sort(x, dim=axis, descending=is_largest, stable=True)
+        return values.narrow(axis, 0, int(k)), places.narrow(axis, 0, int(k))
 
     return run
 
