@@ -103,7 +103,7 @@ def test_real_networks_compute_what_the_runtime_computes(name: str) -> None:
     if not path.is_file():
         pytest.skip(f"{path.name} is not here: set SNP_ONNX_BENCH_DATA")
     model = onnx.load(path)
-    shapes = SHAPES[name] or {v.name: feed_for(model, 2)[v.name].shape for v in model.graph.input}
+    shapes = SHAPES[name] or {key: values.shape for key, values in feed_for(model, 2).items()}
     rng = np.random.default_rng(0)
     is_tokens = "input_ids" in shapes
     feed = {
@@ -113,7 +113,9 @@ def test_real_networks_compute_what_the_runtime_computes(name: str) -> None:
     assert_close(torch_outputs(model, feed), run(model, feed))
 
 
-@pytest.mark.parametrize("name", ["residual-projection", "conv-bn-relu", "separate", "llama", "multi-head", "dense-net"])
+@pytest.mark.parametrize(
+    "name", ["residual-projection", "conv-bn-relu", "separate", "llama", "multi-head", "dense-net"]
+)
 def test_gradients_reach_every_weight(name: str) -> None:
     from snp_onnx.recovery.graph import GraphModule
 
@@ -141,7 +143,9 @@ def test_a_failure_inside_a_node_names_it() -> None:
 
     model = CATALOGUE["chain"].model()
     feed = tensors({"x": np.zeros((2, 5, 8, 8), np.float32)})
-    with pytest.raises(ModelError, match=r"node n1: can't be computed in torch for inputs \(2, 5, 8, 8\), \(8, 3, 3, 3\)"):
+    with pytest.raises(
+        ModelError, match=r"node n1: can't be computed in torch for inputs \(2, 5, 8, 8\), \(8, 3, 3, 3\)"
+    ):
         GraphModule(model)(feed)
 
 

@@ -72,6 +72,8 @@ class _Roles:
     behind: dict[str, str] = field(default_factory=dict)
     """The constant whose values, moved, a tensor holds."""
     readers: defaultdict[str, list[Op]] = field(default_factory=lambda: defaultdict(list))
+    fixed: set[str] = field(default_factory=set)
+    """What constants alone decide, integers too."""
     signals: set[str] = field(default_factory=set)
     weighted: set[str] = field(default_factory=set)
     """Signals with a weight before them."""
@@ -80,7 +82,9 @@ class _Roles:
     def decide(self) -> frozenset[str]:
         self._start()
         for op in ops_of(self.model):
-            if op.inputs and op.type in _PASSING and op.inputs[0] in self.behind:
+            if all(name in self.fixed or not name for name in op.inputs) and not op.has_subgraph:
+                self.fixed.update(op.outputs)
+            if self._moves_a_constant(op):
                 self.behind.update((name, self.behind[op.inputs[0]]) for name in op.outputs)
                 continue
             is_weighted = self._visit(op)
@@ -93,8 +97,14 @@ class _Roles:
                 self.uses[self.behind[value.name]].otherwise += 1
         return frozenset(name for name, use in self.uses.items() if use.as_weight and not use.otherwise)
 
+    def _moves_a_constant(self, op: Op) -> bool:
+        if not op.inputs or op.inputs[0] not in self.behind:
+            return False
+        return op.type in _PASSING or (op.type == "Gather" and op.inputs[1] in self.fixed)
+
     def _start(self) -> None:
         for tensor in self.model.graph.initializer:
+            self.fixed.add(tensor.name)
             if tensor.data_type in FLOATS:
                 self.constants[tensor.name] = array_of(tensor)
         for op in ops_of(self.model):
@@ -139,7 +149,7 @@ class _Roles:
             yield from (place for place, name in enumerate(op.inputs) if self._is_beside(op, name))
 
     def _is_table(self, op: Op) -> bool:
-        if op.inputs[0] not in self.behind or op.inputs[1] in self.behind:
+        if op.inputs[0] not in self.behind:
             return False
         table = self.constants[self.behind[op.inputs[0]]]
         if table.ndim != 2 or min(table.shape) < 2 or int(op.attr("axis", 0)) != 0:
