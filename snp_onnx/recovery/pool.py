@@ -48,7 +48,7 @@ class Pool:
         self._fixed, self._whole = fixed, whole
         self._folder = TemporaryDirectory(prefix="snp_onnx-", ignore_cleanup_errors=True)
         self._left = in_memory
-        self._labels = labels
+        self.labels = labels
         parts: dict[tuple[Any, ...], list[tuple[int, Mapping[str, Array]]]] = {}
         self.count = 0
         for batch in batches:
@@ -90,7 +90,7 @@ class Pool:
     def rows(self, bucket: int, rows: Array) -> Rows:
         """The samples of one run."""
         content = self._buckets[bucket]
-        labels = None if self._labels is None else self._labels[content.numbers(rows)]
+        labels = None if self.labels is None else self.labels[content.numbers(rows)]
         return Rows(content.feed(rows), labels)
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from snp_onnx.errors import ModelError
+from snp_onnx.errors import CalibrationError, ModelError
 from snp_onnx.planning.training import Checkpoints, Optimiser, Precision, Training
 from snp_onnx.recovery.augment import augmented
 from snp_onnx.recovery.checkpoint import State, read_state, write_state
@@ -117,6 +117,7 @@ class _Run:
         if not task.training.feature_weight:
             features = ()
         classifiers = {name: is_probability(wanted[name]) for name in floating if is_classifier(wanted[name])}
+        _check_labels(task.pool, {wanted[name].shape[1] for name in classifiers})
         return Loss(floating, classifiers, features, task.training)
 
     def _feed(self, rows: Rows) -> dict[str, Tensor]:
@@ -277,6 +278,16 @@ class _Rates:
         rising = min(1.0, (share + 1e-3) / warm) if warm else 1.0
         falling = 0.5 * (1 + math.cos(math.pi * max(0.0, share - warm) / (1 - warm)))
         return self.training.rate * rising * falling
+
+
+def _check_labels(pool: Pool, classes: set[int]) -> None:
+    if pool.labels is None:
+        return
+    if not classes:
+        raise CalibrationError("labels were given, and no output of the model is scores of classes: leave them out")
+    largest = int(pool.labels.max(initial=0))
+    if largest >= min(classes):
+        raise CalibrationError(f"label {largest} is too large for an output of {min(classes)} classes")
 
 
 def _optimiser(weights: Sequence[nn.Parameter], training: Training) -> torch.optim.Optimizer:

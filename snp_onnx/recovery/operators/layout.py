@@ -196,6 +196,17 @@ def _scatter_nd(op: Op) -> Kernel:
     return run
 
 
+def _scatter_elements(op: Op) -> Kernel:
+    axis = int(op.attr("axis", 0))
+    if op.attr("reduction", "none") != "none":
+        raise refuse(op, "a reduction")
+
+    def run(x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
+        return x.scatter(axis, torch.where(indices < 0, indices + x.shape[axis], indices).long(), updates)
+
+    return run
+
+
 def _depth_to_space(op: Op) -> Kernel:
     side, is_column_first = int(op.attr("blocksize", 1)), op.attr("mode", "DCR") == "CRD"
 
@@ -259,6 +270,7 @@ LAYOUT: dict[str, Factory] = {
     "Transpose": _transpose, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze, "Expand": lambda op: _expand,
     "Tile": lambda op: _tile, "Concat": _concat, "Split": _split, "Slice": _slice, "Pad": _pad, "Gather": _gather,
     "GatherElements": _gather_elements, "GatherND": _gather_nd, "ScatterND": _scatter_nd,
+    "ScatterElements": _scatter_elements, "Scatter": _scatter_elements,
     "DepthToSpace": _depth_to_space, "SpaceToDepth": _space_to_depth, "Trilu": _trilu, "EyeLike": _eye_like,
     "OneHot": _one_hot,
 }  # fmt: skip
