@@ -165,16 +165,16 @@ def test_what_constants_decide_is_computed_once() -> None:
     from snp_onnx.recovery.graph import GraphModule
 
     script, plain = (GraphModule(CATALOGUE[name].model()) for name in ("option-a-script", "option-a"))
-    assert len(script._steps) == len(plain._steps)
+    assert len(script.steps) == len(plain.steps)
 
 
 def test_tensors_are_dropped_when_nobody_reads_them() -> None:
     from snp_onnx.recovery.graph import GraphModule
 
     module = GraphModule(CATALOGUE["residual-identity"].model())
-    done = [name for step in module._steps for name in step.done]
+    done = [name for step in module.steps for name in step.done]
     assert len(done) == len(set(done))
-    assert set(done) >= {name for step in module._steps for name in step.outputs}
+    assert set(done) >= {name for step in module.steps for name in step.outputs}
 
 
 def test_a_mask_keeps_what_is_added_to_it_finite() -> None:

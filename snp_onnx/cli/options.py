@@ -91,6 +91,7 @@ TRAINING = (
     _option("patience", int, 0, "Stop after so many checks without an improvement; 0: never."),
     _option("augment", str | None, None, "For images: any of flip,crop,mix."),
     _option("precision", str, "float32", "float32, or bfloat16: faster where the processor has it."),
+    _option("whiten", bool, True, "Train where every layer's inputs have unit moments.", "--whiten/--no-whiten"),
     _option("device", str, "cpu", "cpu, cuda or cuda:N: where torch trains."),
 )
 

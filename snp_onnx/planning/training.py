@@ -48,7 +48,8 @@ class Training:
     labels. patience : checks without an improvement before it stops; 0 never stops early. augment : "flip", "crop",
     "mix" (every image becomes a blend of two: what the dense model makes of it says more than what it makes of images
     that it was trained on). precision : "bfloat16" is about twice as fast on processors that have instructions for it.
-    device : cpu or cuda. threads : None leaves torch its own choice.
+    whiten : train in coordinates in which every layer's inputs have unit moments. device : cpu or cuda. threads : None
+    leaves torch its own choice.
     """
 
     epochs: int = 20
@@ -68,6 +69,7 @@ class Training:
     patience: int = 0
     augment: tuple[Augmentation, ...] = ()
     precision: Precision = Precision.FLOAT32
+    whiten: bool = True
     device: str = "cpu"
     threads: int | None = None
     seed: int = 0

@@ -22,7 +22,8 @@ class State:
     epoch: int = 0
     step: int = 0
     elapsed: float = 0.0
-    weights: dict[str, Tensor] = field(default_factory=dict)
+    weights: list[Tensor] = field(default_factory=list)
+    """In the order and the coordinates of the training."""
     optimiser: dict[str, Any] = field(default_factory=dict)
     start_error: float = 0.0
     best_error: float = 0.0

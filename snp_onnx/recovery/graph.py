@@ -7,7 +7,7 @@ operator functions (`operators/`), and the graph's own names for everything.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import onnx
@@ -21,19 +21,22 @@ from snp_onnx.recovery.operators import READS_SHAPES, kernel_of
 from snp_onnx.recovery.operators.kernel import Kernel
 from snp_onnx.recovery.operators.layout import as_tensor
 from snp_onnx.recovery.roles import trained_names
-from snp_onnx.tracing.op import ops_of
+from snp_onnx.tracing.op import Op, ops_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
     """One node: what it computes from which tensors, and which nobody needs after it."""
 
-    name: str
+    op: Op
     kernel: Kernel
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    done: tuple[str, ...]
-    reads_shapes: bool
+    done: tuple[str, ...] = ()
+
+    @property
+    def reads_shapes(self) -> bool:
+        return self.op.is_standard and self.op.type in READS_SHAPES
 
 
 class GraphModule(nn.Module):
@@ -58,7 +61,7 @@ class GraphModule(nn.Module):
             self._take(tensor.name, as_tensor(array_of(tensor)), tensor.name in trained)
         self.inputs = tuple(v.name for v in model.graph.input if v.name not in self)
         self.outputs = tuple(value.name for value in model.graph.output)
-        self._steps = self._plan(model, trained)
+        self.steps = self._plan(model, trained)
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
@@ -92,8 +95,7 @@ class GraphModule(nn.Module):
                     if name and value is not None:
                         self._take(name, value.clone(), op.type == "Constant" and name in trained)
                 continue
-            outputs = tuple(op.outputs)
-            steps.append(Step(op.name, kernel, inputs, outputs, (), op.is_standard and op.type in READS_SHAPES))
+            steps.append(Step(op, kernel, inputs, tuple(op.outputs)))
         return _with_ends(steps)
 
     def _constant(self, name: str) -> Tensor | None:
@@ -114,15 +116,21 @@ class GraphModule(nn.Module):
         """The outputs for inputs by name."""
         return self.tensors(feed)
 
-    def tensors(self, feed: Mapping[str, Tensor], wanted: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """The tensors called `wanted`, by default the outputs, for inputs by name."""
+    def tensors(
+        self,
+        feed: Mapping[str, Tensor],
+        wanted: Iterable[str] | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """The tensors called `wanted`, by default the outputs, for inputs by name; with other weights if given."""
         names = tuple(self.outputs if wanted is None else wanted)
         values: dict[str, Tensor] = {name: _wide(feed[name]) for name in self.inputs}
         on_host = next(iter(values.values())).device.type == "cpu" if values else True
         values.update((name, getattr(self, key)) for name, key in self._names.items())
         values.update(self._constants)
+        values.update(weights or {})
         kept = frozenset(names)
-        for step in self._steps:
+        for step in self.steps:
             given = [values[name] if name else None for name in step.inputs]
             if not on_host:
                 given = _together(given, step.reads_shapes)
@@ -133,7 +141,7 @@ class GraphModule(nn.Module):
             except Exception as error:
                 shapes = ", ".join("-" if g is None else str(tuple(g.shape)) for g in given)
                 raise ModelError(
-                    f"node {step.name}: can't be computed in torch for inputs {shapes}: {error}"
+                    f"node {step.op.name}: can't be computed in torch for inputs {shapes}: {error}"
                 ) from error
             for name, value in zip(step.outputs, _tuple(results), strict=False):
                 if value is not None:
@@ -167,5 +175,5 @@ def _with_ends(steps: Sequence[Step]) -> tuple[Step, ...]:
     for step in reversed(steps):
         done = tuple(dict.fromkeys(n for n in (*step.inputs, *step.outputs) if n and n not in seen))
         seen.update(done)
-        ended.append(Step(step.name, step.kernel, step.inputs, step.outputs, done, step.reads_shapes))
+        ended.append(replace(step, done=done))
     return tuple(reversed(ended))

@@ -16,6 +16,7 @@ from snp_onnx.errors import CalibrationError, ModelError
 from snp_onnx.planning.training import Checkpoints, Optimiser, Precision, Training
 from snp_onnx.recovery.augment import augmented
 from snp_onnx.recovery.checkpoint import State, read_state, write_state
+from snp_onnx.recovery.coordinates import Coordinates
 from snp_onnx.recovery.graph import GraphModule
 from snp_onnx.recovery.losses import Loss, is_classifier, is_probability, relative_error
 from snp_onnx.recovery.pool import Array, Pool, Rows
@@ -25,6 +26,9 @@ Progress = Callable[[str, int, int], None]
 
 CHECKS = 50
 """Checks on the held-back samples in a whole training, at most."""
+
+MOMENT_BATCHES = 4
+"""Batches that the moments of the layers' inputs are taken from."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,9 +84,9 @@ class _Run:
         self.notes: list[str] = []
         self.device = torch.device(task.training.device)
         self.student = task.student.placed(self.device)
-        self.weights = self.student.weights
         self.loss = self._loss()
-        self.optimiser = _optimiser(list(self.weights.values()), task.training)
+        self.coordinates = self._coordinates()
+        self.optimiser = _optimiser(self.coordinates.trained, task.training)
         self.aims = [self._aims(rows) for rows in task.held_back]
         self.rates = _Rates(task.training, len(self._steps(0)))
 
@@ -120,6 +124,12 @@ class _Run:
         _check_labels(task.pool, {wanted[name].shape[1] for name in classifiers})
         return Loss(floating, classifiers, features, task.training)
 
+    def _coordinates(self) -> Coordinates:
+        """The moments come from the first batches of an epoch that is never trained."""
+        runs = [run for step in self._steps(-1 % 2**32)[:MOMENT_BATCHES] for run in step]
+        feeds = (self._feed(self.task.pool.rows(*run)) for run in runs)
+        return Coordinates(self.student, feeds, self.task.training.whiten).to(self.device)
+
     def _feed(self, rows: Rows) -> dict[str, Tensor]:
         return {name: _tensor(values).to(self.device) for name, values in rows.feed.items()}
 
@@ -141,7 +151,7 @@ class _Run:
         for rows, wanted in zip(self.task.held_back, self.aims, strict=True):
             feed = self._feed(rows)
             with torch.no_grad():
-                found = self.student.tensors(feed, self.loss.outputs)
+                found = self.student.tensors(feed, self.loss.outputs, self.coordinates.weights())
             for name, parts in errors.items():
                 size = float(wanted[name].double().square().sum())
                 parts.append((float(relative_error(found[name], wanted[name], self._real(feed))) * size, size))
@@ -157,7 +167,7 @@ class _Run:
         )
         if error < state.best_error:
             state.best_error, state.stale = error, 0
-            state.best = {name: weight.detach().clone() for name, weight in self.weights.items()}
+            state.best = {name: weight.detach().clone() for name, weight in self.coordinates.weights().items()}
         else:
             state.stale += 1
 
@@ -175,8 +185,8 @@ class _Run:
     def _resume(self, state: State) -> None:
         self.state = state
         with torch.no_grad():
-            for name, weight in self.weights.items():
-                weight.copy_(state.weights[name])
+            for weight, values in zip(self.coordinates.trained, state.weights, strict=True):
+                weight.copy_(values)
         self.optimiser.load_state_dict(state.optimiser)
         state.best = {name: values.to(self.device) for name, values in state.best.items()}
         self.started -= state.elapsed
@@ -219,7 +229,7 @@ class _Run:
         checkpoints = self.task.checkpoints
         if checkpoints is None:
             return
-        self.state.weights = {name: weight.detach() for name, weight in self.weights.items()}
+        self.state.weights = [weight.detach() for weight in self.coordinates.trained]
         self.state.optimiser, self.state.elapsed = self.optimiser.state_dict(), self._seconds()
         write_state(self.state, checkpoints.path, self.task.fingerprint)
 
@@ -236,7 +246,7 @@ class _Run:
             if not math.isfinite(total):
                 return total
             loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(list(self.weights.values()), self.task.training.clip)
+        norm = nn.utils.clip_grad_norm_(self.coordinates.trained, self.task.training.clip)
         if not math.isfinite(float(norm)):
             return math.inf
         self.optimiser.step()
@@ -248,8 +258,9 @@ class _Run:
         feed = {name: _channels_last(values) for name, values in feed.items()}
         labels = None if rows.labels is None else torch.from_numpy(rows.labels).to(self.device)
         is_short = task.training.precision is Precision.BFLOAT16
+        weights = self.coordinates.weights()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=is_short):
-            wanted, found = task.teacher(feed, names), self.student.tensors(feed, names)
+            wanted, found = task.teacher(feed, names), self.student.tensors(feed, names, weights)
         return self.loss(found, wanted, self._real(feed), labels)
 
     def _result(self) -> Trained:
