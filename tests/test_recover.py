@@ -90,7 +90,7 @@ class TestGettingBetter:
         assert alone.report.history[0]["loss"] < recovered().report.history[0]["loss"]
 
     @pytest.mark.parametrize(
-        "options", [{"optimiser": "sgd", "lr": 0.05}, {"precision": "bfloat16"}, {"kl_weight": 0.0}]
+        "options", [{"optimiser": "sgd", "lr": 0.05}, {"precision": "bfloat16"}, {"kl_weight": 0.5}]
     )
     def test_other_ways_get_better_too(self, options: dict[str, Any]) -> None:
         result = snp_onnx.recover(*pair(), {"x": images(COUNT)}, **{**QUICK, **options})
@@ -274,7 +274,7 @@ class TestLabels:
         assert result.proto.SerializeToString() == recovered().proto.SerializeToString()
 
     def test_labels_that_are_named_pull(self) -> None:
-        chosen = {**QUICK, "label_array": "classes", "label_weight": 30.0, "kl_weight": 0.0, "output_weight": 0.01}
+        chosen = {**QUICK, "label_array": "classes", "label_weight": 30.0, "output_weight": 0.01}
         with_labels = snp_onnx.recover(*pair(), self.labelled(), **{**chosen, "feature_weight": 0.0})
         assert with_labels.report.history[0]["loss"] > 10  # 30 ln 4 for chance
         assert with_labels.report.before[0].pruned_accuracy is not None
@@ -301,7 +301,8 @@ class TestOptions:
         "options",
         [
             {"augment": ["flip"]}, {"augment": ["crop"]}, {"augment": ["mix"]}, {"weight_decay": 0.5}, {"warmup": 0.5},
-            {"clip": 0.01}, {"temperature": 1.0}, {"output_weight": 0.0}, {"batch_size": 32}, {"samples": 60},
+            {"clip": 0.01}, {"kl_weight": 0.1}, {"whiten": False}, {"output_weight": 0.0}, {"batch_size": 32},
+            {"samples": 60},
         ],
         ids=str,
     )  # fmt: skip
@@ -309,6 +310,11 @@ class TestOptions:
         result = snp_onnx.recover(*pair(), {"x": images(COUNT)}, **{**QUICK, **options})
         assert result.report.changed
         assert result.proto.SerializeToString() != recovered().proto.SerializeToString()
+
+    def test_the_temperature_counts(self) -> None:
+        chosen = {**QUICK, "kl_weight": 0.5}
+        one, two = (snp_onnx.recover(*pair(), {"x": images(COUNT)}, **chosen, temperature=t) for t in (1.0, 4.0))
+        assert one.proto.SerializeToString() != two.proto.SerializeToString()
 
     def test_momentum_counts(self) -> None:
         chosen = {**QUICK, "optimiser": "sgd", "lr": 0.05}

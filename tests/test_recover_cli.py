@@ -141,7 +141,7 @@ def test_a_kill_loses_no_more_than_an_interval(folder: Path, capsys: Capture) ->
     assert whole.code == 0, whole.err
     expected = (folder / "out.onnx").read_bytes()
     (folder / "out.onnx").unlink()
-    state, shown = folder / "out.onnx.checkpoint", []
+    state = folder / "out.onnx.checkpoint"
     command = [sys.executable, "-m", "snp_onnx.cli", *map(str, arguments(folder, *long, "--resume"))]
     for _ in range(2):
         written = state.stat().st_mtime_ns if state.exists() else 0
@@ -152,9 +152,7 @@ def test_a_kill_loses_no_more_than_an_interval(folder: Path, capsys: Capture) ->
             time.sleep(0.2)
             os.kill(process.pid, signal.SIGKILL)
         assert not (folder / "out.onnx").exists()
-        shown.append(state.stat().st_size)
     outcome = recover(capsys, folder, *long, "--resume")
     assert outcome.code == 0, outcome.err
     assert "resumed in epoch" in outcome.err
     assert (folder / "out.onnx").read_bytes() == expected
-    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == [] or min(shown) > 0

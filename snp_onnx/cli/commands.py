@@ -135,7 +135,7 @@ def recover(
     state = checkpoint or output.with_name(f"{output.name}.checkpoint")
     destinations = RecoverDestinations(output, report, state, save_as_external_data)
     destinations.check(dense, pruned, force, source and Path(source))
-    values = verb_options({name: value for name, value in options.items() if value is not None})
+    values = verb_options(options)
     with shown_progress(quiet) as progress:
         result = run(dense, pruned, source, checkpoint=state, every=every, resume=resume, progress=progress, **values)
     destinations.write(result)

@@ -61,8 +61,8 @@ class Training:
     momentum: float = 0.9
     warmup: float = 0.05
     clip: float = 1.0
-    output_weight: float = 1.0
-    kl_weight: float = 1.0
+    output_weight: float = 0.1
+    kl_weight: float = 0.0
     temperature: float = 4.0
     feature_weight: float = 1.0
     label_weight: float = 1.0

@@ -57,6 +57,7 @@ class Trained:
     best_error: float
     history: tuple[Mapping[str, float], ...]
     features: tuple[str, ...]
+    passes: float
     seconds: float
     notes: tuple[str, ...]
 
@@ -263,11 +264,23 @@ class _Run:
             wanted, found = task.teacher(feed, names), self.student.tensors(feed, names, weights)
         return self.loss(found, wanted, self._real(feed), labels)
 
+    def _passes(self) -> float:
+        return self.state.epoch + self.state.step / self.rates.steps
+
     def _result(self) -> Trained:
         state = self.state
         best = {name: values.cpu().contiguous().numpy() for name, values in state.best.items()}
         history, features = tuple(state.history), self.loss.features
-        return Trained(best, state.start_error, state.best_error, history, features, self._seconds(), tuple(self.notes))
+        return Trained(
+            best,
+            state.start_error,
+            state.best_error,
+            history,
+            features,
+            self._passes(),
+            self._seconds(),
+            tuple(self.notes),
+        )
 
 
 @dataclass(frozen=True, slots=True)

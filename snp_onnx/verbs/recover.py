@@ -195,9 +195,9 @@ class _Job:
             proto, after = pruned.proto, before
             notes.append("nothing did better on the samples held back: the result is the pruned model as it was")
         report = RecoverReport(
-            changed, before, after, trained.history, _elements(pruned.proto, trained), len(trained.features),
-            samples.part_count(Part.CALIBRATION), dict(clock.seconds), self._options(samples), versions(),
-            tuple(notes), _warnings(samples),
+            changed, before, after, trained.history, _elements(trained), len(trained.features),
+            samples.part_count(Part.CALIBRATION), trained.passes, dict(clock.seconds), self._options(samples),
+            _versions(), tuple(notes), _warnings(samples),
         )  # fmt: skip
         checkpoint = None if self.checkpoints is None else self.checkpoints.path
         return RecoverResult(proto, report, pruned.store, _config_beside(pruned), checkpoint)
@@ -223,7 +223,13 @@ def _labels(samples: Samples) -> Any:
     return found.reshape(-1).astype(np.int64)
 
 
-def _elements(pruned: onnx.ModelProto, trained: Trained) -> int:
+def _versions() -> dict[str, str]:
+    import torch
+
+    return {**versions(), "torch": str(torch.__version__)}
+
+
+def _elements(trained: Trained) -> int:
     return sum(int(np.prod(values.shape)) for values in trained.weights.values())
 
 

@@ -31,6 +31,8 @@ class RecoverReport:
     trained: int
     features: int
     samples: int
+    passes: float
+    """How often every sample was trained on."""
     timings: Mapping[str, float]
     options: Mapping[str, Any]
     versions: Mapping[str, str]
