@@ -174,6 +174,17 @@ class TestTheGraphStays:
         same = [np.array_equal(found[name], weights(dense)[name]) for name in norm.input[1:]]
         assert same == [False, False, True, True]
 
+    @pytest.mark.parametrize("name", ["listed-initialisers", "listed-initialisers-ir3"])
+    def test_initialisers_that_are_listed_as_inputs_stay_listed(self, name: str) -> None:
+        dense = CATALOGUE[name].model()
+        other = onnx.ModelProto()
+        other.CopyFrom(dense)
+        values = weights(dense)["w1"] * 0.7
+        other.graph.initializer[0].CopyFrom(numpy_helper.from_array(values, "w1"))
+        result = snp_onnx.recover(dense, other, {"x": images(COUNT)}, **QUICK)
+        assert result.report.changed
+        assert skeleton(result.proto) == skeleton(other)
+
     def test_half_precision_stays(self) -> None:
         dense = CATALOGUE["half-option-a"].model()
         feed = feed_for(dense, 60)

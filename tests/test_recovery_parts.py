@@ -75,6 +75,14 @@ class TestRoles:
         net.output(net.linear(x, 8, 4))
         assert roles(net) == {"words", "w1", "b1", "w2", "b2"}
 
+    def test_an_embedding_that_a_norm_divides_by_its_own_size_is_a_weight(self) -> None:
+        net = Net()
+        net.output_rank = 3
+        x = net.Gather(net.normal(7, 8, name="words"), net.input("ids", 5, dtype=np.int64))
+        size = net.Sqrt(net.ReduceMean(net.Mul(x, x), axes=[-1]))
+        net.output(net.linear(net.Mul(x, net.Reciprocal(size)), 8, 4))
+        assert roles(net) == {"words", "w1", "b1"}
+
     def test_frequencies_times_positions_are_no_product_of_a_layer(self) -> None:
         net = Net()
         net.output_rank = 3

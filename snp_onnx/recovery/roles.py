@@ -171,12 +171,23 @@ class _Roles:
         return values.ndim == 1 or not self._ends_in_softmax(op.outputs[0])
 
     def _meets_product(self, name: str) -> bool:
-        """Whether values are multiplied, position by position, with a tensor that isn't constant."""
+        """Whether values are multiplied, position by position, with a tensor that is neither constant nor theirs."""
+        known = self._after(name)
         for op in self._moved_readers(name):
-            others = [other for other in op.inputs if other not in self.behind]
-            if op.type in ("Cos", "Sin") or (op.type == "Mul" and len(others) == 2):
+            others = [other for other in op.inputs if other not in self.behind and other not in known]
+            if op.type in ("Cos", "Sin") or (op.type == "Mul" and others):
                 return True
         return False
+
+    def _after(self, name: str) -> set[str]:
+        """The tensor and everything computed from it."""
+        open_names, seen = [name], {name}
+        while open_names:
+            for op in self.readers[open_names.pop()]:
+                fresh = [output for output in op.outputs if output not in seen]
+                seen.update(fresh)
+                open_names.extend(fresh)
+        return seen
 
     def _moved_readers(self, name: str) -> Iterator[Op]:
         for op in self.readers[name]:

@@ -187,7 +187,7 @@ class _Job:
             model_io.with_provenance(proto, {PROVENANCE: json.dumps({"dense_sha256": dense.sha256})})
             with clock("verify"):
                 feed = next(iter(samples.batches(self.data.batch_size, Part.HELD_OUT)))
-                verify(pruned.proto, proto, self.runtime, feed)
+                verify(_plain(pruned.proto), _plain(proto), self.runtime, feed)
             with clock("fidelity"):
                 after = self._fidelity(dense.proto, proto, samples)
         changed = bool(trained.weights) and mean_error(after) < mean_error(before)
@@ -221,6 +221,20 @@ def _labels(samples: Samples) -> Any:
     if found.size != len(found) or found.dtype.kind not in "iub" or found.min(initial=0) < 0:
         raise CalibrationError(f"labels of shape {found.shape} and type {found.dtype}: give one class number a sample")
     return found.reshape(-1).astype(np.int64)
+
+
+def _plain(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without the initialisers that it also lists as inputs, as `verify` knows models."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    if len(inputs) == len(model.graph.input):
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.input[:]
+    copy.graph.input.extend(inputs)
+    copy.ir_version = max(copy.ir_version, 4)
+    return copy
 
 
 def _versions() -> dict[str, str]:
