@@ -420,6 +420,12 @@ class TestWrongInput:
         with pytest.raises(ModelError, match="n1: rounding to integers of QuantizeLinear"):
             snp_onnx.recover(model, model, feed_for(model, 40), **QUICK)
 
+    def test_a_model_without_weights(self) -> None:
+        net = Net(batch="N")
+        net.output(net.Relu(net.image()))
+        with pytest.raises(ModelError, match="nothing to train"):
+            snp_onnx.recover(net.model(), net.model(), {"x": images(COUNT)}, **QUICK)
+
     def test_noise_is_called_noise(self) -> None:
         report = snp_onnx.recover(*pair(), "random", samples=30, **{**QUICK, "epochs": 1}).report
         assert "RANDOM" in report.warnings[0]

@@ -111,6 +111,8 @@ def test_every_covered_operator_passes_onnx_s_own_tests() -> None:
 @pytest.mark.shared
 @pytest.mark.parametrize("name", sorted(SHAPES))
 def test_real_networks_compute_what_the_runtime_computes(name: str) -> None:
+    from snp_onnx.recovery.roles import trained_names
+
     path = FOLDER / f"{name}.onnx"
     if not path.is_file():
         pytest.skip(f"{path.name} is not here: set SNP_ONNX_BENCH_DATA")
@@ -123,6 +125,10 @@ def test_real_networks_compute_what_the_runtime_computes(name: str) -> None:
         for key, shape in shapes.items()
     }
     assert_close(torch_outputs(model, feed), run(model, feed))
+    statistics = {name for node in model.graph.node if node.op_type == "BatchNormalization" for name in node.input[3:]}
+    floating = {t.name for t in model.graph.initializer if t.data_type == 1 and np.prod(t.dims) > 1}
+    tables = {"cos", "sin", "mask"} if is_tokens else set()
+    assert floating - trained_names(model) == statistics | tables
 
 
 @pytest.mark.parametrize(

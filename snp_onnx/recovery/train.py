@@ -85,6 +85,8 @@ class _Run:
         self.notes: list[str] = []
         self.device = torch.device(task.training.device)
         self.student = task.student.placed(self.device)
+        if not self.student.weights:
+            raise ModelError("the pruned model has no weights that recovery knows: there is nothing to train")
         self.loss = self._loss()
         self.coordinates = self._coordinates()
         self.optimiser = _optimiser(self.coordinates.trained, task.training)
