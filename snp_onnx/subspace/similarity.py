@@ -152,15 +152,15 @@ def _centred_pair(dense: ArrayLike, pruned: ArrayLike) -> tuple[Matrix, Matrix]:
 
 def _centred(values: Matrix) -> Matrix:
     """Columns that are constant up to the rounding of their mean become exactly zero."""
-    centred = values - values.mean(axis=0)
+    centred: Matrix = values - values.mean(axis=0)
     rounding = np.finfo(np.float64).eps * len(values) * np.abs(values).max(axis=0, initial=0.0)
     centred[:, np.abs(centred).max(axis=0, initial=0.0) <= rounding] = 0.0
     largest = float(np.abs(centred).max(initial=0.0))
     if largest == 0.0:
         return centred
     centred /= largest
-    scaled: Matrix = centred / np.linalg.norm(centred)
-    return scaled
+    centred /= np.linalg.norm(centred)
+    return centred
 
 
 def _inner(X: Matrix, Y: Matrix) -> float:

@@ -172,8 +172,13 @@ class _Search:
         going = self._residuals.only_for([maker.index], source)
         shapes = self._flow.trace.facts.shapes
         reason = "" if shapes.get(source) == shapes.get(output, ()) else "its input and output differ in shape"
+        beside = [name for name in maker.outputs if name != output and self._is_needed(name)]
+        reason = reason or (f"{beside[0]} beside its output is needed" if beside else "")
         way = list(self._residuals.ancestry.between(source, output))
         return _Span(name, kind, source, output, going, reason or self._residuals.way_out(way, going), source, end)
+
+    def _is_needed(self, tensor: str) -> bool:
+        return bool(self._flow.readers.get(tensor)) or self._flow.is_output(tensor)
 
     def _sequences(self, sums: Iterable[int]) -> Iterator[_Span]:
         """What lies between two norms of one kind, where no residual sum is involved."""
@@ -185,9 +190,9 @@ class _Search:
             if first is None or maker is None:
                 continue
             span = self._between(maker.name, BlockKind.SEQUENCE, first.output, last.output, last.output)
-            if not span.reason and not span.nodes & held and span.nodes & self._residuals.weighted:
-                if not self._is_passed_by(span):
-                    yield span
+            is_plain = not span.reason and not span.nodes & held and bool(span.nodes & self._residuals.weighted)
+            if is_plain and not self._is_passed_by(span):
+                yield span
 
     def _follows(self, last: NormEnd, first: NormEnd) -> bool:
         return last.kind == first.kind and self._residuals.ancestry.descends(last.output, first.output)

@@ -9,7 +9,7 @@ from snp_onnx.tracing.norms import Norm, find_norms
 from snp_onnx.tracing.op import Op
 
 _FUSED = {"SkipLayerNormalization": True, "SkipSimplifiedLayerNormalization": False}
-"""Nodes of com.microsoft that add, the sum being their fourth output, then normalise: whether they take the mean away."""
+"""Nodes of com.microsoft that normalise a sum, their fourth output: whether they take the mean away."""
 
 
 @dataclass(frozen=True, slots=True)
