@@ -66,7 +66,7 @@ def _rename(node: onnx.NodeProto, names: set[str] | frozenset[str]) -> None:
 def piece(
     model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], sources: Mapping[str, np.dtype[Any]]
 ) -> onnx.ModelProto:
-    """Nodes as a model of its own, with the weights of `model`; it starts from tensors of these types, has no outputs."""
+    """Nodes as a model of its own, with the weights of `model`; it starts from these tensors and has no outputs yet."""
     nodes = list(nodes)
     read = {name for node in nodes for name in read_by(node)}
     result = onnx.ModelProto()

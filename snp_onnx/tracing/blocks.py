@@ -93,8 +93,9 @@ class _Search:
         """Whether it can't go and lies in a branch without blocks of its own: a mask added to an attention's logits."""
         if not residual.reason:
             return False
-        around = [other for other in found if other is not residual and residual.op.index in other.nodes]
-        whole = [other for other in found if not other.reason]
+        others = [other for other in found if other is not residual and other.is_plain]
+        around = [other for other in others if residual.op.index in other.nodes]
+        whole = [other for other in others if not other.reason]
         return any(not any(inner.nodes < other.nodes for inner in whole) for other in around)
 
     def _span(self, residual: Residual) -> _Span:

@@ -54,6 +54,8 @@ class Residual:
     nodes: frozenset[int]
     """The sum and everything that only it needs."""
     reason: str = ""
+    is_plain: bool = True
+    """Whether one operand is what the other comes from."""
 
 
 class Residuals:
@@ -175,7 +177,7 @@ class Residuals:
             return None
         short = min((0, 1), key=lambda side: (counts[side], len(ways[side])))
         going = self.only_for([op.index], fork)
-        return Residual(op, fork, fork, total, going, self._shortcut_reason(ways[short]))
+        return Residual(op, fork, fork, total, going, self._shortcut_reason(ways[short]), is_plain=False)
 
     def _shortcut_reason(self, shortcut: list[Op]) -> str:
         weighted = next((node for node in shortcut if node.index in self.weighted), None)

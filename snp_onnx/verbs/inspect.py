@@ -21,7 +21,7 @@ def inspect(
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     custom_ops: tuple[str, ...] = (),
 ) -> Inspection:
-    """Groups, blocks, costs and barriers of a model; `input_shapes` is needed where other axes than the batch are dynamic."""
+    """Groups, blocks, costs and barriers; `input_shapes` is needed where other axes than the batch are dynamic."""
     dense, prepared, notes = load_subject(model)
     shapes = resolve_shapes(prepared, dict(input_shapes or {}))
     subject = trace_at(dense, prepared, notes, shapes, Runtime(custom_ops=tuple(custom_ops)))
