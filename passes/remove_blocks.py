@@ -58,12 +58,10 @@ class DropIdentities:
         return cls(frozenset(block.output for block in blocks))
 
     def __call__(self, graph: gs.Graph) -> Outcome:
-        shown = {id(tensor) for g in (graph, *graph.subgraphs(recursive=True)) for tensor in g.outputs}
-        found = [
-            node
-            for node in graph.nodes
-            if node.op == "Identity" and node.outputs[0].name in self.tensors and id(node.outputs[0]) not in shown
-        ]
+        bodies = (graph, *graph.subgraphs(recursive=True))
+        shown = {tensor.name for body in bodies for tensor in body.outputs}  # a body's are no objects of the graph
+        mine = self.tensors - shown
+        found = [node for node in graph.nodes if node.op == "Identity" and node.outputs[0].name in mine]
         for node in found:
             replace_node(graph, node, node.inputs[0])
         return Outcome(bool(found))

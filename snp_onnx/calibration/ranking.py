@@ -42,10 +42,10 @@ def ranking_batches(batches: Iterable[Feed], samples: int = RANKING_SAMPLES) -> 
     """The first whole batches that hold at least so many samples."""
     count = 0
     for batch in batches:
+        yield batch
+        count += max((len(values) for values in batch.values() if np.ndim(values)), default=1)
         if count >= samples:
             return
-        count += max((len(values) for values in batch.values() if np.ndim(values)), default=1)
-        yield batch
 
 
 def block_similarities(
