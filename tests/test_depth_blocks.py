@@ -223,7 +223,16 @@ def test_a_sum_that_grows_its_input_stays() -> None:
     x = net.GlobalAveragePool(net.conv(net.image(), 3, 4))
     y = net.Add(x, net.transposed(x, 4, 4, k=4))
     net.output(net.conv(y, 4, 2))
-    assert block(net.model()).reason == "its input has the shape (1, 4, 1, 1), its sum (1, 4, 4, 4)"
+    assert block(net.model()).reason == "its input has the shape (1, 4, 1, 1), its output (1, 4, 4, 4)"
+
+
+def test_an_input_that_is_spread_over_the_batch_stays() -> None:
+    net = Net(batch="N")
+    prompt = net.input("prompt", 1, 5, 6, batched=False)
+    mixed = net.Add(net.linear(prompt, 6, 6), net.input("x", 5, 6))
+    net.output(net.linear(net.Add(prompt, net.linear(net.Relu(mixed), 6, 6)), 6, 2))
+    found = block(net.model())
+    assert found.reason == "axis 0 of its input always has extent 1, that of its output is N"
 
 
 def with_way_out(kind: str) -> onnx.ModelProto:
@@ -403,7 +412,7 @@ def test_unknown_shapes_are_a_reason() -> None:
     net.output(net.conv(net.Add(x, net.conv_relu(x, 4, 4)), 4, 2))
     model = net.model()
     found = find_blocks(model, Flow(model, trace(model, {"x": (1, 3, 8, 8)})))
-    assert [each.reason for each in found] == ["the shape of its input or of its sum isn't known"]
+    assert [each.reason for each in found] == ["the shape of its input or of its output isn't known"]
 
 
 def test_an_unnamed_sum_is_named_after_its_output() -> None:

@@ -13,11 +13,12 @@ from onnx import helper
 
 from models.tiny import TINY
 from snp_onnx.errors import PassError
-from snp_onnx.passes import DropIdentities, EliminateDead, RemoveBlocks, rewrite
+from snp_onnx.passes import DropIdentities, EliminateDead, RemoveBlocks, prepare, rewrite
 from snp_onnx.tracing import Block, BlockKind
 from tests.graphs import Net, feed_for
 from tests.oracles import run
 from tests.test_depth_blocks import EXPECTED, blocks_of, exported, recipe_feed
+from tests.topologies import CATALOGUE
 
 Array = npt.NDArray[Any]
 
@@ -249,6 +250,19 @@ def test_a_fixed_batch_and_every_size_of_a_dynamic_one() -> None:
     small = without(dynamic, *blocks_of(dynamic)[:2], tidy=True)
     for rows in (1, 4):
         assert run(small, feed_for(dynamic, rows))[0].shape == (rows, 3)
+
+
+@pytest.mark.parametrize("name", sorted(CATALOGUE))
+def test_every_topology_without_its_blocks(name: str) -> None:
+    batch = CATALOGUE[name].batches[-1]
+    model = prepare(CATALOGUE[name].model(batch)).model
+    for block in blocks_of(model, feed_for(model, 1)):
+        if block.is_removable:
+            tidy = without(model, block, tidy=True)
+            for rows in (1, 3) if isinstance(batch, str) else (batch,):
+                feed = feed_for(model, rows)
+                for ours, theirs in zip(run(tidy, feed), run(replaced_by_hand(model, block), feed), strict=True):
+                    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_every_recipe_with_blocks_is_among_the_tiny_ones() -> None:

@@ -171,8 +171,7 @@ class _Search:
         maker = self._flow.maker(output)
         assert maker is not None
         going = self._residuals.only_for([maker.index], source)
-        shapes = self._flow.trace.facts.shapes
-        reason = "" if shapes.get(source) == shapes.get(output, ()) else "its input and output differ in shape"
+        reason = self._residuals.shape_reason(source, output)
         beside = [name for name in maker.outputs if name != output and self._is_needed(name)]
         reason = reason or (f"{beside[0]} beside its output is needed" if beside else "")
         way = list(self._residuals.ancestry.between(source, output))
