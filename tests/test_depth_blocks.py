@@ -24,6 +24,7 @@ from snp_onnx.tracing import Block, BlockKind, find_blocks, trace
 from snp_onnx.tracing.flow import Flow
 from tests.graphs import Net, feed_for
 from tests.oracles import traced
+from tests.topologies import CATALOGUE
 
 LAYER = {"attention": 2, "feed-forward": 2, "layer": 2}
 EXPECTED: dict[str, tuple[dict[str, int], int, int]] = {
@@ -276,6 +277,18 @@ def test_an_activation_read_by_others_is_no_way_out_of_the_branch() -> None:
     found = block(model)
     assert found.is_removable
     assert [model.graph.node[index].op_type for index in found.nodes] == ["Conv", "Add"]
+
+
+@pytest.mark.parametrize("name", ["standard-cached", "projection-cached", "group-query-cached", "multi-head-cached"])
+def test_an_attention_with_a_cache_stays(name: str) -> None:
+    found = block(prepare(CATALOGUE[name].model("N")).model)
+    assert found.kind == BlockKind.ATTENTION
+    assert found.reason.endswith("inside it is an output of the model")
+
+
+@pytest.mark.parametrize("name", ["einsum", "fused-matmul", "group-query-packed", "separate-bare", "llama"])
+def test_however_it_is_written_an_attention_is_one(name: str) -> None:
+    assert blocks_of(prepare(CATALOGUE[name].model("N")).model)[0].kind == BlockKind.ATTENTION
 
 
 def no_weights(net: Net, x: str) -> str:

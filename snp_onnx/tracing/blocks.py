@@ -7,7 +7,7 @@ branch that gives zero; a whole layer goes with its norms.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -105,7 +105,7 @@ class _Search:
         follower = self._flow.only_reader(output)
         if not reason and follower is not None and self._is_idle(follower, residual.input):
             output, nodes = follower.outputs[0], nodes | {follower.index}
-        kind, end = self._kind(nodes), self._end(output)
+        kind, end = self._kind(residual.branch), self._end(output)
         return _Span(residual.op.name, kind, residual.input, output, nodes, reason, residual.root, end)
 
     def _end(self, output: str) -> str:
@@ -114,11 +114,13 @@ class _Search:
         readers = {op.index for op in self._flow.readers.get(output, ())}
         return norm.output if norm and readers <= norm.members and not self._flow.is_output(output) else output
 
-    def _kind(self, nodes: Collection[int]) -> BlockKind:
-        ops = [self._flow.trace.ops[index] for index in nodes]
-        if any("Attention" in op.type or op.index in self._products for op in ops):
+    def _kind(self, ops: Sequence[Op]) -> BlockKind:
+        types = {op.type for op in ops}
+        is_convolutional = any("Conv" in name for name in types)
+        has_product = any(op.index in self._products or "Attention" in op.type for op in ops)
+        if has_product or ("Softmax" in types and not is_convolutional):
             return BlockKind.ATTENTION
-        return BlockKind.RESIDUAL if any("Conv" in op.type for op in ops) else BlockKind.FEED_FORWARD
+        return BlockKind.RESIDUAL if is_convolutional else BlockKind.FEED_FORWARD
 
     def _is_idle(self, activation: Op, tensor: str) -> bool:
         """Whether an activation leaves a tensor as it is, because that is the outcome of the same activation."""

@@ -53,6 +53,8 @@ class Residual:
     total: str
     nodes: frozenset[int]
     """The sum and everything that only it needs."""
+    branch: tuple[Op, ...]
+    """The nodes from `root` to the other operand; of a sum without a plain shortcut, to the one with more weights."""
     reason: str = ""
     is_plain: bool = True
     """Whether one operand is what the other comes from."""
@@ -158,7 +160,7 @@ class Residuals:
             return None
         going = self.only_for([op.index], stay)
         reason = self.shape_reason(stay, total) or self.way_out(nodes, going)
-        return Residual(op, stay, root, total, going, reason)
+        return Residual(op, stay, root, total, going, tuple(nodes), reason)
 
     def shape_reason(self, stay: str, total: str) -> str:
         """Why one tensor can't stand for another; empty where it can."""
@@ -188,7 +190,8 @@ class Residuals:
             return None
         short = min((0, 1), key=lambda side: (counts[side], len(ways[side])))
         going = self.only_for([op.index], fork)
-        return Residual(op, fork, fork, total, going, self._shortcut_reason(ways[short]), is_plain=False)
+        reason = self._shortcut_reason(ways[short])
+        return Residual(op, fork, fork, total, going, tuple(ways[1 - short]), reason, is_plain=False)
 
     def _shortcut_reason(self, shortcut: list[Op]) -> str:
         weighted = next((node for node in shortcut if node.index in self.weighted), None)
