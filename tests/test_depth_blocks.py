@@ -41,6 +41,7 @@ EXPECTED: dict[str, tuple[dict[str, int], int, int]] = {
     **dict.fromkeys(TRANSFORMERS, (LAYER, 0, 1)),
 }
 """By recipe: how many blocks of each kind may go, how many may not, and in how many stages; others have none."""
+TS_QUICK = (*EXPECTED, "mlp", "densenet40", "shufflenetv2", "unet")
 DYNAMO_QUICK = ("resnet20-a", "preresnet20", "bert", "llama")
 
 
@@ -70,12 +71,9 @@ def block(model: onnx.ModelProto) -> Block:
 @pytest.mark.parametrize(
     ("name", "exporter"),
     [
-        *((name, "ts") for name in TINY),
-        *(
-            pytest.param(name, "dynamo", marks=[] if name in DYNAMO_QUICK else [pytest.mark.slow])
-            for name in TINY
-            if name in EXPECTED
-        ),
+        pytest.param(name, exporter, marks=[] if name in quick else [pytest.mark.slow])
+        for exporter, quick in (("ts", TS_QUICK), ("dynamo", DYNAMO_QUICK))
+        for name in TINY
     ],
 )
 def test_blocks_of_every_recipe(name: str, exporter: str) -> None:
