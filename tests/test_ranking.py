@@ -16,14 +16,18 @@ from snp_onnx.calibration.ranking import block_similarities, ranking_batches
 from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.cost import mac_terms, total
 from snp_onnx.errors import CalibrationError, ModelError, PlanError
-from snp_onnx.passes import RemoveBlocks, rewrite
+from snp_onnx.external import has_external
+from snp_onnx.passes import RemoveBlocks, prepare, rewrite
 from snp_onnx.subspace import Similarity, similarity
 from snp_onnx.tracing import Block, find_blocks
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.representation import Representation, find_representation
+from snp_onnx.verbs.subject import load_subject, trace_at
 from tests.graphs import Net, feed_for
 from tests.oracles import run, traced
 from tests.test_depth_blocks import exported, recipe_feed
+from tests.test_large import make_everything_large
+from tests.topologies import CATALOGUE
 
 Array = npt.NDArray[Any]
 Feeds = Sequence[Mapping[str, Array]]
@@ -164,6 +168,31 @@ def test_of_a_batch_no_more_is_kept_than_lies_at_one_place(monkeypatch: pytest.M
     flow, blocks = found_in(model, feeds[0])
     block_similarities(model, blocks, find_representation(flow, blocks), feeds, CPU)
     assert max(most) == 1
+
+
+def test_weights_that_lie_in_files_stay_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = chain(3)
+    feeds = feeds_for(model, (6, 6))
+    ordinary = scores_of(model, feeds)
+    make_everything_large(monkeypatch)
+    dense, prepared, notes = load_subject(model)
+    assert has_external(prepared)
+    subject = trace_at(dense, prepared, notes, {"x": (1, 1, 8, 8)}, CPU)
+    blocks = find_blocks(prepared, subject.flow)
+    found = block_similarities(prepared, blocks, find_representation(subject.flow, blocks), feeds, CPU)
+    assert found == pytest.approx(ordinary, abs=1e-6)
+
+
+def scores_of(model: onnx.ModelProto, feeds: Feeds) -> dict[str, float]:
+    flow, blocks = found_in(model, feeds[0])
+    return block_similarities(model, blocks, find_representation(flow, blocks), feeds, CPU)
+
+
+@pytest.mark.parametrize("name", ["half-separate", "half-multi-head"])
+def test_narrow_types(name: str) -> None:
+    model = prepare(CATALOGUE[name].model("N")).model
+    feeds = feeds_for(model, (6, 6))
+    assert all(0 < score < 1 for score in scores_of(model, feeds).values())
 
 
 # what can't be judged
