@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from snp_onnx.calibration import ranking
 from snp_onnx.calibration.boundaries import Boundaries
@@ -27,6 +29,7 @@ from tests.graphs import Net, feed_for
 from tests.oracles import run, traced
 from tests.test_depth_blocks import exported, recipe_feed
 from tests.test_large import make_everything_large
+from tests.test_remove_blocks import crossed
 from tests.topologies import CATALOGUE
 
 Array = npt.NDArray[Any]
@@ -106,6 +109,21 @@ def test_scores_of_recipes(name: str, exporter: str) -> None:
     found = block_similarities(model, blocks, representation, feeds, CPU)
     going = [block for block in blocks if block.is_removable]
     assert found == pytest.approx(by_brute_force(model, going, representation.tensor, feeds, Similarity.CKA), abs=1e-5)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(st.data())
+def test_scores_in_random_networks(data: st.DataObject) -> None:
+    model = crossed(data)
+    feeds = feeds_for(model, (3, 2))
+    flow, blocks = found_in(model, feeds[0])
+    representation = find_representation(flow, blocks)
+    going = [block for block in blocks if block.is_removable]
+    found = block_similarities(model, blocks, representation, feeds, CPU)
+    wanted = by_brute_force(model, going, representation.tensor, feeds, Similarity.CKA)
+    assert list(found) == list(wanted)
+    for name, score in found.items():
+        assert score == pytest.approx(wanted[name], abs=1e-4) or (score == -np.inf and wanted[name] > 1 - 1e-6)
 
 
 class Executed:

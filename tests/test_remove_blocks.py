@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from onnx import helper
 
 from models.tiny import TINY
@@ -18,6 +20,7 @@ from snp_onnx.tracing import Block, BlockKind
 from tests.graphs import Net, feed_for
 from tests.oracles import run
 from tests.test_depth_blocks import EXPECTED, blocks_of, exported, recipe_feed
+from tests.test_random_graphs import STEPS, Map
 from tests.topologies import CATALOGUE
 
 Array = npt.NDArray[Any]
@@ -267,3 +270,45 @@ def test_every_topology_without_its_blocks(name: str) -> None:
 
 def test_every_recipe_with_blocks_is_among_the_tiny_ones() -> None:
     assert set(EXPECTED) <= set(TINY)
+
+
+def crossed(data: st.DataObject) -> onnx.ModelProto:
+    """Random layers, and sums with whatever of the same shape there was before."""
+    net = Net(batch="N", seed=data.draw(st.integers(0, 99)))
+    maps = [Map(net.conv_relu(net.image(4), 4, 4), 4, 8)]
+    for _ in range(data.draw(st.integers(2, 7))):
+        x = maps[-1]
+        if x.channels >= 4:
+            x = data.draw(st.sampled_from(STEPS))(net, x, data)
+        fitting = [m for m in maps if (m.channels, m.side) == (x.channels, x.side) and m.name != x.name]
+        if fitting and data.draw(st.booleans()):
+            pair = [x.name, data.draw(st.sampled_from(fitting)).name]
+            total = net.Add(*(pair if data.draw(st.booleans()) else pair[::-1]))
+            x = Map(net.Relu(total) if data.draw(st.booleans()) else total, x.channels, x.side)
+        maps.append(x)
+    last = maps[-1]
+    outputs = [net.conv(last.name, last.channels, 3)]
+    if data.draw(st.booleans()):
+        outputs.append(data.draw(st.sampled_from(maps[1:])).name)
+    net.output(*dict.fromkeys(outputs))
+    return prepare(net.model()).model
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(st.data())
+def test_random_networks_without_their_blocks(data: st.DataObject) -> None:
+    model = crossed(data)
+    feed = feed_for(model, 3)
+    dense = run(model, feed)
+    for block in blocks_of(model):
+        if not block.is_removable:
+            continue
+        tidy = without(model, block, tidy=True)
+        assert_sound(tidy)
+        found = run(tidy, feed)
+        for ours, theirs in zip(found, run(replaced_by_hand(model, block), feed), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        for ours, theirs in zip(found, run(zero_branches(model, block), feed), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * (1 + np.abs(theirs).max()))
+        assert [ours.shape for ours in found] == [theirs.shape for theirs in dense]
+        assert len(model.graph.node) - len(without(model, block).graph.node) == len(block.nodes) - 1
