@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import helper
 
 from snp_onnx.tracing.op import read_by
 from snp_onnx.tracing.surface import Surface
@@ -77,6 +79,26 @@ def _rename(node: onnx.NodeProto, names: set[str] | frozenset[str]) -> None:
                 _rename(inner, names)
             for value in body.output:  # a body may hand an outer tensor straight on
                 value.name = DENSE + value.name if value.name in names else value.name
+
+
+def piece(
+    model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], sources: Mapping[str, np.dtype[Any]]
+) -> onnx.ModelProto:
+    """Nodes as a model of its own, with the weights of `model`; it starts from these tensors and has no outputs yet."""
+    nodes = list(nodes)
+    read = {name for node in nodes for name in read_by(node)}
+    result = onnx.ModelProto()
+    result.ir_version = model.ir_version
+    result.opset_import.extend(model.opset_import)
+    result.functions.extend(model.functions)
+    result.graph.name = model.graph.name
+    result.graph.node.extend(nodes)
+    for name, dtype in sources.items():
+        kind = helper.np_dtype_to_tensor_dtype(dtype)
+        result.graph.input.append(helper.make_tensor_value_info(name, kind, None))
+    result.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in read)
+    result.graph.sparse_initializer.extend(t for t in model.graph.sparse_initializer if t.values.name in read)
+    return result
 
 
 @dataclass(frozen=True, slots=True)

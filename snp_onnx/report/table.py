@@ -11,7 +11,7 @@ from rich.text import Text
 from snp_onnx.cost import Cost
 from snp_onnx.verbs.fidelity import Fidelity
 from snp_onnx.verbs.latency import Latency
-from snp_onnx.verbs.result import Comparison, GroupReport, Inspection, Report, StopReport
+from snp_onnx.verbs.result import BlockReport, Comparison, GroupReport, Inspection, Report, StopReport
 
 
 def pruning_table(report: Report) -> RenderableType:
@@ -35,6 +35,8 @@ def inspection_table(inspection: Inspection) -> RenderableType:
     parts: list[RenderableType] = [Text(head)]
     if inspection.groups:
         parts.append(_widths(inspection.groups))
+    if inspection.blocks:
+        parts.append(_blocks(inspection.blocks))
     parts.append(_barriers(inspection.barriers) if inspection.barriers else Text("every axis may be cut"))
     return Group(*parts)
 
@@ -80,6 +82,15 @@ def _widths(groups: Iterable[GroupReport]) -> Table:
     table = _table("groups that may be cut", ("first producer:axis", "kind", "units"))
     for group in groups:
         table.add_row(group.id, _kind(group), str(group.before))
+    return table
+
+
+def _blocks(blocks: Iterable[BlockReport]) -> Table:
+    table = _table("blocks", ("adding node", "kind", "stage", "MACs"))
+    table.add_column("may go", justify="left", overflow="fold")
+    for block in blocks:
+        verdict = f"no: {block.reason}" if block.reason else "yes"
+        table.add_row(block.name, block.kind, str(block.stage), _share(block.macs_share), verdict)
     return table
 
 

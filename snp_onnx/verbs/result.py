@@ -51,6 +51,18 @@ class StopReport:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockReport:
+    """One block: its share of the model's MACs, and why it can't go (empty where it can)."""
+
+    name: str
+    kind: str
+    stage: int
+    macs_share: float
+    reason: str = ""
+    parts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything about one pruning run."""
 
@@ -148,6 +160,7 @@ class Inspection:
     opset: int
     nodes: int
     notes: tuple[str, ...] = ()
+    blocks: tuple[BlockReport, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
