@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper
 
 from snp_onnx.tracing.op import read_by
+from snp_onnx.tracing.surface import Surface
+
+Feed = Mapping[str, NDArray[Any]]
 
 DENSE = "dense::"
 
 
-def beside(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> onnx.ModelProto:
-    """Both models as one graph on the same inputs, without outputs; names of the dense one start with `dense::`."""
+def beside(dense: onnx.ModelProto, pruned: onnx.ModelProto, surface: Surface) -> onnx.ModelProto:
+    """Both models as one graph, without outputs; names of the dense one start with `dense::`.
+
+    They read the same inputs, but those of which the pruned model keeps a part (`surface`).
+    """
     result = onnx.ModelProto()
     result.ir_version = max(dense.ir_version, pruned.ir_version)
     result.opset_import.extend(pruned.opset_import)
     result.functions.extend(pruned.functions)
     graph, source = result.graph, dense.graph
     constants = {tensor.name for tensor in source.initializer} | {t.values.name for t in source.sparse_initializer}
-    own = constants | {name for node in source.node for name in node.output if name}
+    own = constants | {name for node in source.node for name in node.output if name} | surface.kept.keys()
     for half, renamed in ((dense, own), (pruned, frozenset[str]())):
         graph.node.extend(_renamed(node, renamed) for node in half.graph.node)
         for tensor in half.graph.initializer:
@@ -34,9 +41,20 @@ def beside(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> onnx.ModelProto:
             twin = graph.sparse_initializer.add()
             twin.CopyFrom(sparse)
             twin.values.name = DENSE + twin.values.name if twin.values.name in renamed else twin.values.name
-    graph.input.extend(value for value in source.input if value.name not in constants)
+    graph.input.extend(surface.declared(value) for value in source.input if value.name not in constants)
+    for value in source.input:
+        if value.name in surface.kept:
+            whole = graph.input.add()
+            whole.CopyFrom(value)
+            whole.name = DENSE + value.name
     graph.name = pruned.graph.name
     return result
+
+
+def feeds_beside(feeds: Iterable[Feed], surface: Surface) -> Iterator[Feed]:
+    """Feeds of the dense model as both models side by side read them."""
+    for feed in feeds:
+        yield {**{DENSE + name: array for name, array in feed.items() if name in surface.kept}, **surface.cut(feed)}
 
 
 def _renamed(node: onnx.NodeProto, names: set[str] | frozenset[str]) -> onnx.NodeProto:

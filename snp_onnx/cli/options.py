@@ -66,6 +66,9 @@ CHOICES = (
     ),
     _option("ratios", str | None, None, "budget, variance or uniform."),
     _option("streams", bool | None, None, "Cut convolutional residual streams too.", "--streams/--no-streams"),
+    _option(
+        "caches", bool | None, None, "Cut heads of key-value caches too, inputs and outputs.", "--caches/--no-caches"
+    ),
     _option("include", str | None, None, "Only groups with a producer node matching this."),
     _option("exclude", str | None, None, "No groups with a producer node matching this."),
     _option("min_units", int, 1, "Keep at least so many units of every group."),

@@ -88,7 +88,8 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """How a plan is decided and carried out. `streams` says whether convolutional residual streams may lose width.
+    """How a plan is decided and carried out. `streams` says whether convolutional residual streams may lose width,
+    `caches` whether heads may go whose keys and values are inputs and outputs of the graph, which get narrower then.
 
     `ridge` is ρ, the one strength of every anchor: elimination and folding use ρ, the refit, which rests on fewer rows,
     10 ρ. `error_power` is p in e / V^p, by which errors of different groups are compared: between 0, where loud layers
@@ -101,6 +102,7 @@ class Choices:
     ratios: Ratios = Ratios.VARIANCE
     kinds: frozenset[Kind] = PLAIN_KINDS
     streams: bool = False
+    caches: bool = False
     include: str | None = None
     exclude: str | None = None
     min_units: int = 1

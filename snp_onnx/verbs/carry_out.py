@@ -18,6 +18,7 @@ from snp_onnx.planning.folding import Folding, fold
 from snp_onnx.planning.options import Choices, Fold, Refine
 from snp_onnx.planning.plan import Folds, Plan
 from snp_onnx.tracing.groups import Mask
+from snp_onnx.tracing.surface import KEPT, surface_after, surface_of
 from snp_onnx.verbs.measure import Calibration, Measured
 from snp_onnx.verbs.refit import refit_layers
 from snp_onnx.verbs.result import GroupReport, Stopwatch
@@ -169,7 +170,10 @@ def _cut(work: Work, plan: Plan, alive: Mask, folding: Folding) -> Candidate:
     with work.clock("rewrite"):
         passes: list[Pass] = [FoldWeights(folding.values), SliceUnits(subject.trace, alive), EliminateDead()]
         model = rewrite(subject.prepared, passes, subject.dense.store).model
-        with_provenance(model, _provenance(subject, plan))
+        surface = surface_after(subject.prepared, subject.trace, alive)
+        surface.declare(model)
+        kept = {KEPT: surface.after(surface_of(model)).record()} if surface.kept else {}
+        with_provenance(model, _provenance(subject, plan) | kept)
     return Candidate(model, plan, folding.values, _cost(work, model, alive), folding.unfolded)
 
 

@@ -41,7 +41,7 @@ from snp_onnx.verbs.verify import verify
 
 CHOICE_OPTIONS = [
     *("order", "fold", "ratios", "refine", "ridge", "error_power", "weigh"),
-    *("streams", "include", "exclude", "min_units", "round_to"),
+    *("streams", "caches", "include", "exclude", "min_units", "round_to"),
 ]
 
 
@@ -78,9 +78,9 @@ def prune(
     external_as : the file name that the result will be saved under with external data; its bytes then count for
         `target_size`.
     progress : called as `progress(stage, done, total)`.
-    options : order, fold, ratios, refine, ridge, error_power, weigh, streams, include, exclude, min_units, round_to;
-        input_array, label_array, mean, std, scale, layout, samples, batch_size, input_shapes, seed, provider, threads,
-        custom_ops: as on the command line.
+    options : order, fold, ratios, refine, ridge, error_power, weigh, streams, caches, include, exclude, min_units,
+        round_to; input_array, label_array, mean, std, scale, layout, samples, batch_size, input_shapes, seed, provider,
+        threads, custom_ops: as on the command line.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def prune(
     earlier = _read_plan(plan)
     given_choices = {name: options.get(name) for name in CHOICE_OPTIONS} | {"kinds": units}
     if earlier is not None:  # a plan is folded as it was made, unless told otherwise
-        as_planned = {name: earlier.plan.options.get(name) for name in ("fold", "ridge", "refine", "kinds")}
+        as_planned = {name: earlier.plan.options.get(name) for name in ("fold", "ridge", "refine", "kinds", "caches")}
         given_choices |= {name: value for name, value in as_planned.items() if given_choices[name] is None}
     chosen = choices(preset, seed=options.get("seed"), **given_choices)
     if target is not None:
@@ -166,7 +166,7 @@ class _Job:
     ) -> Subject:
         with clock("trace"):
             shapes = resolve_shapes(prepared, self.data.input_shapes, seen)
-            return trace_at(dense, prepared, notes, shapes, self.runtime)
+            return trace_at(dense, prepared, notes, shapes, self.runtime, caches=self.choices.caches)
 
     def _based(self, subject: Subject, calibration: Calibration | None, earlier: Saved | None) -> Subject:
         """The subject in the bases that the kinds of units need: those of an earlier plan for it, or new ones."""

@@ -34,6 +34,8 @@ class Subject:
     notes: tuple[Note, ...]
     flow: Flow
     bases: Bases = field(default_factory=dict)
+    caches: bool = False
+    """Whether heads of caches may go."""
 
     def mac_terms(self) -> list[Term]:
         """The MACs of one sample: a model whose batch is fixed computes several at once."""
@@ -80,15 +82,16 @@ def trace_at(
     shapes: Mapping[str, Shape],
     runtime: Runtime,
     kinds: Collection[Kind] = PLAIN_KINDS,
+    caches: bool = False,
 ) -> Subject:
     """Trace at concrete input shapes; what inference can't tell is observed in one run of the runtime."""
     with _blaming(dense, runtime):
-        found = trace(prepared, shapes, kinds=kinds)
+        found = trace(prepared, shapes, kinds=kinds, caches=caches)
         unknown = unknown_shapes(prepared, found.facts)
         if unknown:
             observed = _observe(prepared, unknown, shapes, runtime)
-            found = trace(prepared, shapes, observed, kinds)
-    return Subject(dense, prepared, found, dict(shapes), notes, Flow(prepared, found))
+            found = trace(prepared, shapes, observed, kinds, caches)
+    return Subject(dense, prepared, found, dict(shapes), notes, Flow(prepared, found), caches=caches)
 
 
 def resolve_shapes(
