@@ -57,9 +57,11 @@ def block_similarities(
     measure: Similarity = Similarity.CKA,
     mask: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    reference: Array | None = None,
 ) -> dict[str, float]:
-    """By name of each removable block, how alike the representation without it is to the model's own.
+    """By name of each removable block, how alike the representation without it is to a reference.
 
+    The reference is the model's own representation unless that of another model is given (`represented`).
     `blocks` are the model's; those that can't go are left out. Where the representation has positions, those that are 0
     in the input `mask` don't count. -inf for a block that the representation doesn't depend on, or without which it
     isn't finite. `progress` hears how many blocks of how many are done. CalibrationError if the model's own
@@ -79,9 +81,24 @@ def block_similarities(
                 done += 1
                 if progress is not None:
                     progress(done, len(waiting))
-        ranking.show()
-        found = ranking.compare([block.name for block in reaching], measure)
+        if reference is None:
+            reference = ranking.shown()
+        found = ranking.compare([block.name for block in reaching], measure, reference)
     return {block.name: found.get(block.name, LAST) for block in blocks}
+
+
+def represented(
+    model: onnx.ModelProto,
+    representation: Representation,
+    feeds: Iterable[Feed],
+    runtime: Runtime,
+    mask: str | None = None,
+) -> Array:
+    """A model's representation of the samples, (rows, features), as `block_similarities` compares it."""
+    with Boundaries() as held, Boundaries() as shown:
+        ranking = _Ranking(model, representation, runtime, held, shown, mask)
+        ranking.read(feeds)
+        return ranking.shown()
 
 
 class _Ranking:
@@ -145,9 +162,13 @@ class _Ranking:
         for batch, found in enumerate(batches):
             self._shown.add(batch, {name: self._rows(batch, found[tensor])})
 
-    def compare(self, names: Iterable[str], measure: Similarity) -> dict[str, float]:
-        """The similarity for each name of a block that was shown."""
-        dense = self._gathered(_DENSE)
+    def shown(self) -> Array:
+        """The model's own representation."""
+        self.show()
+        return self._gathered(_DENSE)
+
+    def compare(self, names: Iterable[str], measure: Similarity, dense: Array) -> dict[str, float]:
+        """The similarity to `dense` for each name of a block that was shown."""
         if not np.isfinite(dense).all():
             raise CalibrationError(
                 f"the representation {self._representation.tensor} is not finite on the calibration samples: "

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from snp_onnx.cost import Cost
+from snp_onnx.planning.plan import BlockDecision
 from snp_onnx.verbs.fidelity import Fidelity
 from snp_onnx.verbs.latency import Latency
 from snp_onnx.verbs.result import BlockReport, Comparison, GroupReport, Inspection, Report, StopReport
@@ -16,7 +17,10 @@ from snp_onnx.verbs.result import BlockReport, Comparison, GroupReport, Inspecti
 
 def pruning_table(report: Report) -> RenderableType:
     """What `prune` shows."""
-    parts: list[RenderableType] = [_costs(report.dense, report.pruned), _groups(report.groups)]
+    parts: list[RenderableType] = [_costs(report.dense, report.pruned)]
+    if report.removed:
+        parts.append(_removed(report.removed))
+    parts.append(_groups(report.groups))
     if report.barriers:
         parts.append(_barriers(report.barriers))
     if report.fidelity:
@@ -91,6 +95,14 @@ def _blocks(blocks: Iterable[BlockReport]) -> Table:
     for block in blocks:
         verdict = f"no: {block.reason}" if block.reason else "yes"
         table.add_row(block.name, block.kind, str(block.stage), _share(block.macs_share), verdict)
+    return table
+
+
+def _removed(blocks: Iterable[BlockDecision]) -> Table:
+    table = _table("blocks removed, in order", ("adding node", "kind", "similarity", "MACs left"))
+    for block in blocks:
+        similarity = "-" if block.similarity is None else f"{block.similarity:.4f}"
+        table.add_row(block.block, block.kind, similarity, _share(block.macs))
     return table
 
 

@@ -20,12 +20,13 @@ Mask = npt.NDArray[np.bool_]
 
 
 class Kind(StrEnum):
-    """What one unit of a group is."""
+    """What one unit of a group is; blocks, which go whole, are in no group."""
 
     CHANNELS = "channels"
     HEADS = "heads"
     HEAD_DIMS = "head-dims"
     STREAM = "stream"
+    BLOCKS = "blocks"
 
 
 PLAIN_KINDS = frozenset((Kind.CHANNELS, Kind.HEADS))

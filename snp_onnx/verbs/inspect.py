@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import onnx
 
 from snp_onnx.calibration.sessions import Runtime
-from snp_onnx.cost import total
 from snp_onnx.passes import summarise
 from snp_onnx.tracing import find_blocks
+from snp_onnx.verbs.depth import block_shares
 from snp_onnx.verbs.result import BlockReport, GroupReport, Inspection, stop_reports
 from snp_onnx.verbs.subject import Subject, load_subject, resolve_shapes, trace_at
 
@@ -43,17 +43,9 @@ def inspect(
 
 def block_reports(subject: Subject) -> tuple[BlockReport, ...]:
     """The blocks of a model, those that can't go with the reason."""
-    macs: dict[str, float] = {}
-    shapes = subject.trace.facts.shapes
-    for term in subject.mac_terms():
-        macs[term.name] = macs.get(term.name, 0.0) + total([term], lambda tensor, axis: shapes[tensor][axis])
-    every = sum(macs.values())
-    found = []
-    for block in find_blocks(subject.prepared, subject.flow):
-        names = {subject.trace.ops[index].name for index in block.nodes}
-        share = sum(macs.get(name, 0.0) for name in names) / every if every else 0.0
-        found.append(BlockReport(block.name, str(block.kind), block.stage, share, block.reason, block.parts))
-    return tuple(found)
+    blocks = find_blocks(subject.prepared, subject.flow)
+    shares = block_shares(subject, blocks)
+    return tuple(BlockReport(b.name, str(b.kind), b.stage, shares[b.name], b.reason, b.parts) for b in blocks)
 
 
 def _opset(model: onnx.ModelProto) -> int:

@@ -22,6 +22,7 @@ from snp_onnx.calibration.segments import DENSE, beside, feeds_beside
 from snp_onnx.calibration.walk import Walk
 from snp_onnx.planning.aims import Aim, Layer, find_aims
 from snp_onnx.planning.chains import Chain, find_chains
+from snp_onnx.planning.detours import Detour
 from snp_onnx.planning.rations import joint_every, most_rows, most_samples
 from snp_onnx.subspace import refit, refit_error
 from snp_onnx.tracing import Linear
@@ -50,13 +51,15 @@ def refit_layers(
     ridge: float,
     calibration: Calibration,
     keep: Callable[[Array], Array] = lambda array: array,
+    gone: Detour | None = None,
 ) -> dict[str, Array]:
     """New values of the pruned model's initialisers by name; neither model is changed.
 
-    `flow` is the dense model's, `alive` says what the pruned one has of it; `keep` puts values where they stay.
+    `flow` is the dense model's, `alive` says what the pruned one has of it; `keep` puts values where they stay. Where
+    blocks are `gone`, `flow` is that of what is left of the dense model.
     """
     calibration = replace(calibration, every=max(calibration.every, -(-calibration.count // most_samples(flow))))
-    aims = find_aims(flow, alive, calibration.count)
+    aims = find_aims(flow, alive, calibration.count, gone)
     if not aims:
         return {}
     chains = [find_chains(flow, alive, aim, calibration.count) for aim in aims]

@@ -18,7 +18,7 @@ from snp_onnx._version import __version__
 from snp_onnx.cost import Cost
 from snp_onnx.errors import PlanError
 from snp_onnx.external import Store
-from snp_onnx.planning.plan import Bases, Folds, Plan, save_plan
+from snp_onnx.planning.plan import Bases, BlockDecision, Folds, Plan, save_plan
 from snp_onnx.tracing import Stop, Trace
 from snp_onnx.verbs.fidelity import Fidelity
 from snp_onnx.verbs.latency import Latency
@@ -78,6 +78,8 @@ class Report:
     input_shapes: Mapping[str, tuple[int, ...]]
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    removed: tuple[BlockDecision, ...] = ()
+    """Blocks that went, in this order."""
 
 
 MADE_BY = "snp_onnx"
