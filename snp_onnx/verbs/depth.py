@@ -24,7 +24,7 @@ from snp_onnx.subspace.similarity import Similarity
 from snp_onnx.tracing import find_blocks
 from snp_onnx.tracing.blocks import Block, BlockKind
 from snp_onnx.tracing.representation import Representation, find_representation
-from snp_onnx.verbs.measure import Calibration
+from snp_onnx.verbs.measure import Calibration, on_fewer_samples
 from snp_onnx.verbs.refit import refit_layers
 from snp_onnx.verbs.settle import held_back_fidelity, mean_error
 from snp_onnx.verbs.subject import Depth, Subject, trace_at
@@ -72,25 +72,33 @@ class Descent:
                 why = "there is no such block" if block is None else block.reason
                 raise PlanError(f"the plan removes block {decision.block}: {why}: wrong model?")
             subject = self.without(subject, block, decision.similarity)
-        return subject
+        return self.finished(subject)
 
     def without(self, subject: Subject, block: Block, similarity: float | None) -> Subject:
         """The subject without a block of it, its layers solved anew if the choices say so and that does no harm."""
         depth = subject.depth or Depth(self.whole)
         gone = (*depth.blocks, *(whole for whole in self.blocks if whole.name == block.name))
         shallow = without_block(subject, block, replace(depth, blocks=gone), self.runtime)
-        if self.choices.refine is not Refine.NONE and self.calibration is not None:
-            shallow = self._refitted(shallow)
+        if self.calibration is not None:
+            shallow = self._refitted(shallow, on_fewer_samples(self.calibration))
         share = shallow.cost_now().macs / max(self.whole.dense_cost().macs, 1e-9)
         decision = BlockDecision(block.name, str(block.kind), similarity, share)
         assert shallow.depth is not None
         return replace(shallow, depth=replace(shallow.depth, decisions=(*depth.decisions, decision)))
 
-    def _refitted(self, subject: Subject) -> Subject:
+    def finished(self, subject: Subject) -> Subject:
+        """The subject with the layers that stay solved anew on all samples: on the way down few do."""
+        calibration = self.calibration
+        if subject.depth is None or calibration is None or on_fewer_samples(calibration).every == calibration.every:
+            return subject
+        return self._refitted(subject, calibration)
+
+    def _refitted(self, subject: Subject, calibration: Calibration) -> Subject:
         """The subject with the layers that stay solved anew; itself where the samples held back are worse off then."""
+        if self.choices.refine is Refine.NONE:
+            return subject
         assert subject.depth is not None
-        assert self.calibration is not None
-        calibration, keep = self.calibration, subject.dense.keep
+        keep = subject.dense.keep
         with calibration.clock("refit"):
             alive = np.ones(subject.trace.label_count, dtype=np.bool_)
             values = refit_layers(

@@ -9,11 +9,8 @@ from snp_onnx.errors import TargetError
 from snp_onnx.planning.options import Target, TargetKind
 from snp_onnx.planning.plan import Plan
 from snp_onnx.verbs.carry_out import Candidate, Work, carry_out
-from snp_onnx.verbs.measure import Calibration
+from snp_onnx.verbs.measure import on_fewer_samples
 from snp_onnx.verbs.settle import held_back_fidelity, worst_cosine
-
-PROBE_SAMPLES = 256
-"""Samples that a trial is refitted on; the model given back sees all of them."""
 
 PROBES = 6
 STEP = 0.02
@@ -63,11 +60,6 @@ def _moved_to_bound(work: Work, target: Target, decide: Decide, share: float, le
 
 def _macs(share: float) -> Target:
     return Target(TargetKind.MACS, min(max(share, 1e-6), 1.0))
-
-
-def on_fewer_samples(calibration: Calibration) -> Calibration:
-    """The samples of a trial: as many batches as hold about `PROBE_SAMPLES`."""
-    return replace(calibration, every=max(1, calibration.count // PROBE_SAMPLES))
 
 
 def _cosine(work: Work, candidate: Candidate) -> float:

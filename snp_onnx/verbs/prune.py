@@ -26,8 +26,7 @@ from snp_onnx.verbs.carry_out import Candidate, Work, candidate_from_plan, carry
 from snp_onnx.verbs.depth import Descent
 from snp_onnx.verbs.fidelity import Fidelity
 from snp_onnx.verbs.find_plan import find_candidate, plan_of
-from snp_onnx.verbs.least import on_fewer_samples
-from snp_onnx.verbs.measure import Calibration, Measured, measure
+from snp_onnx.verbs.measure import Calibration, Measured, measure, on_fewer_samples
 from snp_onnx.verbs.result import PruneResult, Report, Stopwatch, stop_reports, versions
 from snp_onnx.verbs.settings import (
     DATA_OPTIONS,

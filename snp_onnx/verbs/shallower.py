@@ -29,7 +29,7 @@ def by_blocks_alone(descent: Descent, target: Target) -> Subject:
     subject = descent.whole
     for subject in descent.steps():
         if kept(subject, target) <= target.value:
-            return subject
+            return descent.finished(subject)
     raise TargetError(
         f"--{target.option} {target.value:g} can't be reached by removing blocks: "
         f"{kept(subject, target):.3f} is left with {descent.choices.min_blocks} of every stage kept: "
@@ -50,7 +50,7 @@ def _above(descent: Descent, target: Target) -> Subject:
             f"--{target.option} {target.value:g} can't be reached by removing anything: "
             "give a lower bound or more samples"
         )
-    return best
+    return descent.finished(best)
 
 
 def jointly(descent: Descent, target: Target, find: Find) -> tuple[Work, Candidate]:
@@ -77,7 +77,7 @@ def jointly(descent: Descent, target: Target, find: Find) -> tuple[Work, Candida
     if best is None:
         assert reason is not None
         raise reason
-    return find(best[1], False)
+    return find(descent.finished(best[1]), False)
 
 
 def _depths(descent: Descent, target: Target) -> Iterator[Subject]:
