@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import tempfile
@@ -30,6 +31,8 @@ class Surface:
     samples: Mapping[str, Tensor]
     axes: Mapping[str, Mapping[int, str]]
     """By input and output."""
+    outputs: tuple[str, ...] = ()
+    """Names of further outputs."""
 
 
 def image_surface(shape: tuple[int, ...], output_name: str) -> Surface:
@@ -69,7 +72,7 @@ def export(
     if version > MAX_OPSET:
         raise ValueError(f"opset {version} is newer than onnxruntime loads: use at most {MAX_OPSET}")
     surface = surface or image_surface(input_shape, output_name)
-    names: dict[str, Any] = {"input_names": list(surface.samples), "output_names": [output_name]}
+    names: dict[str, Any] = {"input_names": list(surface.samples), "output_names": [output_name, *surface.outputs]}
     write = _export_script if exporter == "ts" else _export_dynamo
     with _quiet():
         write(module.eval(), surface, Path(path), batch == "dynamic", keep_bn, {"opset_version": version, **names})
@@ -89,13 +92,20 @@ def _export_dynamo(
     module: nn.Module, surface: Surface, path: Path, dynamic: bool, keep_bn: bool, options: dict[str, Any]
 ) -> None:
     if dynamic:
-        options["dynamic_shapes"] = tuple(surface.axes[name] for name in surface.samples)
+        options["dynamic_shapes"] = _bound(module, [surface.axes[name] for name in surface.samples])
     samples = tuple(surface.samples.values())
     program = torch.onnx.export(module, samples, dynamo=True, verbose=False, optimize=not keep_bn, **options)
     assert program is not None
     if keep_bn:  # torch's own optimisation is folding of constants and fusion; only the first leaves BatchNorm alone
         _fold_constants(program.model)
     program.save(str(path), external_data=False)
+
+
+def _bound(module: nn.Module, axes: list[Mapping[int, str]]) -> tuple[Any, ...]:
+    """One entry for every parameter of `forward`: a starred one takes all that are left."""
+    kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
+    named = sum(kind is not inspect.Parameter.VAR_POSITIONAL for kind in kinds)
+    return (*axes[:named], tuple(axes[named:])) if len(kinds) > named else tuple(axes)
 
 
 def _fold_constants(model: Any) -> None:

@@ -9,12 +9,14 @@ from snp_onnx.passes.freeze_numbers import FreezeNumbers
 from snp_onnx.passes.lift_constants import LiftConstants
 from snp_onnx.passes.pipeline import Rewritten, rewrite
 from snp_onnx.passes.prepare import prepare
+from snp_onnx.passes.remove_blocks import DropIdentities, RemoveBlocks
 from snp_onnx.passes.rotate_stream import rotate_streams
 from snp_onnx.passes.separate_shared import SeparateShared
 from snp_onnx.passes.slice_units import SliceUnits
 from snp_onnx.passes.turn_heads import Turn, TurnHeads
 
 __all__ = [
+    "DropIdentities",
     "EliminateDead",
     "FoldBatchNorm",
     "FoldConstants",
@@ -24,6 +26,7 @@ __all__ = [
     "Note",
     "Outcome",
     "Pass",
+    "RemoveBlocks",
     "Rewritten",
     "SeparateShared",
     "SliceUnits",

@@ -439,3 +439,17 @@ class TestFixedBatches:
         pruned = snp_onnx.prune(dense, {"x": images(40)}, target_macs=0.5, preset="fast", fold="none").model
         report = snp_onnx.recover(dense, pruned, {"x": images(COUNT)}, **QUICK).report
         assert report.after[0].relative_l2 < 0.7 * report.before[0].relative_l2
+
+    def test_caches_that_lost_heads_are_fed_what_is_left_of_them(self) -> None:
+        dense = CATALOGUE["group-query-cached"].model()
+        feed = feed_for(dense, 60)
+        feed |= {name: np.random.default_rng(0).standard_normal(v.shape).astype(v.dtype) for name, v in feed.items()}
+        options: dict[str, Any] = {"target_macs": 0.75, "preset": "fast", "fold": "none", "caches": True}
+        pruned = snp_onnx.prune(dense, feed, units=["heads"], **options).model
+        shapes = [
+            [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*dense.graph.input, *pruned.graph.input)
+        ]
+        assert shapes[: len(shapes) // 2] != shapes[len(shapes) // 2 :]
+        result = snp_onnx.recover(dense, pruned, feed, **QUICK)
+        assert result.report.changed
+        assert skeleton(result.proto) == skeleton(pruned)

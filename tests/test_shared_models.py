@@ -32,6 +32,22 @@ LEAST_GROUPS = {"mobilenetv2_1.0_224_imagenet": 25, "resnet20_cifar10_ts": 12, "
                 "superres_core": 3, "ultraface_rfb320": 25}  # fmt: skip
 
 
+BLOCKS = {"mobilenetv2_1.0_224_imagenet": (10, 10), "resnet20_cifar10_ts": (9, 7), "resnet56_cifar10_ts": (27, 25),
+          "resnet56_cifar10_dynamo": (27, 25), "resnet8large_cifar10_mlperftiny": (3, 1),
+          "stories260k_llama_ts": (15, 15), "superres_core": (0, 0), "ultraface_rfb320": (1, 0)}  # fmt: skip
+"""How many blocks are listed, and how many of these may go."""
+
+
+@pytest.mark.parametrize("name", sorted(SHAPES))
+def test_blocks_of_a_real_network(name: str) -> None:
+    path = FOLDER / f"{name}.onnx"
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not here: set SNP_ONNX_BENCH_DATA")
+    blocks = snp_onnx.inspect(path, input_shapes=SHAPES[name]).blocks
+    assert (len(blocks), sum(not block.reason for block in blocks)) == BLOCKS[name]
+    assert 0 <= sum(block.macs_share for block in blocks if not block.parts) <= 1
+
+
 @pytest.mark.parametrize("name", sorted(SHAPES))
 def test_a_real_network_is_pruned_validly(name: str, tmp_path: Path) -> None:
     path = FOLDER / f"{name}.onnx"

@@ -22,6 +22,7 @@ from snp_onnx.calibration.segments import DENSE, Frontier, beside
 from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.calibration.walk import Walk
 from snp_onnx.passes import prepare
+from snp_onnx.tracing.surface import Surface
 from tests.graphs import Net, feed_for
 from tests.oracles import cut, difference, half_removed, run, traced
 from tests.topologies import CATALOGUE
@@ -351,7 +352,7 @@ def test_both_halves_compute_what_each_model_does(name: str, spoil: Callable[[on
         spoil(dense)
         spoil(pruned)
     before = dense.SerializeToString(), pruned.SerializeToString()
-    both = beside(dense, pruned)
+    both = beside(dense, pruned, Surface())
     assert (dense.SerializeToString(), pruned.SerializeToString()) == before
     constants = {tensor.name for tensor in dense.graph.initializer}
     feed = feed_for(dense, 3)
@@ -383,7 +384,7 @@ def test_bodies_see_the_tensors_of_their_own_half() -> None:
         outputs = [helper.make_tensor_value_info("y", 1, None)]
         graph = helper.make_graph(nodes, "g", inputs, outputs, constants)
         halves.append(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
-    both = beside(*halves)
+    both = beside(*halves, Surface())
     for switch, shifts in ((True, (1.0, 5.0)), (False, (0.0, 0.0))):
         feed = {"x": np.ones((2, 3), np.float32), "switch": np.array(switch)}
         dense, pruned = outputs_of(both, [DENSE + "y", "y"], feed)

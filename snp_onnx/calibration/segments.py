@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
+from onnx import helper
 
 from snp_onnx.tracing.op import read_by
+from snp_onnx.tracing.surface import Surface
+
+Feed = Mapping[str, NDArray[Any]]
 
 DENSE = "dense::"
 
 
-def beside(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> onnx.ModelProto:
-    """Both models as one graph on the same inputs, without outputs; names of the dense one start with `dense::`."""
+def beside(dense: onnx.ModelProto, pruned: onnx.ModelProto, surface: Surface) -> onnx.ModelProto:
+    """Both models as one graph, without outputs; names of the dense one start with `dense::`.
+
+    They read the same inputs, but those of which the pruned model keeps a part (`surface`).
+    """
     result = onnx.ModelProto()
     result.ir_version = max(dense.ir_version, pruned.ir_version)
     result.opset_import.extend(pruned.opset_import)
     result.functions.extend(pruned.functions)
     graph, source = result.graph, dense.graph
     constants = {tensor.name for tensor in source.initializer} | {t.values.name for t in source.sparse_initializer}
-    own = constants | {name for node in source.node for name in node.output if name}
+    own = constants | {name for node in source.node for name in node.output if name} | surface.kept.keys()
     for half, renamed in ((dense, own), (pruned, frozenset[str]())):
         graph.node.extend(_renamed(node, renamed) for node in half.graph.node)
         for tensor in half.graph.initializer:
@@ -31,9 +41,20 @@ def beside(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> onnx.ModelProto:
             twin = graph.sparse_initializer.add()
             twin.CopyFrom(sparse)
             twin.values.name = DENSE + twin.values.name if twin.values.name in renamed else twin.values.name
-    graph.input.extend(value for value in source.input if value.name not in constants)
+    graph.input.extend(surface.declared(value) for value in source.input if value.name not in constants)
+    for value in source.input:
+        if value.name in surface.kept:
+            whole = graph.input.add()
+            whole.CopyFrom(value)
+            whole.name = DENSE + value.name
     graph.name = pruned.graph.name
     return result
+
+
+def feeds_beside(feeds: Iterable[Feed], surface: Surface) -> Iterator[Feed]:
+    """Feeds of the dense model as both models side by side read them."""
+    for feed in feeds:
+        yield {**{DENSE + name: array for name, array in feed.items() if name in surface.kept}, **surface.cut(feed)}
 
 
 def _renamed(node: onnx.NodeProto, names: set[str] | frozenset[str]) -> onnx.NodeProto:
@@ -58,6 +79,26 @@ def _rename(node: onnx.NodeProto, names: set[str] | frozenset[str]) -> None:
                 _rename(inner, names)
             for value in body.output:  # a body may hand an outer tensor straight on
                 value.name = DENSE + value.name if value.name in names else value.name
+
+
+def piece(
+    model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], sources: Mapping[str, np.dtype[Any]]
+) -> onnx.ModelProto:
+    """Nodes as a model of its own, with the weights of `model`; it starts from these tensors and has no outputs yet."""
+    nodes = list(nodes)
+    read = {name for node in nodes for name in read_by(node)}
+    result = onnx.ModelProto()
+    result.ir_version = model.ir_version
+    result.opset_import.extend(model.opset_import)
+    result.functions.extend(model.functions)
+    result.graph.name = model.graph.name
+    result.graph.node.extend(nodes)
+    for name, dtype in sources.items():
+        kind = helper.np_dtype_to_tensor_dtype(dtype)
+        result.graph.input.append(helper.make_tensor_value_info(name, kind, None))
+    result.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in read)
+    result.graph.sparse_initializer.extend(t for t in model.graph.sparse_initializer if t.values.name in read)
+    return result
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,13 @@ from typing import Any, Self
 
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
 
 from snp_onnx.calibration.boundaries import Boundaries
 from snp_onnx.calibration.moments import MomentRequest, Moments
 from snp_onnx.calibration.runner import collect
-from snp_onnx.calibration.segments import Frontier, Stretch
+from snp_onnx.calibration.segments import Frontier, Stretch, piece
 from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.external import tensor_of
-from snp_onnx.tracing.op import read_by
 
 Array = NDArray[Any]
 
@@ -94,21 +92,8 @@ class Walk:
 
     def _segment(self, stretch: Stretch) -> onnx.ModelProto:
         """The nodes of a stretch as a model of its own, without outputs; weights as they are now."""
-        graph = self._model.graph
-        nodes = [graph.node[index] for index in stretch.nodes]
-        read = {name for node in nodes for name in read_by(node)}
-        result = onnx.ModelProto()
-        result.ir_version = self._model.ir_version
-        result.opset_import.extend(self._model.opset_import)
-        result.functions.extend(self._model.functions)
-        result.graph.name = graph.name
-        result.graph.node.extend(nodes)
-        for name in stretch.sources:
-            kind = helper.np_dtype_to_tensor_dtype(self._boundaries.dtype(name))
-            result.graph.input.append(helper.make_tensor_value_info(name, kind, None))
-        result.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in read)
-        result.graph.sparse_initializer.extend(t for t in graph.sparse_initializer if t.values.name in read)
-        return result
+        nodes = [self._model.graph.node[index] for index in stretch.nodes]
+        return piece(self._model, nodes, {name: self._boundaries.dtype(name) for name in stretch.sources})
 
     def __enter__(self) -> Self:
         return self

@@ -56,7 +56,7 @@ TARGETS = (
 
 CHOICES = (
     _option("preset", str, "best", "best, fast or paper."),
-    _option("units", str | None, None, "Kinds that may be removed, of channels,heads,head-dims,stream."),
+    _option("units", str | None, None, "Kinds that may be removed, of channels,heads,head-dims,stream,blocks."),
     _option("order", str | None, None, "output, zca, saw, magnitude, natural or random."),
     _option("fold", str | None, None, "patch, channel or none."),
     _option("refine", str | None, None, "sequential or none."),
@@ -66,8 +66,20 @@ CHOICES = (
     ),
     _option("ratios", str | None, None, "budget, variance or uniform."),
     _option("streams", bool | None, None, "Cut convolutional residual streams too.", "--streams/--no-streams"),
+    _option(
+        "caches", bool | None, None, "Cut heads of key-value caches too, inputs and outputs.", "--caches/--no-caches"
+    ),
     _option("include", str | None, None, "Only groups with a producer node matching this."),
     _option("exclude", str | None, None, "No groups with a producer node matching this."),
+    _option(
+        "similarity",
+        str | None,
+        None,
+        "How blocks are ranked: cka, debiased-cka, cosine, euclidean, magnitude or random.",
+    ),
+    _option("representation", str | None, None, "The tensor compared without a block; else the last layer's input."),
+    _option("ranking_samples", int | None, None, "Samples that blocks are ranked on; 256 by default."),
+    _option("min_blocks", int | None, None, "Keep at least so many blocks of every stage; 1 by default."),
     _option("min_units", int, 1, "Keep at least so many units of every group."),
     _option("round_to", int, 1, "Keep multiples of this, or the dense width."),
     _option("ridge", float | None, None, "Ridge relative to each input's energy; ten times as much in the refit."),

@@ -7,13 +7,14 @@ up for the error that came down the stream. Every other layer aims at its own de
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from snp_onnx.calibration.moments import MomentRequest, View, row_strides
+from snp_onnx.planning.detours import Detour
 from snp_onnx.planning.readings import PATCH_COLUMNS, Reading, conv_window, reads_tokens, rows_per_column
 from snp_onnx.tracing import Linear, Trace
 from snp_onnx.tracing.flow import Flow
@@ -94,18 +95,22 @@ class Aim:
     bias: str | None = None
 
 
-def find_aims(flow: Flow, alive: Mask, samples: int) -> tuple[Aim, ...]:
-    """The layers worth a refit when only `alive` labels stay, in the order of the refit."""
+def find_aims(flow: Flow, alive: Mask, samples: int, gone: Detour | None = None) -> tuple[Aim, ...]:
+    """The layers worth a refit when only `alive` labels stay and blocks are `gone`, in the order of the refit."""
+    gone = gone or Detour()
     trace, depth = flow.trace, flow.depths()
     ordered = sorted(trace.linears, key=lambda linear: (depth[linear.op.index], linear.op.index))
     place = {linear.op.index: number for number, linear in enumerate(ordered)}
-    last, moved = flow.last(place), flow.moved(alive)
+    last, moved = flow.last(place), flow.moved(alive, gone.moved)
     found = []
     for number, linear in enumerate(ordered):
         lost = not alive[trace.axes[linear.weight][linear.in_axis]].all()
-        layer = find_layer(flow, alive, linear, samples) if lost or linear.input in moved else None
-        if layer is not None:
-            found.append(_aim(flow, alive, layer, last, number))
+        layer = find_layer(flow, alive, linear, samples)
+        if layer is None:
+            continue
+        aim = _aim(flow, alive, layer, last, number)
+        if lost or linear.input in moved or aim.total in gone.totals:
+            found.append(replace(aim, total=gone.total(aim.total)))
     return tuple(found)
 
 

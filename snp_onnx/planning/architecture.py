@@ -2,7 +2,8 @@
 
 Named as in the config.json of published checkpoints; one number where all layers agree, otherwise one for each layer in
 graph order. Everything is read off the groups: a head group's producers hold r d + 2 d columns for each key-value head
-(r query heads, one key, one value, d entries each), its consumer r d.
+(r query heads, one key, one value, d entries each), its consumer r d; as much where key-value heads stay and only
+queries go, one of each that shares the same keys.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ def _numbers(trace: Trace, alive: Mask) -> dict[str, int | list[int]]:
     inside = [group for group in trace.groups if group.kind is Kind.HEAD_DIMS]
     hidden = [group for group in trace.groups if _is_hidden(trace, group)]
     found = {
-        "num_attention_heads": [_left(group, alive) * max(1, _queries(trace, group)) for group in heads],
-        "num_key_value_heads": [_left(group, alive) if _queries(trace, group) else 1 for group in heads],
+        "num_attention_heads": [_left(group, alive) * _at_once(trace, group) for group in heads],
+        "num_key_value_heads": [
+            _left(group, alive) if _queries(trace, group) else _at_once(trace, group) for group in heads
+        ],
         "head_dim": [_left(group, alive) for group in inside if group.products],
         "v_head_dim": [_left(group, alive) for group in inside if group.consumers],
         "hidden_size": [_left(group, alive) for group in trace.groups if group.kind is Kind.STREAM],
@@ -55,13 +58,22 @@ def _is_hidden(trace: Trace, group: Group) -> bool:
 
 
 def _queries(trace: Trace, group: Group) -> int:
-    """How many query heads share a key-value head; 0 where the units are query heads that all share one."""
+    """How many query heads share a key-value head; 0 where the units are query heads, whose keys and values stay."""
     made = _columns(trace, group, [(linear, linear.out_axis) for linear in group.producers])
     read = _columns(trace, group, [(linear, linear.in_axis) for linear in group.consumers[:1]])
     entries, rest = divmod(made - read, 2)
     if entries == 0:
         return 0
     return read // entries if not rest and entries > 0 and read % entries == 0 else 1
+
+
+def _at_once(trace: Trace, group: Group) -> int:
+    """Query heads in one unit: those of a key-value head, or where these stay, one of each that shares its own."""
+    for product in trace.products:
+        for labels in trace.axes[product.op.outputs[0]]:
+            if (count := int(np.isin(labels, group.labels[:1]).sum())) > 0:
+                return count
+    return max(1, _queries(trace, group))
 
 
 def _columns(trace: Trace, group: Group, places: Sequence[tuple[Linear, int]]) -> int:

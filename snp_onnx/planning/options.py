@@ -51,6 +51,17 @@ class Preset(StrEnum):
     PAPER = "paper"
 
 
+class BlockScore(StrEnum):
+    """By what blocks are ranked: how alike the representation stays without one, or a baseline."""
+
+    CKA = "cka"
+    DEBIASED_CKA = "debiased-cka"
+    COSINE = "cosine"
+    EUCLIDEAN = "euclidean"
+    MAGNITUDE = "magnitude"
+    RANDOM = "random"
+
+
 class TargetKind(StrEnum):
     """What the target measures: a share of the dense cost, the paper's τ, or the cosine of outputs that must remain."""
 
@@ -88,12 +99,15 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """How a plan is decided and carried out. `streams` says whether convolutional residual streams may lose width.
+    """How a plan is decided and carried out. `streams` says whether convolutional residual streams may lose width,
+    `caches` whether heads may go whose keys and values are inputs and outputs of the graph, which get narrower then.
 
     `ridge` is ρ, the one strength of every anchor: elimination and folding use ρ, the refit, which rests on fewer rows,
     10 ρ. `error_power` is p in e / V^p, by which errors of different groups are compared: between 0, where loud layers
     rule the budget, and 1, where quiet ones do; V is the variance of the sum a layer's output goes into. `weigh` says
     whether these errors are then put on the scale of the model's outputs; None leaves it to the model: with attention.
+    Blocks are ranked by `similarity` of the `representation` (a tensor; "": the last layer's input) on
+    `ranking_samples` samples; every stage keeps `min_blocks`.
     """
 
     order: Order = Order.ZCA
@@ -101,6 +115,7 @@ class Choices:
     ratios: Ratios = Ratios.VARIANCE
     kinds: frozenset[Kind] = PLAIN_KINDS
     streams: bool = False
+    caches: bool = False
     include: str | None = None
     exclude: str | None = None
     min_units: int = 1
@@ -109,6 +124,10 @@ class Choices:
     refine: Refine = Refine.NONE
     error_power: float = 1.0
     weigh: Weigh | None = None
+    similarity: BlockScore = BlockScore.CKA
+    representation: str = ""
+    ranking_samples: int = 256
+    min_blocks: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -117,9 +136,11 @@ class Choices:
                 re.compile(pattern or "")
             except re.error as error:
                 raise PlanError(f"{option} {pattern!r}: not a regular expression: {error}") from error
-        for option, number in (("--min-units", self.min_units), ("--round-to", self.round_to)):
-            if number < 1:
-                raise PlanError(f"{option} {number}: give a positive number")
+        least = {"min_units": 1, "round_to": 1, "min_blocks": 0, "ranking_samples": 4}
+        for name, lowest in least.items():
+            option, number = f"--{name.replace('_', '-')}", getattr(self, name)
+            if number < lowest:
+                raise PlanError(f"{option} {number}: give {lowest} or more")
         if not 0.0 < self.ridge < math.inf:
             raise PlanError(f"--ridge {self.ridge}: give a positive number")
         if not 0.0 <= self.error_power <= 1.0:
@@ -149,7 +170,7 @@ _PRESETS = {Preset.BEST: BEST, Preset.FAST: FAST, Preset.PAPER: PAPER}
 def choices(preset: str = Preset.BEST, **overrides: Any) -> Choices:
     """A preset's choices with the given ones in place of its own; None leaves one as it is."""
     given = {name: value for name, value in overrides.items() if value is not None}
-    enums = {"order": Order, "fold": Fold, "ratios": Ratios, "refine": Refine, "weigh": Weigh}
+    enums = {"order": Order, "fold": Fold, "ratios": Ratios, "refine": Refine, "weigh": Weigh, "similarity": BlockScore}
     for name, kind in enums.items():
         if name in given:
             given[name] = _member(kind, given[name], f"--{name}")

@@ -53,6 +53,19 @@ class UnitDecision:
         return 1.0 - self.variance[self.after - 1] if len(self.variance) >= self.after else None
 
 
+@dataclass(frozen=True, slots=True)
+class BlockDecision:
+    """Remove a block; `similarity` is that of the representation without it and those before, None where not taken.
+
+    `macs` is the share of the dense model's that is left then.
+    """
+
+    block: str
+    kind: str
+    similarity: float | None
+    macs: float
+
+
 Decision = UnitDecision
 """Grows into a union as other kinds of decisions arrive; `type` tells them apart in the JSON."""
 
@@ -69,6 +82,8 @@ class Plan:
     options: Mapping[str, Any] = field(default_factory=dict)
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     version: int = VERSION
+    removed: tuple[BlockDecision, ...] = ()
+    """Blocks that go before anything else, in this order."""
 
     def to_json(self) -> str:
         """The plan as JSON text, the same for the same plan."""
@@ -84,7 +99,10 @@ class Plan:
                 raise PlanError(f"{label}: plan version {version} is not {VERSION}: make the plan anew")
             decisions = tuple(_decision(entry, label) for entry in raw["decisions"])
             shapes = {name: tuple(shape) for name, shape in raw["input_shapes"].items()}
-            return cls(raw["dense_sha256"], decisions, raw["target"], raw["options"], shapes, version)
+            removed = tuple(BlockDecision(**entry) for entry in raw.get("removed", ()))
+            if not all(isinstance(block.block, str) for block in removed):
+                raise PlanError(f"{label}: a removed block has no name: make the plan anew")
+            return cls(raw["dense_sha256"], decisions, raw["target"], raw["options"], shapes, version, removed)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, PlanError):
                 raise
@@ -97,7 +115,10 @@ class Plan:
     def summary(self) -> str:
         """Widths only, compact: what goes into the model's metadata."""
         widths = {d.group: [d.before, d.after] for d in self.decisions if d.after < d.before}
-        return json.dumps({"digest": self.digest(), "target": dict(self.target), "widths": widths}, sort_keys=True)
+        found: dict[str, Any] = {"digest": self.digest(), "target": dict(self.target), "widths": widths}
+        if self.removed:
+            found["blocks"] = [decision.block for decision in self.removed]
+        return json.dumps(found, sort_keys=True)
 
     def groups(self, trace: Trace) -> tuple[Group, ...]:
         """The groups of a trace that lose units."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from snp_onnx.recovery.graph import GraphModule
 from snp_onnx.recovery.losses import Loss, is_classifier, is_probability, relative_error
 from snp_onnx.recovery.pool import Array, Pool, Rows
 from snp_onnx.recovery.teacher import Teacher
+from snp_onnx.tracing.surface import Surface
 
 Progress = Callable[[str, int, int], None]
 
@@ -46,6 +47,8 @@ class Task:
     progress: Progress
     checkpoints: Checkpoints | None = None
     fingerprint: str = ""
+    surface: Surface = field(default_factory=Surface)
+    """What the pruned model has of the dense one's inputs and outputs; samples are the dense one's."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,9 +111,9 @@ class _Run:
         task, rows = self.task, self.task.held_back[0]
         outputs, feed = self.student.outputs, self._feed(rows)
         names = (*outputs, *task.features)
-        wanted = task.teacher(feed, names)
+        wanted = self._taught(feed, names)
         with torch.no_grad():
-            found = self.student.tensors(feed, names)
+            found = self.student.tensors(self._cut(feed), names)
         for name in outputs:
             if found[name].shape != wanted[name].shape:
                 raise ModelError(
@@ -130,11 +133,22 @@ class _Run:
     def _coordinates(self) -> Coordinates:
         """The moments come from the first batches of an epoch that is never trained."""
         runs = [run for step in self._steps(-1 % 2**32)[:MOMENT_BATCHES] for run in step]
-        feeds = (self._feed(self.task.pool.rows(*run)) for run in runs)
+        feeds = (self._cut(self._feed(self.task.pool.rows(*run))) for run in runs)
         return Coordinates(self.student, feeds, self.task.training.whiten).to(self.device)
 
     def _feed(self, rows: Rows) -> dict[str, Tensor]:
         return {name: _tensor(values).to(self.device) for name, values in rows.feed.items()}
+
+    def _cut(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The pruned model's part of the dense one's inputs or outputs."""
+        found = dict(values)
+        for name, axes in self.task.surface.kept.items():
+            for axis, places in axes.items() if name in found else ():
+                found[name] = found[name].index_select(axis, torch.from_numpy(places).to(self.device))
+        return found
+
+    def _taught(self, feed: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+        return self._cut(self.task.teacher(feed, names))
 
     def _real(self, feed: Mapping[str, Tensor]) -> Tensor | None:
         mask = self.task.mask
@@ -146,7 +160,7 @@ class _Run:
     # checks
 
     def _aims(self, rows: Rows) -> dict[str, Tensor]:
-        return self.task.teacher(self._feed(rows), self.loss.outputs)
+        return self._taught(self._feed(rows), self.loss.outputs)
 
     def _held_back_error(self) -> float:
         """The mean over outputs of the relative L2 error on the samples held back; infinite if not finite."""
@@ -154,7 +168,7 @@ class _Run:
         for rows, wanted in zip(self.task.held_back, self.aims, strict=True):
             feed = self._feed(rows)
             with torch.no_grad():
-                found = self.student.tensors(feed, self.loss.outputs, self.coordinates.weights())
+                found = self.student.tensors(self._cut(feed), self.loss.outputs, self.coordinates.weights())
             for name, parts in errors.items():
                 size = float(wanted[name].double().square().sum())
                 parts.append((float(relative_error(found[name], wanted[name], self._real(feed))) * size, size))
@@ -263,7 +277,7 @@ class _Run:
         is_short = task.training.precision is Precision.BFLOAT16
         weights = self.coordinates.weights()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=is_short):
-            wanted, found = task.teacher(feed, names), self.student.tensors(feed, names, weights)
+            wanted, found = self._taught(feed, names), self.student.tensors(self._cut(feed), names, weights)
         return self.loss(found, wanted, self._real(feed), labels)
 
     def _passes(self) -> float:

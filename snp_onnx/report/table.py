@@ -9,15 +9,19 @@ from rich.table import Table
 from rich.text import Text
 
 from snp_onnx.cost import Cost
+from snp_onnx.planning.plan import BlockDecision
 from snp_onnx.verbs.fidelity import Fidelity
 from snp_onnx.verbs.latency import Latency
 from snp_onnx.verbs.recovered import RecoverReport
-from snp_onnx.verbs.result import Comparison, GroupReport, Inspection, Report, StopReport
+from snp_onnx.verbs.result import BlockReport, Comparison, GroupReport, Inspection, Report, StopReport
 
 
 def pruning_table(report: Report) -> RenderableType:
     """What `prune` shows."""
-    parts: list[RenderableType] = [_costs(report.dense, report.pruned), _groups(report.groups)]
+    parts: list[RenderableType] = [_costs(report.dense, report.pruned)]
+    if report.removed:
+        parts.append(_removed(report.removed))
+    parts.append(_groups(report.groups))
     if report.barriers:
         parts.append(_barriers(report.barriers))
     if report.fidelity:
@@ -36,6 +40,8 @@ def inspection_table(inspection: Inspection) -> RenderableType:
     parts: list[RenderableType] = [Text(head)]
     if inspection.groups:
         parts.append(_widths(inspection.groups))
+    if inspection.blocks:
+        parts.append(_blocks(inspection.blocks))
     parts.append(_barriers(inspection.barriers) if inspection.barriers else Text("every axis may be cut"))
     return Group(*parts)
 
@@ -97,6 +103,23 @@ def _widths(groups: Iterable[GroupReport]) -> Table:
     table = _table("groups that may be cut", ("first producer:axis", "kind", "units"))
     for group in groups:
         table.add_row(group.id, _kind(group), str(group.before))
+    return table
+
+
+def _blocks(blocks: Iterable[BlockReport]) -> Table:
+    table = _table("blocks", ("adding node", "kind", "stage", "MACs"))
+    table.add_column("may go", justify="left", overflow="fold")
+    for block in blocks:
+        verdict = f"no: {block.reason}" if block.reason else "yes"
+        table.add_row(block.name, block.kind, str(block.stage), _share(block.macs_share), verdict)
+    return table
+
+
+def _removed(blocks: Iterable[BlockDecision]) -> Table:
+    table = _table("blocks removed, in order", ("adding node", "kind", "similarity", "MACs left"))
+    for block in blocks:
+        similarity = "-" if block.similarity is None else f"{block.similarity:.4f}"
+        table.add_row(block.block, block.kind, similarity, _share(block.macs))
     return table
 
 

@@ -10,6 +10,7 @@ from snp_onnx.subspace.refit import refit, refit_error
 from snp_onnx.subspace.ridge import ridge_diagonal
 from snp_onnx.subspace.rotation import balanced_bases, principal_basis
 from snp_onnx.subspace.shrinkage import shrink
+from snp_onnx.subspace.similarity import Similarity, similarity
 from snp_onnx.subspace.stream_axes import centring, principal_axes, sensitivity, turned
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "FewRows",
     "FewRowsMap",
     "Order",
+    "Similarity",
     "affine_fold",
     "balanced_bases",
     "centring",
@@ -40,6 +42,7 @@ __all__ = [
     "saw",
     "sensitivity",
     "shrink",
+    "similarity",
     "turned",
     "zca_importance",
 ]

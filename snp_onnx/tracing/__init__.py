@@ -1,7 +1,21 @@
 """Tracing: from a graph to units, groups and barriers."""
 
+from snp_onnx.tracing.blocks import Block, BlockKind, find_blocks
 from snp_onnx.tracing.driver import trace, unknown_shapes
 from snp_onnx.tracing.groups import PLAIN_KINDS, Group, Kind, Stop, Trace
 from snp_onnx.tracing.tracer import Barrier, Linear
 
-__all__ = ["PLAIN_KINDS", "Barrier", "Group", "Kind", "Linear", "Stop", "Trace", "trace", "unknown_shapes"]
+__all__ = [
+    "PLAIN_KINDS",
+    "Barrier",
+    "Block",
+    "BlockKind",
+    "Group",
+    "Kind",
+    "Linear",
+    "Stop",
+    "Trace",
+    "find_blocks",
+    "trace",
+    "unknown_shapes",
+]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import onnx
 
 from snp_onnx.tracing.attention import find_attention
+from snp_onnx.tracing.caches import find_caches, possible_caches
 from snp_onnx.tracing.extents import bar_extents, bar_numbers
-from snp_onnx.tracing.facts import Facts, Shape, infer_facts
+from snp_onnx.tracing.facts import AxisOf, Facts, Shape, infer_facts
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.groups import PLAIN_KINDS, Kind, Trace, conclude
 from snp_onnx.tracing.heads import Attention
@@ -26,29 +28,51 @@ def trace(
     input_shapes: Mapping[str, Shape],
     observed: Mapping[str, Shape] | None = None,
     kinds: Collection[Kind] = PLAIN_KINDS,
+    caches: bool = False,
 ) -> Trace:
     """Units, groups and barriers of a model.
 
     `input_shapes` gives one concrete shape for every true input; `observed` the shapes of tensors that inference can't
     tell (seen in a run). The model isn't changed. Anything the rules don't know becomes a barrier, never a guess.
     With the kind `head-dims` an attention's units are the dimensions inside its heads where these may go, and heads
-    only where they may not.
+    only where they may not. With `caches` the heads of keys and values that are graph inputs or outputs may go too.
     """
     facts = infer_facts(model, input_shapes, observed)
-    opened = open_norms(model) if Kind.STREAM in kinds else frozenset()
-    found = _walk(model, facts, None, opened)
-    return found if Kind.HEAD_DIMS not in kinds else _walk(model, facts, find_attention(Flow(model, found)), opened)
+    opened = _Opened(open_norms(model) if Kind.STREAM in kinds else frozenset())
+    tracer, ops = _walk(model, facts, opened)
+    if caches:
+        tracer, ops = _walk(model, facts, replace(opened, surface=possible_caches(model, tracer)))
+        opened = replace(opened, surface=find_caches(model, tracer, ops))
+        tracer, ops = _walk(model, facts, opened)
+    if Kind.HEAD_DIMS not in kinds:
+        return conclude(tracer, ops, mask_of(model))
+    inside = find_attention(Flow(model, conclude(tracer, ops, mask_of(model))))
+    tracer, ops = _walk(model, facts, replace(opened, inside=inside))
+    return conclude(tracer, ops, mask_of(model), inside)
 
 
-def _walk(model: onnx.ModelProto, facts: Facts, inside: Attention | None, opened: frozenset[str]) -> Trace:
-    """One walk over the graph; `inside`: where dimensions inside heads may go, `opened`: norms that may lose width."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Opened:
+    """What a walk leaves open that is barred otherwise."""
+
+    norms: frozenset[str] = frozenset()
+    """Norms that may lose width."""
+    surface: frozenset[AxisOf] = frozenset()
+    """Axes of graph inputs and outputs."""
+    inside: Attention | None = None
+    """Where dimensions inside heads may go."""
+
+
+def _walk(model: onnx.ModelProto, facts: Facts, opened: _Opened) -> tuple[Tracer, list[Op]]:
+    """One walk over the graph: every rule has spoken."""
+    inside = opened.inside
     initialisers = frozenset(tensor.name for tensor in model.graph.initializer)
     ops = list(ops_of(model))
     readers = Counter(name for op in ops for name in set(op.reads))
     shared = frozenset(name for name, count in readers.items() if count > 1)
     tracer = Tracer(facts, initialisers, shared, inside.contractions if inside is not None else {})
-    tracer.open_norms = opened
-    _enter_inputs(model, tracer)
+    tracer.open_norms = opened.norms
+    _enter_inputs(model, tracer, opened.surface)
     for op in ops:
         _visit(op, tracer)
     followed = {op.index for op in facts.value_ops}
@@ -57,7 +81,7 @@ def _walk(model: onnx.ModelProto, facts: Facts, inside: Attention | None, opened
         if op.index not in followed:
             bar_extents(op, tracer)
     for value in model.graph.output:
-        tracer.barrier_all(None, value.name, "graph output")
+        tracer.barrier_all(None, value.name, "graph output", opened.surface)
         bar_numbers(None, tracer, value.name, "its extent is a graph output")
     for sparse in model.graph.sparse_initializer:
         tracer.barrier_all(None, sparse.values.name, "sparse initialiser")
@@ -65,7 +89,7 @@ def _walk(model: onnx.ModelProto, facts: Facts, inside: Attention | None, opened
         for tensor, axis in inside.dims:
             tracer.classes.flag(tracer.axes(tensor)[axis], INSIDE)
     tracer.products.settle()
-    return conclude(tracer, ops, mask_of(model), inside)
+    return tracer, ops
 
 
 def unknown_shapes(model: onnx.ModelProto, facts: Facts) -> tuple[str, ...]:
@@ -73,12 +97,12 @@ def unknown_shapes(model: onnx.ModelProto, facts: Facts) -> tuple[str, ...]:
     return tuple(name for op in ops_of(model) for name in op.outputs if name and name not in facts.shapes)
 
 
-def _enter_inputs(model: onnx.ModelProto, tracer: Tracer) -> None:
+def _enter_inputs(model: onnx.ModelProto, tracer: Tracer, opened: Collection[AxisOf]) -> None:
     for value in model.graph.input:
         if not tracer.is_constant(value.name) and tracer.knows(value.name):
             labels = [tracer.classes.fresh(n) for n in tracer.shape(value.name)]
             tracer.set_axes(value.name, labels)
-            tracer.barrier_all(None, value.name, "graph input")
+            tracer.barrier_all(None, value.name, "graph input", opened)
 
 
 def _visit(op: Op, tracer: Tracer) -> None:

@@ -75,8 +75,11 @@ class Flow:
                 last.update({name: max(numbers) for name in op.outputs})
         return last
 
-    def moved(self, alive: Mask) -> frozenset[str]:
-        """Tensors whose remaining values differ from the dense model's: a layer before them lost inputs."""
+    def moved(self, alive: Mask, also: frozenset[str] = frozenset()) -> frozenset[str]:
+        """Tensors whose remaining values differ from the dense model's: a layer before them lost inputs.
+
+        Those of `also` differ for another reason.
+        """
         axes = self.trace.axes
         losers = {
             linear.op.index
@@ -90,7 +93,7 @@ class Flow:
         }
         found: set[str] = set()
         for op, reads in zip(self.trace.ops, self._reads, strict=True):
-            if op.index in losers or any(name in found for name in reads):
+            if op.index in losers or any(name in found for name in reads) or not also.isdisjoint(op.outputs):
                 found.update(op.outputs)
         return frozenset(found)
 

@@ -20,12 +20,13 @@ Mask = npt.NDArray[np.bool_]
 
 
 class Kind(StrEnum):
-    """What one unit of a group is."""
+    """What one unit of a group is; blocks, which go whole, are in no group."""
 
     CHANNELS = "channels"
     HEADS = "heads"
     HEAD_DIMS = "head-dims"
     STREAM = "stream"
+    BLOCKS = "blocks"
 
 
 PLAIN_KINDS = frozenset((Kind.CHANNELS, Kind.HEADS))
@@ -216,6 +217,7 @@ def _stops(tracer: Tracer, axes: Mapping[str, Axes], groups: Iterable[Group]) ->
     for number in reversed(range(len(tracer.barriers))):
         first[tracer.classes.find(tracer.barriers[number][1])] = number
     first[0] = -1
+    _spread_reasons(tracer, first)
     stops = []
     for linear in tracer.linears:
         labels = axes[linear.weight][linear.out_axis]
@@ -229,6 +231,17 @@ def _stops(tracer: Tracer, axes: Mapping[str, Axes], groups: Iterable[Group]) ->
             barrier = Barrier(linear.output, linear.output_axis, "", reason)
         stops.append(Stop(linear.weight, linear.out_axis, len(labels), barrier))
     return tuple(dict.fromkeys(stops))
+
+
+def _spread_reasons(tracer: Tracer, first: npt.NDArray[np.int64]) -> None:
+    """An axis that no barrier holds, but that has to stay whole with its factors, has the reason of one of these."""
+    for whole, factors in tracer.products.stuck:
+        known = [
+            held[held >= 0].min() for held in (first[tracer.classes.find(f)] for f in factors) if (held >= 0).any()
+        ]
+        roots = tracer.classes.find(whole)
+        if known:
+            first[roots[(first[roots] < 0) & (roots > 0)]] = known[0]
 
 
 def _lacking(tracer: Tracer, labels: Labels) -> str:

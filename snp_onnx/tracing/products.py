@@ -33,6 +33,8 @@ class Products:
     def __init__(self, classes: DisjointSet) -> None:
         self._classes = classes
         self._ties: list[_Tie] = []
+        self.stuck: list[tuple[Labels, tuple[Labels, ...]]] = []
+        """Labels of an axis that had to stay whole when all was settled, and of its factors, those of heads first."""
 
     def merge(self, axes: Sequence[Labels]) -> Labels:
         """Labels of the axis that the given axes, the slowest first, are flattened to."""
@@ -109,6 +111,7 @@ class Products:
     def _settle(self, tie: _Tie) -> None:
         live = self._live(tie)
         if not live:
+            self.stuck.append((tie.whole.reshape(-1), tuple(sorted(tie.factors, key=lambda f: not self._is_head(f)))))
             self._classes.flag(tie.whole.reshape(-1), FIXED)
             for labels in tie.factors:
                 self._classes.flag(labels, FIXED)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
-from snp_onnx.tracing.facts import Facts, Shape
+from snp_onnx.tracing.facts import AxisOf, Facts, Shape
 from snp_onnx.tracing.labels import FIXED, DisjointSet, Labels, still
 from snp_onnx.tracing.op import Op
 from snp_onnx.tracing.products import Products
@@ -162,8 +162,9 @@ class Tracer:
         self.classes.flag(held, FIXED)
         self.barriers.append((Barrier(tensor, axis, op.name if op else "", reason), held))
 
-    def barrier_all(self, op: Op | None, tensor: str, reason: str) -> None:
-        """Keep every axis of a tensor whole."""
+    def barrier_all(self, op: Op | None, tensor: str, reason: str, but: Collection[AxisOf] = ()) -> None:
+        """Keep every axis of a tensor whole, but those named."""
         if tensor and self.knows(tensor):
             for axis in range(len(self.shape(tensor))):
-                self.barrier(op, tensor, axis, reason)
+                if (tensor, axis) not in but:
+                    self.barrier(op, tensor, axis, reason)

@@ -45,7 +45,8 @@ def change_bases(
         turned = STEPS[kind](subject, calibration, own)
         notes = (*subject.notes, *turned.notes)
         bases = {**subject.bases, **{prefix + name: array for name, array in turned.bases.items()}}
-        subject = trace_at(subject.dense, turned.model, notes, subject.input_shapes, runtime, frozenset(kinds))
+        shapes, caches = subject.input_shapes, subject.caches
+        subject = trace_at(subject.dense, turned.model, notes, shapes, runtime, frozenset(kinds), caches)
         stops.update(turned.stops)
         subject = replace(subject, bases=bases, trace=_explained(subject.trace, stops))
     return subject

@@ -12,12 +12,13 @@ from snp_onnx._version import __version__
 from snp_onnx.cost import Cost, param_terms, total, weights
 from snp_onnx.errors import PlanError
 from snp_onnx.model_io import bytes_on_disk, with_provenance
-from snp_onnx.passes import EliminateDead, FoldWeights, Pass, SliceUnits, rewrite
+from snp_onnx.passes import DropIdentities, EliminateDead, FoldWeights, Pass, SliceUnits, rewrite
 from snp_onnx.planning.decide import left_out
 from snp_onnx.planning.folding import Folding, fold
 from snp_onnx.planning.options import Choices, Fold, Refine
 from snp_onnx.planning.plan import Folds, Plan
 from snp_onnx.tracing.groups import Mask
+from snp_onnx.tracing.surface import KEPT, surface_after, surface_of
 from snp_onnx.verbs.measure import Calibration, Measured
 from snp_onnx.verbs.refit import refit_layers
 from snp_onnx.verbs.result import GroupReport, Stopwatch
@@ -67,12 +68,14 @@ def carry_out(work: Work, plan: Plan) -> Candidate:
     so.
     """
     alive = plan.alive(work.subject.trace)
+    if alive.all():
+        return cut_only(work, plan)
     ways = [("cut", cut_only(work, plan))]
     if work.choices.fold is not Fold.NONE:
         ways.insert(0, ("fold", _folded(work, plan, alive)))
     if work.choices.refine is not Refine.NONE and work.calibration is not None:
         ways.insert(0, ("refit", _refitted(work, ways[0][1], alive)))
-    if work.calibration is None or len(ways) == 1 or alive.all():
+    if work.calibration is None or len(ways) == 1:
         return ways[0][1]
     with work.clock("settle"):
         dense = work.subject.dense.proto
@@ -114,7 +117,9 @@ def _refitted(work: Work, candidate: Candidate, alive: Mask) -> Candidate:
     with work.clock("refit"):
         subject, ridge = work.subject, work.choices.ridge
         keep = subject.dense.keep
-        values = refit_layers(subject.flow, subject.prepared, candidate.model, alive, ridge, work.calibration, keep)
+        values = refit_layers(
+            subject.flow, subject.aim, candidate.model, alive, ridge, work.calibration, keep, subject.gone
+        )
         model = rewrite(candidate.model, [FoldWeights(values)], subject.dense.store).model
     folds = {**candidate.folds, **_in_dense_shape(work.subject, alive, values)}
     return replace(candidate, model=model, folds=folds)
@@ -132,6 +137,17 @@ def _in_dense_shape(subject: Subject, alive: Mask, values: Folds) -> Folds:
             whole[np.ix_(*(alive[labels] for labels in subject.trace.axes[name]))] = cut
         found[name] = subject.dense.keep(whole)
     return found
+
+
+def tidied(work: Work, candidate: Candidate) -> Candidate:
+    """The candidate without the nodes that stand where blocks were."""
+    subject, depth = work.subject, work.subject.depth
+    if depth is None:
+        return candidate
+    passes: list[Pass] = [DropIdentities.after(depth.blocks), EliminateDead()]
+    model = rewrite(candidate.model, passes, subject.dense.store).model
+    cost = replace(candidate.cost, bytes=bytes_on_disk(model, work.external_as))
+    return replace(candidate, model=model, folds={**depth.values, **candidate.folds}, cost=cost)
 
 
 def cut_only(work: Work, plan: Plan) -> Candidate:
@@ -169,7 +185,10 @@ def _cut(work: Work, plan: Plan, alive: Mask, folding: Folding) -> Candidate:
     with work.clock("rewrite"):
         passes: list[Pass] = [FoldWeights(folding.values), SliceUnits(subject.trace, alive), EliminateDead()]
         model = rewrite(subject.prepared, passes, subject.dense.store).model
-        with_provenance(model, _provenance(subject, plan))
+        surface = surface_after(subject.prepared, subject.trace, alive)
+        surface.declare(model)
+        kept = {KEPT: surface.after(surface_of(model)).record()} if surface.kept else {}
+        with_provenance(model, _provenance(subject, plan) | kept)
     return Candidate(model, plan, folding.values, _cost(work, model, alive), folding.unfolded)
 
 

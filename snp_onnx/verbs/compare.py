@@ -14,10 +14,11 @@ from snp_onnx.calibration.sessions import open_session
 from snp_onnx.cost import Cost
 from snp_onnx.errors import CalibrationError, ModelError, PlanError
 from snp_onnx.tracing.padding import mask_of
+from snp_onnx.tracing.surface import Surface, surface_between
 from snp_onnx.verbs.fidelity import measure_fidelity
 from snp_onnx.verbs.latency import Latency, measure_latency
 from snp_onnx.verbs.result import Comparison
-from snp_onnx.verbs.settings import DATA_OPTIONS, Data, check_options, data_from, runtime_from
+from snp_onnx.verbs.settings import DATA_OPTIONS, check_options, data_from, runtime_from
 from snp_onnx.verbs.subject import load_subject, resolve_shapes, trace_at
 
 
@@ -42,17 +43,17 @@ def compare(
     if latency_batch is not None and latency_batch < 1:
         raise PlanError(f"--latency-batch {latency_batch}: give a positive number")
     models = [load_subject(model, runtime) for model in (dense, pruned)]
-    require_same_surface(models[0][0].proto, models[1][0].proto)
+    surface = require_same_surface(models[0][0].proto, models[1][0].proto)
     specs = input_specs(models[0][0].proto)
     with open_samples(data.source, specs, data.preprocess, data.samples, data.seed, data.input_shapes) as samples:
         shapes = resolve_shapes(models[0][0].proto, data.input_shapes, samples.largest_shapes)
-        costs = [_cost(*model, shapes, runtime) for model in models]
+        both = (shapes, surface.cut_shapes(shapes))
+        costs = [_cost(*model, own, runtime) for model, own in zip(models, both, strict=True)]
         sessions = [open_session(model[0].proto, runtime, stays=latency) for model in models]
-        batches = samples.batches(data.batch_size, Part.ALL)
-        fidelity = measure_fidelity(
-            sessions[0], sessions[1], batches, samples.labels(Part.ALL), mask_of(models[0][0].proto)
-        )
-        timed = _latency(sessions, samples, data, latency_batch or 1) if latency else ()
+        batches, labels = samples.batches(data.batch_size, Part.ALL), samples.labels(Part.ALL)
+        mask = mask_of(models[0][0].proto)
+        fidelity = measure_fidelity(sessions[0], sessions[1], batches, labels, mask, surface)
+        timed = _latency(sessions, samples, latency_batch or 1, surface) if latency else ()
         warnings = ("RANDOM samples: the figures say nothing about real inputs",) if samples.is_random else ()
         return Comparison(costs[0], costs[1], fidelity, shapes, timed, tuple(samples.notes), warnings)
 
@@ -63,22 +64,24 @@ def _cost(
     return trace_at(model, prepared, notes, shapes, runtime).dense_cost()
 
 
-def require_same_surface(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> None:
-    """ModelError unless both models have the same inputs and share an output."""
+def require_same_surface(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> Surface:
+    """What the second model keeps of the first one's inputs and outputs; ModelError where it is another model's."""
     ours, theirs = ([(s.name, s.dtype, s.shape) for s in input_specs(model)] for model in (dense, pruned))
-    if ours != theirs:
+    surface = surface_between(dense, pruned)
+    if surface is None or [(n, t, None if s is None else surface.cut_declared(n, s)) for n, t, s in ours] != theirs:
         raise ModelError(
             f"the two models have different inputs: {_names(ours)} and {_names(theirs)}: compare like with like"
         )
     outputs = [{value.name for value in model.graph.output} for model in (dense, pruned)]
     if not outputs[0] & outputs[1]:
         raise ModelError(f"the two models share no output: {sorted(outputs[0])} and {sorted(outputs[1])}")
+    return surface
 
 
 def _names(specs: list[tuple[Any, ...]]) -> str:
     return ", ".join(f"{name} {shape}" for name, _, shape in specs)
 
 
-def _latency(sessions: list[Any], samples: Samples, data: Data, batch: int) -> tuple[Latency, ...]:
+def _latency(sessions: list[Any], samples: Samples, batch: int, surface: Surface) -> tuple[Latency, ...]:
     feed: Mapping[str, Array] = next(iter(samples.batches(batch, Part.ALL)))
-    return (measure_latency(sessions[0], sessions[1], feed),)
+    return (measure_latency(sessions[0], sessions[1], feed, surface.cut(feed)),)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from snp_onnx.calibration.sessions import run
 from snp_onnx.errors import ModelError
+from snp_onnx.tracing.surface import Surface
 
 Array = npt.NDArray[Any]
 
@@ -81,13 +82,15 @@ def measure_fidelity(
     batches: Iterable[Mapping[str, Array]],
     labels: Array | None = None,
     mask: str | None = None,
+    surface: Surface | None = None,
 ) -> tuple[Fidelity, ...]:
     """Run both sessions over the batches; non-numeric outputs are left out. `labels` are classes, one a sample.
 
+    Of inputs and outputs the pruned model has what `surface` says.
     Positions (batch, sequence) at which the input `mask` is 0 are padding: of outputs that have them, they don't count.
     """
     sums: dict[str, _Sums] = {}
-    for start, real, before, after in _runs(dense, pruned, batches, mask):
+    for start, real, before, after in _runs(dense, pruned, batches, mask, surface or Surface()):
         for name, expected in before.items():
             if expected.dtype.kind in "fiub" and name in after:
                 if expected.shape != after[name].shape:
@@ -104,12 +107,12 @@ def measure_fidelity(
 
 
 def _runs(
-    dense: Any, pruned: Any, batches: Iterable[Mapping[str, Array]], mask: str | None
+    dense: Any, pruned: Any, batches: Iterable[Mapping[str, Array]], mask: str | None, surface: Surface
 ) -> Iterator[tuple[int, Array | None, dict[str, Array], dict[str, Array]]]:
     start = 0
     for batch in batches:
         real = None if mask is None or mask not in batch else np.asarray(batch[mask]) != 0
-        yield start, real, run(dense, batch), run(pruned, batch)
+        yield start, real, surface.cut(run(dense, batch)), run(pruned, surface.cut(batch))
         first = next(iter(batch.values()))
         start += first.shape[0] if first.ndim else 1
 

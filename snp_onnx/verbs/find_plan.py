@@ -12,7 +12,7 @@ from snp_onnx.planning.cost_table import CostTable, WithRemainder
 from snp_onnx.planning.decide import decide, eligible
 from snp_onnx.planning.options import Choices, Ratios, Target, TargetKind
 from snp_onnx.planning.paths import Path, find_paths
-from snp_onnx.planning.plan import Plan, widths
+from snp_onnx.planning.plan import Decision, Plan, widths
 from snp_onnx.planning.statistics import Statistics
 from snp_onnx.tracing import Group
 from snp_onnx.verbs.carry_out import Candidate, Work, carry_out, cut_only
@@ -66,11 +66,16 @@ def _dense_cost(subject: Subject, target: Target) -> float:
 
 
 def _decided(work: Work, target: Target, paths: tuple[Path, ...], costs: Costs, dense: float) -> Plan:
-    subject = work.subject
     with work.clock("decide"):
-        decisions = decide(paths, target, costs, dense, work.choices)
-        record = {"kind": str(target.kind), "value": target.value}
-        return Plan(subject.dense.sha256, decisions, record, work.choices.record(), dict(subject.input_shapes))
+        return plan_of(work, target, decide(paths, target, costs, dense, work.choices))
+
+
+def plan_of(work: Work, target: Target, decisions: tuple[Decision, ...]) -> Plan:
+    """A plan of these decisions for a subject, with the blocks that are gone already."""
+    subject, record = work.subject, {"kind": str(target.kind), "value": target.value}
+    removed = subject.depth.decisions if subject.depth is not None else ()
+    shapes = dict(subject.input_shapes)
+    return Plan(subject.dense.sha256, decisions, record, work.choices.record(), shapes, removed=removed)
 
 
 def _within_bytes(work: Work, target: Target, paths: tuple[Path, ...]) -> Candidate:

@@ -9,8 +9,10 @@ import onnx
 
 from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.passes import summarise
-from snp_onnx.verbs.result import GroupReport, Inspection, stop_reports
-from snp_onnx.verbs.subject import load_subject, resolve_shapes, trace_at
+from snp_onnx.tracing import find_blocks
+from snp_onnx.verbs.depth import block_shares
+from snp_onnx.verbs.result import BlockReport, GroupReport, Inspection, stop_reports
+from snp_onnx.verbs.subject import Subject, load_subject, resolve_shapes, trace_at
 
 
 def inspect(
@@ -19,7 +21,7 @@ def inspect(
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     custom_ops: tuple[str, ...] = (),
 ) -> Inspection:
-    """Groups, costs and barriers of a model; `input_shapes` is needed where other axes than the batch are dynamic."""
+    """Groups, blocks, costs and barriers; `input_shapes` is needed where other axes than the batch are dynamic."""
     dense, prepared, notes = load_subject(model)
     shapes = resolve_shapes(prepared, dict(input_shapes or {}))
     subject = trace_at(dense, prepared, notes, shapes, Runtime(custom_ops=tuple(custom_ops)))
@@ -35,7 +37,15 @@ def inspect(
         _opset(dense.proto),
         len(dense.proto.graph.node),
         summarise(notes),
+        block_reports(subject),
     )
+
+
+def block_reports(subject: Subject) -> tuple[BlockReport, ...]:
+    """The blocks of a model, those that can't go with the reason."""
+    blocks = find_blocks(subject.prepared, subject.flow)
+    shares = block_shares(subject, blocks)
+    return tuple(BlockReport(b.name, str(b.kind), b.stage, shares[b.name], b.reason, b.parts) for b in blocks)
 
 
 def _opset(model: onnx.ModelProto) -> int:

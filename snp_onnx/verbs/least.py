@@ -9,10 +9,8 @@ from snp_onnx.errors import TargetError
 from snp_onnx.planning.options import Target, TargetKind
 from snp_onnx.planning.plan import Plan
 from snp_onnx.verbs.carry_out import Candidate, Work, carry_out
+from snp_onnx.verbs.measure import on_fewer_samples
 from snp_onnx.verbs.settle import held_back_fidelity, worst_cosine
-
-PROBE_SAMPLES = 256
-"""Samples that a trial is refitted on; the model given back sees all of them."""
 
 PROBES = 6
 STEP = 0.02
@@ -27,7 +25,8 @@ def least_above(work: Work, target: Target, decide: Decide, least: float) -> Can
     `decide` makes the plan of a MACs target from the paths that are there; `least` is the smallest share it can reach.
     Bisects with trials on few samples, then moves the result, refitted on all of them, in small steps to the bound.
     """
-    trial = _on_fewer_samples(work)
+    assert work.calibration is not None
+    trial = replace(work, calibration=on_fewer_samples(work.calibration))
     low, high = least, 1.0
     for _ in range(PROBES):
         middle = 0.5 * (low + high)
@@ -61,12 +60,6 @@ def _moved_to_bound(work: Work, target: Target, decide: Decide, share: float, le
 
 def _macs(share: float) -> Target:
     return Target(TargetKind.MACS, min(max(share, 1e-6), 1.0))
-
-
-def _on_fewer_samples(work: Work) -> Work:
-    assert work.calibration is not None
-    every = max(1, work.calibration.count // PROBE_SAMPLES)
-    return replace(work, calibration=replace(work.calibration, every=every))
 
 
 def _cosine(work: Work, candidate: Candidate) -> float:

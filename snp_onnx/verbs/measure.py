@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import onnx
@@ -29,6 +29,9 @@ from snp_onnx.tracing.heads import Operand
 from snp_onnx.verbs.result import Stopwatch
 from snp_onnx.verbs.settings import Feed, Progress
 from snp_onnx.verbs.subject import Subject
+
+PROBE_SAMPLES = 256
+"""Samples that a trial is refitted on; the model given back sees all of them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +73,11 @@ class Calibration:
     def count(self) -> int:
         """How many samples decide; the others are held back."""
         return self.samples.part_count(Part.CALIBRATION) // self.every
+
+
+def on_fewer_samples(calibration: Calibration) -> Calibration:
+    """The samples of a trial: as many batches as hold about `PROBE_SAMPLES`."""
+    return replace(calibration, every=max(1, calibration.count // PROBE_SAMPLES))
 
 
 def measure(subject: Subject, groups: Sequence[Group], patches: bool, calibration: Calibration) -> Measured:

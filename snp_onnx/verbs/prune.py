@@ -20,11 +20,13 @@ from snp_onnx.planning.architecture import architecture
 from snp_onnx.planning.decide import eligible
 from snp_onnx.planning.options import Choices, Fold, Ratios, Target, TargetKind, choices
 from snp_onnx.planning.plan import Plan, Saved, load_plan
+from snp_onnx.tracing import Group, Kind
 from snp_onnx.verbs.bases import change_bases
-from snp_onnx.verbs.carry_out import Candidate, Work, candidate_from_plan
+from snp_onnx.verbs.carry_out import Candidate, Work, candidate_from_plan, carry_out, tidied
+from snp_onnx.verbs.depth import Descent
 from snp_onnx.verbs.fidelity import Fidelity
-from snp_onnx.verbs.find_plan import find_candidate
-from snp_onnx.verbs.measure import Calibration, Measured, measure
+from snp_onnx.verbs.find_plan import find_candidate, plan_of
+from snp_onnx.verbs.measure import Calibration, Measured, measure, on_fewer_samples
 from snp_onnx.verbs.result import PruneResult, Report, Stopwatch, stop_reports, versions
 from snp_onnx.verbs.settings import (
     DATA_OPTIONS,
@@ -36,12 +38,14 @@ from snp_onnx.verbs.settings import (
     target_from,
 )
 from snp_onnx.verbs.settle import held_back_fidelity
+from snp_onnx.verbs.shallower import by_blocks_alone, jointly
 from snp_onnx.verbs.subject import Subject, load_subject, resolve_shapes, trace_at
 from snp_onnx.verbs.verify import verify
 
 CHOICE_OPTIONS = [
     *("order", "fold", "ratios", "refine", "ridge", "error_power", "weigh"),
-    *("streams", "include", "exclude", "min_units", "round_to"),
+    *("streams", "caches", "include", "exclude", "min_units", "round_to"),
+    *("similarity", "representation", "ranking_samples", "min_blocks"),
 ]
 
 
@@ -71,16 +75,17 @@ def prune(
     target_macs, target_params, target_size : fraction of the dense model's cost to keep at most.
     variance : the paper's τ. min_fidelity : the cosine that every output must keep on the samples held back, by as few
         MACs as can be found. Exactly one target, unless `plan` is given.
-    preset : "best", "fast" or "paper". units : kinds that may be removed, of "channels", "heads" and "head-dims". With
-        "head-dims" an attention gives up dimensions inside its heads where it can, and whole heads only where it can't:
-        run twice for both.
+    preset : "best", "fast" or "paper". units : kinds that may be removed, of "channels", "heads", "head-dims", "stream"
+        and "blocks". With "head-dims" an attention gives up dimensions inside its heads where it can, and whole heads
+        only where it can't: run twice for both. "blocks" go first, all that the target needs or, beside other kinds, as
+        many as leave the outputs best.
     plan : a Plan or the path of a saved one, to carry out instead of deciding.
     external_as : the file name that the result will be saved under with external data; its bytes then count for
         `target_size`.
     progress : called as `progress(stage, done, total)`.
-    options : order, fold, ratios, refine, ridge, error_power, weigh, streams, include, exclude, min_units, round_to;
-        input_array, label_array, mean, std, scale, layout, samples, batch_size, input_shapes, seed, provider, threads,
-        custom_ops: as on the command line.
+    options : order, fold, ratios, refine, ridge, error_power, weigh, streams, caches, include, exclude, min_units,
+        round_to, similarity, representation, ranking_samples, min_blocks; input_array, label_array, mean, std, scale,
+        layout, samples, batch_size, input_shapes, seed, provider, threads, custom_ops: as on the command line.
 
     Raises
     ------
@@ -96,21 +101,34 @@ def prune(
     earlier = _read_plan(plan)
     given_choices = {name: options.get(name) for name in CHOICE_OPTIONS} | {"kinds": units}
     if earlier is not None:  # a plan is folded as it was made, unless told otherwise
-        as_planned = {name: earlier.plan.options.get(name) for name in ("fold", "ridge", "refine", "kinds")}
+        as_planned = {name: earlier.plan.options.get(name) for name in ("fold", "ridge", "refine", "kinds", "caches")}
         given_choices |= {name: value for name, value in as_planned.items() if given_choices[name] is None}
     chosen = choices(preset, seed=options.get("seed"), **given_choices)
     if target is not None:
-        _check_target(target, calibration, options.get("ratios"))
+        _check_target(target, calibration, options.get("ratios"), chosen.kinds)
     data, runtime = data_from(calibration, options), runtime_from(options)
     job = _Job(chosen, target, data, runtime, progress or _silent, external_as)
     return job.run(model, earlier)
 
 
-def _check_target(target: Target, calibration: Any, ratios: Any) -> None:
+def _check_target(target: Target, calibration: Any, ratios: Any, kinds: frozenset[Kind]) -> None:
     if calibration is None:
         raise CalibrationError("no calibration samples given: pass a SOURCE (--calibration data.npz)")
     if target.kind is TargetKind.VARIANCE and ratios not in (None, Ratios.VARIANCE):
         raise PlanError(f"--variance implies --ratios variance: drop --ratios {ratios} or give another target")
+    if Kind.BLOCKS in kinds:
+        _check_blocks(target, kinds)
+
+
+def _check_blocks(target: Target, kinds: frozenset[Kind]) -> None:
+    """What blocks don't go together with yet."""
+    turned = sorted(str(kind) for kind in kinds & {Kind.HEAD_DIMS, Kind.STREAM})
+    if turned:
+        raise PlanError(f"--units blocks,{turned[0]}: remove blocks first and run again for {turned[0]}")
+    known = [TargetKind.MACS, TargetKind.PARAMS, *([TargetKind.FIDELITY] if kinds == {Kind.BLOCKS} else [])]
+    if target.kind not in known:
+        names = " or ".join(f"--{kind.option}" for kind in known)
+        raise PlanError(f"--{target.option} doesn't go with --units {','.join(sorted(kinds))}: give {names}")
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -142,13 +160,13 @@ class _Job:
         if self.data.source is None:
             seen = earlier.plan.input_shapes if earlier is not None else {}
             subject = self._traced(clock, dense, prepared, notes, seen)
-            return self._carry_out(clock, self._based(subject, None, earlier), None, earlier)
+            return self._carry_out(clock, subject, None, earlier)
         with clock("read samples"):
             samples = self._open_samples(prepared)
         with samples:
             calibration = Calibration(samples, self.data.batch_size, self.runtime, clock, self.progress)
             subject = self._traced(clock, dense, prepared, notes, samples.largest_shapes)
-            return self._carry_out(clock, self._based(subject, calibration, earlier), calibration, earlier)
+            return self._carry_out(clock, subject, calibration, earlier)
 
     def _open_samples(self, prepared: onnx.ModelProto) -> Samples:
         data = self.data
@@ -166,7 +184,7 @@ class _Job:
     ) -> Subject:
         with clock("trace"):
             shapes = resolve_shapes(prepared, self.data.input_shapes, seen)
-            return trace_at(dense, prepared, notes, shapes, self.runtime)
+            return trace_at(dense, prepared, notes, shapes, self.runtime, caches=self.choices.caches)
 
     def _based(self, subject: Subject, calibration: Calibration | None, earlier: Saved | None) -> Subject:
         """The subject in the bases that the kinds of units need: those of an earlier plan for it, or new ones."""
@@ -178,20 +196,9 @@ class _Job:
         self, clock: Stopwatch, subject: Subject, calibration: Calibration | None, earlier: Saved | None
     ) -> PruneResult:
         """Decide or take the plan over, rewrite, verify, and compare on the samples held back."""
-        groups = eligible(subject.trace, self.choices)
-        if earlier is not None:
-            earlier.plan.alive(subject.trace)  # a plan for another graph is refused before the samples are run
-            groups = earlier.plan.groups(subject.trace)
+        work, candidate = self._found(clock, subject, calibration, earlier)
+        subject, candidate = work.subject, tidied(work, candidate)
         samples = calibration.samples if calibration is not None else None
-        measured = Measured({}, {}, {}, ())
-        if calibration is not None:
-            measured = measure(subject, groups, self.choices.fold is Fold.PATCH, calibration)
-        work = Work(subject, measured, self.choices, clock, calibration, self.external_as)
-        if earlier is None:
-            assert self.target is not None  # `prune` asks for one where no plan is given
-            candidate = find_candidate(work, self.target)
-        else:
-            candidate = candidate_from_plan(work, earlier.plan, earlier.folds)
         self.progress("verify", 0, 0)
         with clock("verify"):
             feed = next(iter(samples.batches(self.data.batch_size, Part.HELD_OUT))) if samples is not None else None
@@ -200,19 +207,59 @@ class _Job:
             fidelity: tuple[Fidelity, ...] = ()
             if calibration is not None:
                 fidelity = held_back_fidelity(subject.dense.proto, candidate.model, calibration)
-        return self._result(subject, candidate, measured, samples, fidelity, clock)
+        return self._result(work, candidate, samples, fidelity, clock)
+
+    def _found(
+        self, clock: Stopwatch, subject: Subject, calibration: Calibration | None, earlier: Saved | None
+    ) -> tuple[Work, Candidate]:
+        """The candidate, and the work it came out of: on a subject without blocks, where these may go."""
+        descent = Descent(subject, self.choices, self.runtime, calibration)
+        if earlier is not None:
+            subject = self._based(descent.named(earlier.plan.removed), calibration, earlier)
+            earlier.plan.alive(subject.trace)  # a plan for another graph is refused before the samples are run
+            work = self._work(clock, subject, earlier.plan.groups(subject.trace), calibration)
+            return work, candidate_from_plan(work, earlier.plan, earlier.folds)
+        assert self.target is not None  # `prune` asks for one where no plan is given
+        target, kinds = self.target, self.choices.kinds
+        if kinds == {Kind.BLOCKS}:
+            work = self._work(clock, by_blocks_alone(descent, target), (), calibration)
+            return work, carry_out(work, plan_of(work, target, ()))
+
+        def found(shallow: Subject, is_trial: bool) -> tuple[Work, Candidate]:
+            groups = eligible(shallow.trace, self.choices)
+            work = self._work(clock, shallow, groups, calibration, is_trial)
+            return work, find_candidate(work, target)
+
+        if Kind.BLOCKS in kinds:
+            return jointly(descent, target, found)
+        return found(self._based(subject, calibration, None), False)
+
+    def _work(
+        self,
+        clock: Stopwatch,
+        subject: Subject,
+        groups: Sequence[Group],
+        calibration: Calibration | None,
+        is_trial: bool = False,
+    ) -> Work:
+        """What is needed to decide and to carry out; groups are measured on the samples, in a trial on few."""
+        used = on_fewer_samples(calibration) if is_trial and calibration is not None else calibration
+        measured = Measured({}, {}, {}, ())
+        if used is not None and groups:
+            measured = measure(subject, groups, self.choices.fold is Fold.PATCH, used)
+        return Work(subject, measured, self.choices, clock, used, self.external_as)
 
     def _result(
         self,
-        subject: Subject,
+        work: Work,
         candidate: Candidate,
-        measured: Measured,
         samples: Samples | None,
         fidelity: tuple[Fidelity, ...],
         clock: Stopwatch,
     ) -> PruneResult:
+        subject = work.subject
         notes = list(summarise(subject.notes))
-        warnings = [*measured.warnings, *candidate.warnings]
+        warnings = [*work.measured.warnings, *candidate.warnings]
         if samples is not None:
             notes += samples.notes
             if samples.is_random:
@@ -232,6 +279,7 @@ class _Job:
             dict(subject.input_shapes),
             tuple(notes),
             tuple(warnings),
+            candidate.plan.removed,
         )
         numbers = architecture(subject.trace, candidate.plan.alive(subject.trace))
         return PruneResult(

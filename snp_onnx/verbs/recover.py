@@ -20,6 +20,7 @@ from snp_onnx.calibration.sessions import Runtime, open_session
 from snp_onnx.errors import CalibrationError, PlanError
 from snp_onnx.planning.training import Augmentation, Checkpoints, Training
 from snp_onnx.tracing.padding import mask_of
+from snp_onnx.tracing.surface import Surface
 from snp_onnx.verbs.compare import require_same_surface
 from snp_onnx.verbs.fidelity import Fidelity, measure_fidelity
 from snp_onnx.verbs.recovered import RecoverReport, RecoverResult
@@ -113,6 +114,15 @@ def _check_checkpoint(checkpoints: Checkpoints) -> None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Models:
+    """Both models, and what the pruned one keeps of inputs and outputs; samples are the dense model's."""
+
+    dense: model_io.Model
+    pruned: model_io.Model
+    surface: Surface
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Job:
     """One run of `recover` with its options checked."""
 
@@ -129,17 +139,17 @@ class _Job:
             dense, pruned = model_io.load(dense_source), model_io.load(pruned_source)
             for model in (dense, pruned):
                 open_session(model.proto, self.runtime)
-            require_same_surface(dense.proto, pruned.proto)
+            models = _Models(dense, pruned, require_same_surface(dense.proto, pruned.proto))
         with clock("read samples"):
             data = self.data
-            specs = input_specs(pruned.proto)
+            specs = input_specs(dense.proto)
             samples = open_samples(data.source, specs, data.preprocess, data.samples, data.seed, data.input_shapes)
         with samples:
             with clock("train"):
-                trained = self._train(dense, pruned, samples)
-            return self._finish(dense, pruned, samples, trained, clock)
+                trained = self._train(models, samples)
+            return self._finish(models, samples, trained, clock)
 
-    def _train(self, dense: model_io.Model, pruned: model_io.Model, samples: Samples) -> Trained:
+    def _train(self, models: _Models, samples: Samples) -> Trained:
         import torch
 
         from snp_onnx.recovery.features import shared_features
@@ -148,11 +158,12 @@ class _Job:
         from snp_onnx.recovery.teacher import teacher_of
         from snp_onnx.recovery.train import Task, train
 
+        dense, pruned = models.dense, models.pruned
         student = GraphModule(pruned.proto)  # first: what can't be trained is said before anything is read
         features = shared_features(dense.proto, pruned.proto)
         device = torch.device(self.training.device)
         teacher = teacher_of(dense.proto, (*student.outputs, *features), device, self.runtime)
-        specs, size = input_specs(pruned.proto), self.data.batch_size
+        specs, size = input_specs(dense.proto), self.data.batch_size
         labels = _labels(samples)
         self.progress("read samples", 0, 0)
         held_back = [Rows(feed, None) for feed in samples.batches(size, Part.HELD_OUT)]
@@ -160,36 +171,30 @@ class _Job:
         with Pool(samples.batches(size, Part.CALIBRATION), labels, fixed, whole) as pool:
             task = Task(
                 student, teacher, features, pool, held_back, mask_of(dense.proto), self.training, self.progress,
-                self.checkpoints, self._fingerprint(dense, pruned, samples),
+                self.checkpoints, self._fingerprint(models, samples), models.surface,
             )  # fmt: skip
             return train(task)
 
-    def _fingerprint(self, dense: model_io.Model, pruned: model_io.Model, samples: Samples) -> str:
+    def _fingerprint(self, models: _Models, samples: Samples) -> str:
         """What must be the same for a checkpoint to be gone on from."""
         free = ("device", "threads", "time_limit", "patience")
         options = {name: value for name, value in self.training.record().items() if name not in free}
-        known = [dense.sha256, pruned.sha256, samples.count, self.data.preprocess.__repr__(), options]
+        data = (samples.count, repr(self.data.preprocess))
+        known = [models.dense.sha256, models.pruned.sha256, data, options]
         return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
 
-    def _finish(
-        self, dense: model_io.Model, pruned: model_io.Model, samples: Samples, trained: Trained, clock: Stopwatch
-    ) -> RecoverResult:
-        """Write back, judge both by the runtime, verify; the pruned model itself where nothing got better."""
-        from snp_onnx.recovery.write_back import with_weights
-
+    def _finish(self, models: _Models, samples: Samples, trained: Trained, clock: Stopwatch) -> RecoverResult:
+        """Write back, verify, judge both by the runtime; the pruned model itself where nothing got better."""
+        pruned = models.pruned
         self.progress("verify", 0, 0)
-        notes = [*samples.notes, *trained.notes]
-        proto = pruned.proto
         with clock("fidelity"):
-            before = after = self._fidelity(dense.proto, pruned.proto, samples)
+            before = after = self._fidelity(models, pruned.proto, samples)
+        notes, proto = [*samples.notes, *trained.notes], pruned.proto
         if trained.weights:
-            proto = with_weights(pruned.proto, trained.weights, pruned.store)
-            model_io.with_provenance(proto, {PROVENANCE: json.dumps({"dense_sha256": dense.sha256})})
             with clock("verify"):
-                feed = next(iter(samples.batches(self.data.batch_size, Part.HELD_OUT)))
-                verify(_plain(pruned.proto), _plain(proto), self.runtime, feed)
+                proto = self._written_back(models, samples, trained)
             with clock("fidelity"):
-                after = self._fidelity(dense.proto, proto, samples)
+                after = self._fidelity(models, proto, samples)
         changed = bool(trained.weights) and mean_error(after) < mean_error(before)
         if not changed:
             proto, after = pruned.proto, before
@@ -202,11 +207,21 @@ class _Job:
         checkpoint = None if self.checkpoints is None else self.checkpoints.path
         return RecoverResult(proto, report, pruned.store, _config_beside(pruned), checkpoint)
 
-    def _fidelity(self, dense: onnx.ModelProto, pruned: onnx.ModelProto, samples: Samples) -> tuple[Fidelity, ...]:
-        dense_session, pruned_session = (open_session(model, self.runtime) for model in (dense, pruned))
-        batches = samples.batches(self.data.batch_size, Part.HELD_OUT)
-        labels = samples.labels(Part.HELD_OUT)
-        return measure_fidelity(dense_session, pruned_session, batches, labels, mask_of(dense))
+    def _written_back(self, models: _Models, samples: Samples, trained: Trained) -> onnx.ModelProto:
+        """The pruned graph with the trained weights, verified to be as well formed."""
+        from snp_onnx.recovery.write_back import with_weights
+
+        proto = with_weights(models.pruned.proto, trained.weights, models.pruned.store)
+        model_io.with_provenance(proto, {PROVENANCE: json.dumps({"dense_sha256": models.dense.sha256})})
+        feed = models.surface.cut(next(iter(samples.batches(self.data.batch_size, Part.HELD_OUT))))
+        verify(_plain(models.pruned.proto), _plain(proto), self.runtime, feed)
+        return proto
+
+    def _fidelity(self, models: _Models, pruned: onnx.ModelProto, samples: Samples) -> tuple[Fidelity, ...]:
+        dense = models.dense.proto
+        sessions = open_session(dense, self.runtime), open_session(pruned, self.runtime)
+        batches, labels = samples.batches(self.data.batch_size, Part.HELD_OUT), samples.labels(Part.HELD_OUT)
+        return measure_fidelity(sessions[0], sessions[1], batches, labels, mask_of(dense), models.surface)
 
     def _options(self, samples: Samples) -> dict[str, Any]:
         return {**self.training.record(), "samples": samples.count, "provider": self.runtime.provider}

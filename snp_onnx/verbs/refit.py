@@ -18,15 +18,17 @@ from onnx import helper, numpy_helper
 
 from snp_onnx.calibration.moments import MomentRequest, Moments
 from snp_onnx.calibration.samples import Part
-from snp_onnx.calibration.segments import DENSE, beside
+from snp_onnx.calibration.segments import DENSE, beside, feeds_beside
 from snp_onnx.calibration.walk import Walk
 from snp_onnx.planning.aims import Aim, Layer, find_aims
 from snp_onnx.planning.chains import Chain, find_chains
+from snp_onnx.planning.detours import Detour
 from snp_onnx.planning.rations import joint_every, most_rows, most_samples
 from snp_onnx.subspace import refit, refit_error
 from snp_onnx.tracing import Linear
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.groups import Mask
+from snp_onnx.tracing.surface import surface_after
 from snp_onnx.tracing.weights import Weights
 from snp_onnx.verbs.gauss_newton import Joint, Pair
 from snp_onnx.verbs.measure import Calibration
@@ -49,24 +51,28 @@ def refit_layers(
     ridge: float,
     calibration: Calibration,
     keep: Callable[[Array], Array] = lambda array: array,
+    gone: Detour | None = None,
 ) -> dict[str, Array]:
     """New values of the pruned model's initialisers by name; neither model is changed.
 
-    `flow` is the dense model's, `alive` says what the pruned one has of it; `keep` puts values where they stay.
+    `flow` is the dense model's, `alive` says what the pruned one has of it; `keep` puts values where they stay. Where
+    blocks are `gone`, `flow` is that of what is left of the dense model.
     """
     calibration = replace(calibration, every=max(calibration.every, -(-calibration.count // most_samples(flow))))
-    aims = find_aims(flow, alive, calibration.count)
+    aims = find_aims(flow, alive, calibration.count, gone)
     if not aims:
         return {}
     chains = [find_chains(flow, alive, aim, calibration.count) for aim in aims]
-    both = beside(dense, pruned)
+    surface = surface_after(dense, flow.trace, alive)
+    both = beside(dense, pruned, surface)
     pair = Pair.of(both)
     every = [joint_every(flow, found, calibration.count) for found in chains]
     steps = [_Step.of(pair, number, *given) for number, given in enumerate(zip(aims, chains, every, strict=True))]
     small = replace(
         calibration, batch_size=min([calibration.batch_size, *(most_rows(flow, c) for found in chains for c in found)])
     )
-    with Walk(both, small.batches(Part.CALIBRATION), calibration.runtime) as walk:
+    feeds = feeds_beside(small.batches(Part.CALIBRATION), surface)
+    with Walk(both, feeds, calibration.runtime) as walk:
         refitting = _Refitting(walk, pair.weights, REFIT_RIDGE * ridge, calibration.count, keep)
         for number, step in enumerate(steps):
             calibration.progress("refit", number, len(steps))

@@ -18,7 +18,7 @@ from snp_onnx._version import __version__
 from snp_onnx.cost import Cost
 from snp_onnx.errors import PlanError
 from snp_onnx.external import Store
-from snp_onnx.planning.plan import Bases, Folds, Plan, save_plan
+from snp_onnx.planning.plan import Bases, BlockDecision, Folds, Plan, save_plan
 from snp_onnx.tracing import Stop, Trace
 from snp_onnx.verbs.fidelity import Fidelity
 from snp_onnx.verbs.latency import Latency
@@ -51,6 +51,18 @@ class StopReport:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockReport:
+    """One block: its share of the model's MACs, and why it can't go (empty where it can)."""
+
+    name: str
+    kind: str
+    stage: int
+    macs_share: float
+    reason: str = ""
+    parts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything about one pruning run."""
 
@@ -66,6 +78,8 @@ class Report:
     input_shapes: Mapping[str, tuple[int, ...]]
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    removed: tuple[BlockDecision, ...] = ()
+    """Blocks that went, in this order."""
 
 
 MADE_BY = "snp_onnx"
@@ -148,6 +162,7 @@ class Inspection:
     opset: int
     nodes: int
     notes: tuple[str, ...] = ()
+    blocks: tuple[BlockReport, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

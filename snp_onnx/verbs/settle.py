@@ -10,6 +10,7 @@ import onnx
 from snp_onnx.calibration.samples import Part
 from snp_onnx.calibration.sessions import open_session
 from snp_onnx.tracing.padding import mask_of
+from snp_onnx.tracing.surface import surface_between
 from snp_onnx.verbs.fidelity import Fidelity, measure_fidelity
 from snp_onnx.verbs.measure import Calibration
 
@@ -23,7 +24,8 @@ def held_back_fidelity(
     """Every output of the pruned model against the dense one's, on the samples that decided nothing."""
     before, after = (open_session(model, calibration.runtime) for model in (dense, pruned))
     labels = calibration.samples.labels(Part.HELD_OUT)
-    return measure_fidelity(before, after, calibration.batches(Part.HELD_OUT), labels, mask_of(dense))
+    held_out = calibration.batches(Part.HELD_OUT)
+    return measure_fidelity(before, after, held_out, labels, mask_of(dense), surface_between(dense, pruned))
 
 
 def mean_error(fidelity: Sequence[Fidelity]) -> float:

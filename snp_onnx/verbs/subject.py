@@ -17,8 +17,10 @@ from snp_onnx.calibration.sessions import Runtime, open_session, run
 from snp_onnx.cost import Cost, Term, mac_terms, param_terms, total, weights
 from snp_onnx.errors import PassError, PlanError, SnpError
 from snp_onnx.passes import Note, prepare
-from snp_onnx.planning.plan import Bases
+from snp_onnx.planning.detours import Detour, detour
+from snp_onnx.planning.plan import Bases, BlockDecision, Folds
 from snp_onnx.tracing import PLAIN_KINDS, Kind, Trace, trace, unknown_shapes
+from snp_onnx.tracing.blocks import Block
 from snp_onnx.tracing.facts import Shape
 from snp_onnx.tracing.flow import Flow
 
@@ -34,6 +36,36 @@ class Subject:
     notes: tuple[Note, ...]
     flow: Flow
     bases: Bases = field(default_factory=dict)
+    caches: bool = False
+    """Whether heads of caches may go."""
+    depth: Depth | None = None
+    """What went whole before."""
+
+    @property
+    def aim(self) -> onnx.ModelProto:
+        """What the layers of the pruned model should come near: the prepared model with all its blocks."""
+        return self.prepared if self.depth is None else self.depth.whole.prepared
+
+    @property
+    def gone(self) -> Detour:
+        """What blocks that are gone leave to make up for."""
+        return Detour() if self.depth is None else detour(self.depth.whole.flow, self.depth.blocks)
+
+    def macs_by_node(self) -> dict[str, float]:
+        """The MACs of one sample by the name of the node."""
+        found: dict[str, float] = {}
+        shapes = self.trace.facts.shapes
+        for term in self.mac_terms():
+            found[term.name] = found.get(term.name, 0.0) + total([term], lambda tensor, axis: shapes[tensor][axis])
+        return found
+
+    def cost_now(self) -> Cost:
+        """MACs and parameters of the prepared model; bytes are the dense one's."""
+        sizes = {name: tuple(tensor.dims) for name, tensor in weights(self.prepared)}
+        params = total(param_terms(self.prepared), lambda tensor, axis: sizes[tensor][axis])
+        shapes = self.trace.facts.shapes
+        macs = total(self.mac_terms(), lambda tensor, axis: shapes[tensor][axis])
+        return Cost(macs, params, self.dense.bytes)
 
     def mac_terms(self) -> list[Term]:
         """The MACs of one sample: a model whose batch is fixed computes several at once."""
@@ -43,10 +75,21 @@ class Subject:
     def dense_cost(self) -> Cost:
         """MACs at the recorded shapes; parameters and bytes of the file as given."""
         sizes = {name: tuple(tensor.dims) for name, tensor in weights(self.dense.proto)}
-        shapes = self.trace.facts.shapes
-        macs = total(self.mac_terms(), lambda tensor, axis: shapes[tensor][axis])
+        whole = self if self.depth is None else self.depth.whole
+        shapes = whole.trace.facts.shapes
+        macs = total(whole.mac_terms(), lambda tensor, axis: shapes[tensor][axis])
         params = total(param_terms(self.dense.proto), lambda tensor, axis: sizes[tensor][axis])
         return Cost(macs, params, self.dense.bytes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Depth:
+    """Blocks of the subject `whole` that are gone, as they were there, why, and the weights solved anew since."""
+
+    whole: Subject
+    blocks: tuple[Block, ...] = ()
+    decisions: tuple[BlockDecision, ...] = ()
+    values: Folds = field(default_factory=dict)
 
 
 def load_subject(
@@ -80,15 +123,16 @@ def trace_at(
     shapes: Mapping[str, Shape],
     runtime: Runtime,
     kinds: Collection[Kind] = PLAIN_KINDS,
+    caches: bool = False,
 ) -> Subject:
     """Trace at concrete input shapes; what inference can't tell is observed in one run of the runtime."""
     with _blaming(dense, runtime):
-        found = trace(prepared, shapes, kinds=kinds)
+        found = trace(prepared, shapes, kinds=kinds, caches=caches)
         unknown = unknown_shapes(prepared, found.facts)
         if unknown:
             observed = _observe(prepared, unknown, shapes, runtime)
-            found = trace(prepared, shapes, observed, kinds)
-    return Subject(dense, prepared, found, dict(shapes), notes, Flow(prepared, found))
+            found = trace(prepared, shapes, observed, kinds, caches)
+    return Subject(dense, prepared, found, dict(shapes), notes, Flow(prepared, found), caches=caches)
 
 
 def resolve_shapes(

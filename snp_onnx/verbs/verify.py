@@ -15,6 +15,7 @@ from snp_onnx.calibration.sessions import Runtime, open_session, run
 from snp_onnx.calibration.spill import hollow, is_large, spill
 from snp_onnx.errors import PassError, SnpError
 from snp_onnx.external import has_external
+from snp_onnx.tracing.surface import Surface, surface_between
 
 Array = npt.NDArray[Any]
 
@@ -23,10 +24,10 @@ def verify(dense: onnx.ModelProto, pruned: onnx.ModelProto, runtime: Runtime, fe
     """Raise PassError if the pruned model is worse formed than the dense one.
 
     Full checker and strict shape inference (a failure that the dense model has too is not ours: the checker doesn't
-    know fused operators that runtimes load), same inputs and outputs, a session, and one run on `feed` that is finite
-    wherever the dense model's is.
+    know fused operators that runtimes load), same inputs and outputs (less the heads of caches that its metadata says
+    are cut), a session, and one run on `feed` that is finite wherever the dense model's is.
     """
-    _same_surface(dense, pruned)
+    surface = _same_surface(dense, pruned)
     for name, check in (("the full ONNX checker", _check), ("strict shape inference", _infer)):
         failure = _failure(check, pruned)
         if failure and not _failure(check, dense):
@@ -34,22 +35,28 @@ def verify(dense: onnx.ModelProto, pruned: onnx.ModelProto, runtime: Runtime, fe
     try:
         session = open_session(pruned, runtime)
         if feed is not None:
-            _same_finiteness(run(open_session(dense, runtime), feed), run(session, feed))
+            expected = surface.cut(run(open_session(dense, runtime), feed))
+            _same_finiteness(expected, run(session, surface.cut(feed)))
     except PassError:
         raise
     except SnpError as error:
         raise PassError(f"the pruned model can't be run: {error}: nothing was written, please report this") from error
 
 
-def _same_surface(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> None:
+def _same_surface(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> Surface:
+    """What the pruned model keeps of inputs and outputs: all, or what its metadata says."""
+    surface = surface_between(dense, pruned)
     constants = {tensor.name for tensor in dense.graph.initializer}
     inputs = [value for value in dense.graph.input if value.name not in constants]
     for ours, theirs, what in (
         (pruned.graph.input, inputs, "inputs"),
         (pruned.graph.output, dense.graph.output, "outputs"),
     ):
-        if [value.SerializeToString() for value in ours] != [value.SerializeToString() for value in theirs]:
+        wanted = [] if surface is None else [surface.declared(value).SerializeToString() for value in theirs]
+        if surface is None or [value.SerializeToString() for value in ours] != wanted:
             raise PassError(f"the pruned model's {what} differ from the dense model's: nothing was written")
+    assert surface is not None
+    return surface
 
 
 def _failure(check: Callable[[onnx.ModelProto | str], object], model: onnx.ModelProto) -> str | None:

@@ -1,0 +1,107 @@
+"""How many blocks go: all that a target needs, or, where units may go too, as many as leave the outputs best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from snp_onnx.cost import Cost
+from snp_onnx.errors import TargetError
+from snp_onnx.planning.options import Target, TargetKind
+from snp_onnx.verbs.carry_out import Candidate, Work
+from snp_onnx.verbs.depth import Descent
+from snp_onnx.verbs.settle import held_back_fidelity, mean_error, worst_cosine
+from snp_onnx.verbs.subject import Subject
+
+STRIDE = 8
+"""A joint search looks at about so many depths between none and all that the target needs."""
+
+PATIENCE = 2
+"""It ends after so many of them were worse than the best."""
+
+Find = Callable[[Subject, bool], tuple[Work, Candidate]]
+"""Widths for a subject whose blocks are chosen; as a trial on few samples, or for good."""
+
+
+def by_blocks_alone(descent: Descent, target: Target) -> Subject:
+    """The first subject that meets a cost, or the last one that keeps a fidelity."""
+    if target.kind is TargetKind.FIDELITY:
+        return _above(descent, target)
+    subject = descent.whole
+    for subject in descent.steps():
+        if kept(subject, target) <= target.value:
+            return descent.finished(subject)
+    raise TargetError(
+        f"--{target.option} {target.value:g} can't be reached by removing blocks: "
+        f"{kept(subject, target):.3f} is left with {descent.choices.min_blocks} of every stage kept: "
+        "allow more (--units channels,heads,blocks, --min-blocks)"
+    )
+
+
+def _above(descent: Descent, target: Target) -> Subject:
+    best = None
+    for subject in descent.steps():
+        assert descent.calibration is not None
+        found = held_back_fidelity(subject.dense.proto, subject.prepared, descent.calibration)
+        if worst_cosine(found) < target.value:
+            break
+        best = subject
+    if best is None:
+        raise TargetError(
+            f"--{target.option} {target.value:g} can't be reached by removing anything: "
+            "give a lower bound or more samples"
+        )
+    return descent.finished(best)
+
+
+def jointly(descent: Descent, target: Target, find: Find) -> tuple[Work, Candidate]:
+    """The depth whose widths, cut to the target, leave the smallest error on the samples held back.
+
+    Errors fall and then rise as more blocks go, so the search stops soon after they rise.
+    """
+    best: tuple[float, Subject] | None = None
+    worse = 0
+    reason: TargetError | None = None
+    for subject in _depths(descent, target):
+        try:
+            work, candidate = find(subject, True)
+        except TargetError as problem:  # too few units left to cut, or none
+            reason = problem
+            continue
+        assert work.calibration is not None
+        error = mean_error(held_back_fidelity(subject.dense.proto, candidate.model, work.calibration))
+        worse = 0 if best is None or error < best[0] else worse + 1
+        if worse == 0:
+            best = error, subject
+        if worse == PATIENCE:
+            break
+    if best is None:
+        assert reason is not None
+        raise reason
+    return find(descent.finished(best[1]), False)
+
+
+def _depths(descent: Descent, target: Target) -> Iterator[Subject]:
+    """No block gone, then ever more, in strides, until blocks alone meet the target."""
+    yield descent.whole
+    stride, last = 1, descent.whole
+    for number, subject in enumerate(descent.steps(), 1):
+        share = kept(subject, target)
+        if number == 1:
+            stride = max(1, round((1.0 - target.value) / max(1.0 - share, 1e-9) / STRIDE))
+        if share <= target.value or number % stride == 0:
+            yield subject
+        if share <= target.value:
+            return
+        last = subject
+    if last.depth is not None and len(last.depth.decisions) % stride:
+        yield last
+
+
+def kept(subject: Subject, target: Target) -> float:
+    """The share of what the target counts that a subject still has."""
+    now, dense = subject.cost_now(), subject.dense_cost()
+    return _counted(now, target.kind) / max(_counted(dense, target.kind), 1e-9)
+
+
+def _counted(cost: Cost, kind: TargetKind) -> float:
+    return float(cost.params if kind is TargetKind.PARAMS else cost.macs)
