@@ -153,6 +153,11 @@ class TestNeverWorse:
         assert len(report.history) == 2
         assert any("no better for 2 checks" in note for note in report.notes)
 
+    def test_checks_are_few_in_a_long_training(self) -> None:
+        options = {**QUICK, "epochs": 60, "batch_size": 128}
+        report = snp_onnx.recover(*pair(), {"x": images(30)}, **options).report
+        assert [entry["epoch"] for entry in report.history] == list(range(2, 61, 2))
+
     def test_a_time_limit_ends_it(self) -> None:
         report = snp_onnx.recover(*pair(), {"x": images(COUNT)}, **{**QUICK, "epochs": 100_000}, time_limit=0.02).report
         assert any("stopped by the time limit" in note for note in report.notes)

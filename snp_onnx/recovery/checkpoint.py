@@ -30,6 +30,8 @@ class State:
     best: dict[str, Tensor] = field(default_factory=dict)
     """Empty while nothing is better than the start."""
     is_done: bool = False
+    checked: float = 0.0
+    """How much of the training was done at the last check."""
     stale: int = 0
     """Checks since the best."""
     history: list[dict[str, float]] = field(default_factory=list)

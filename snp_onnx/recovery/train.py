@@ -214,7 +214,6 @@ class _Run:
 
     def _epochs(self) -> None:
         chosen = self.task.training
-        every = max(1, chosen.epochs // CHECKS)
         written = time.monotonic()
         for epoch in range(self.state.epoch, chosen.epochs):
             steps = self._steps(epoch)
@@ -235,8 +234,10 @@ class _Run:
                     self._write()
                     written = time.monotonic()
             self.state.epoch, self.state.step = epoch + 1, 0
-            if (epoch + 1) % every == 0 or epoch + 1 == chosen.epochs:
+            done = self.rates.share(epoch + 1, 0, self._seconds())
+            if done - self.state.checked > 0.999 / CHECKS or epoch + 1 == chosen.epochs:
                 self._check(_mean(losses))
+                self.state.checked = done
                 if chosen.patience and self.state.stale >= chosen.patience:
                     self.notes.append(f"stopped after epoch {epoch + 1}: no better for {chosen.patience} checks")
                     return
