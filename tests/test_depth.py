@@ -233,3 +233,20 @@ def test_dead_weights_of_blocks_are_gone() -> None:
     sizes = {t.name: numpy_helper.to_array(t).size for t in result.model.graph.initializer}
     assert rewrite(result.model, [EliminateDead()]).model.ByteSize() == result.model.ByteSize()
     assert sum(sizes.values()) < 0.75 * sum(numpy_helper.to_array(t).size for t in dense.graph.initializer)
+
+
+def test_a_measured_latency_is_a_target() -> None:
+    """Convolutions large enough to be timed: the result takes about the time that was asked for."""
+    net = Net(batch="N", seed=3)
+    x = net.conv_relu(net.input("x", 3, 32, 32), 3, 48)
+    for _ in range(6):
+        x = net.Relu(net.Add(net.conv(net.conv_relu(x, 48, 48), 48, 48), x))
+    net.output(net.dense(net.Flatten(net.GlobalAveragePool(x)), 48, 4))
+    data = {"x": np.random.default_rng(0).standard_normal((24, 3, 32, 32)).astype(np.float32)}
+    options: dict[str, Any] = {"target_latency": 0.7, "preset": "fast", "threads": 1}
+    for units in (["channels"], ["blocks"]):
+        result = snp_onnx.prune(net.model(), data, units=units, **options)
+        assert result.report.latency[0].ratio < 0.85
+        assert 0.3 < result.report.pruned.macs / result.report.dense.macs < 0.95
+    with pytest.raises(TargetError, match="target-latency"):
+        snp_onnx.prune(net.model(), data, units=["channels"], **{**options, "target_latency": 0.001})
