@@ -42,6 +42,7 @@ size: ## show the largest files and functions; fail above the limits
 
 bench: .venv/.ready ## measure accuracy, validity and cost on the benchmark models (SNP_ONNX_BENCH_DATA names their folder)
 	$(DEV)/python -m tools.bench.accuracy
+	$(DEV)/python -m tools.bench.recover
 	$(DEV)/python -m tools.bench.every_model
 	$(DEV)/python -m tools.bench.pass_cost
 	$(DEV)/python -m tools.bench.mobilenet

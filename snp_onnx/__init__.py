@@ -6,6 +6,8 @@ from snp_onnx.planning.plan import Plan
 from snp_onnx.verbs.compare import compare
 from snp_onnx.verbs.inspect import inspect
 from snp_onnx.verbs.prune import prune
+from snp_onnx.verbs.recover import recover
+from snp_onnx.verbs.recovered import RecoverResult
 from snp_onnx.verbs.result import PruneResult
 
 __all__ = [
@@ -15,10 +17,12 @@ __all__ = [
     "Plan",
     "PlanError",
     "PruneResult",
+    "RecoverResult",
     "SnpError",
     "TargetError",
     "__version__",
     "compare",
     "inspect",
     "prune",
+    "recover",
 ]

@@ -24,6 +24,7 @@ FLOORS = {
     "calibration": 3,
     "planning": 4,
     "passes": 5,
+    "recovery": 5,
     "verbs": 6,
     "report": 7,
     "integrations": 7,
@@ -39,6 +40,8 @@ FROM_ANYWHERE = {
 # (room, imported room of the same floor): the reason.
 SAME_FLOOR: dict[tuple[str, str], str] = {}
 
+# Rooms that need an optional package: they import it at the top, and others import them inside functions only.
+NEEDS = {"recovery": "torch"}
 OPTIONAL = frozenset({"torch", "olive", "dask", "matplotlib", "onnxruntime"})
 NOT_IN_SUBSPACE = frozenset({"onnx", "onnx_graphsurgeon", "onnxruntime", "logging"})
 
@@ -103,12 +106,15 @@ def wrong_import(room: str, found: Import) -> str | None:
     """Why a module of `room` may not have this import; None where it may."""
     top = found.target.partition(".")[0]
     if top == "snp_onnx":
-        return wrong_room(room, room_of(found.target))
+        other = room_of(found.target)
+        if other in NEEDS and other != room and found.runs_on_load:
+            return f"{other} is imported outside a function, and needs {NEEDS[other]}"
+        return wrong_room(room, other)
     if top == "passes":
         return "passes is imported as snp_onnx.passes"
     if room == "subspace" and top in NOT_IN_SUBSPACE:
         return f"subspace imports {top}"
-    if top in OPTIONAL and found.runs_on_load:
+    if top in OPTIONAL - {NEEDS.get(room)} and found.runs_on_load:
         return f"{top} is imported outside a function"
     return None
 
@@ -177,6 +183,8 @@ def test_the_walk_finds_the_package() -> None:
             "try:\n    import onnxruntime\nexcept ImportError:\n    pass",
             "onnxruntime is",
         ),
+        ("snp_onnx.verbs.recover", "from snp_onnx.recovery import train", "recovery is imported outside a function"),
+        ("snp_onnx.recovery.train", "import matplotlib", "matplotlib is imported outside a function"),
         ("snp_onnx.verbs.recover", "class A:\n    from torch import nn", "torch is imported outside a function"),
     ],
 )
@@ -209,5 +217,6 @@ def test_what_is_allowed_passes() -> None:
             import onnxruntime
     """)
     assert violations("snp_onnx.passes.pipeline", source) == []
+    assert violations("snp_onnx.recovery.train", "import torch") == []
     assert violations("snp_onnx.cli", "from snp_onnx import __version__, prune") == []
     assert violations("snp_onnx.subspace", "from .ldl import ldl", is_package=True) == []

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from models import export_bytes
 from models.tiny import TINY, TRANSFORMERS
+from tests.torch_form import torch_outputs
 
 FOLDER = Path(__file__).parents[1] / "models"
 MEGABYTE = 1_000_000
@@ -99,6 +100,7 @@ class TestRecipes:
         expected = torch_output(name, feed)
         assert 0.1 < expected.std() < 100
         assert_same(run(model, feed), expected)
+        assert_same(torch_outputs(model, {"input": feed})[0], expected)  # the form that recovery trains
 
     @pytest.mark.parametrize("exporter", ["ts", "dynamo"])
     @pytest.mark.parametrize("name", ["shufflenetv2", "se-resnet18-linear"])

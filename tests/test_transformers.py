@@ -14,6 +14,7 @@ import snp_onnx
 from models.tiny import TRANSFORMERS
 from snp_onnx.tracing.groups import Group, Kind
 from tests.oracles import assert_counts, assert_same_surface, assert_valid, cut, difference, run, tolerance, zeroed
+from tests.torch_form import torch_outputs
 from tests.transformers import EACH, LAYERS, UNITS, Case, Subject, exported, floats, subject, subject_of
 
 pytest.importorskip("torch")
@@ -100,6 +101,7 @@ def test_export_computes_what_torch_computes(case: Case) -> None:
         expected = module(*(torch.from_numpy(array) for array in feed.values())).numpy()
     assert 0.1 < expected.std() < 100
     assert difference([expected], run(model, feed)) <= 3 * tolerance([expected])
+    assert difference([expected], torch_outputs(model, feed)) <= 3 * tolerance([expected])
 
 
 @on_every_case

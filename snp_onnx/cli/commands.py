@@ -11,11 +11,22 @@ import typer
 from rich.console import Console
 
 from snp_onnx._version import __version__
-from snp_onnx.cli.options import CHOICES, CUSTOM_OPS, DATA, INPUT_SHAPE, JSON, QUIET, TARGETS, takes, verb_options
+from snp_onnx.cli.options import (
+    CHOICES,
+    CUSTOM_OPS,
+    DATA,
+    INPUT_SHAPE,
+    JSON,
+    QUIET,
+    TARGETS,
+    TRAINING,
+    takes,
+    verb_options,
+)
 from snp_onnx.cli.progress import shown_progress
-from snp_onnx.cli.write import Destinations
+from snp_onnx.cli.write import Destinations, RecoverDestinations
 from snp_onnx.report.json_report import to_json
-from snp_onnx.report.table import comparison_table, inspection_table, pruning_table
+from snp_onnx.report.table import comparison_table, inspection_table, pruning_table, recovery_table
 
 app = typer.Typer(add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -97,6 +108,38 @@ def compare(
         print(to_json(comparison), end="")
     else:
         _show(comparison_table(comparison), comparison.notes, comparison.warnings, quiet)
+
+
+@app.command()
+@takes(*(option for option in DATA if option.name != "batch_size"), *TRAINING, QUIET)
+def recover(
+    dense: Annotated[Path, typer.Argument(help="The dense model.")],
+    pruned: Annotated[Path, typer.Argument(help="The model that was pruned from it.")],
+    output: Annotated[Path, typer.Argument(help="Where the recovered model goes.")],
+    report: Annotated[Path | None, typer.Option(help="Write the report as FILE.json.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Where the training's state goes (OUTPUT.checkpoint); removed when done.")
+    ] = None,
+    every: Annotated[float, typer.Option(help="Minutes between two checkpoints.")] = 5.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint, if there is one.")] = False,
+    save_as_external_data: Annotated[
+        bool, typer.Option("--save-as-external-data", help="Keep the weights in a file beside the model.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="OUTPUT may be DENSE or PRUNED.")] = False,
+    **options: Any,
+) -> None:
+    """Train PRUNED to do what DENSE does, on unlabelled samples; write OUTPUT. Needs torch."""
+    from snp_onnx.verbs.recover import recover as run
+
+    quiet, source = options.pop("quiet"), options.pop("calibration")
+    state = checkpoint or output.with_name(f"{output.name}.checkpoint")
+    destinations = RecoverDestinations(output, report, state, save_as_external_data)
+    destinations.check(dense, pruned, force, source and Path(source))
+    values = verb_options(options)
+    with shown_progress(quiet) as progress:
+        result = run(dense, pruned, source, checkpoint=state, every=every, resume=resume, progress=progress, **values)
+    destinations.write(result)
+    _show(recovery_table(result.report), result.report.notes, result.report.warnings, quiet)
 
 
 def _show(table: Any, notes: Sequence[str], cautions: Sequence[str], quiet: bool) -> None:

@@ -87,6 +87,28 @@ CHOICES = (
     _option("ridge", float | None, None, "Ridge relative to each input's energy; ten times as much in the refit."),
 )
 
+TRAINING = (
+    _option("epochs", int, 20, "Passes over the samples."),
+    _option("time_limit", float | None, None, "Minutes at most; the learning rate falls to 0 within them."),
+    _option("batch_size", int, 64, "Samples a step."),
+    _option("optimiser", str, "adamw", "adamw or sgd."),
+    _option("lr", float | None, None, "The highest learning rate (adamw 3e-4, sgd 0.01)."),
+    _option("weight_decay", float, 0.0, "Of weights with two axes and more."),
+    _option("momentum", float, 0.9, "Of sgd."),
+    _option("warmup", float, 0.05, "The part of the training in which the learning rate rises."),
+    _option("clip", float, 1.0, "The largest norm of a step's gradient."),
+    _option("output_weight", float, 0.1, "Weight of the outputs' relative squared error."),
+    _option("kl_weight", float, 0.0, "Weight of a classifier's divergence from the dense model's classes."),
+    _option("temperature", float, 4.0, "Of the classes in that divergence."),
+    _option("feature_weight", float, 1.0, "Weight of the relative squared error at the ends of residual blocks."),
+    _option("label_weight", float, 1.0, "Weight of the labels' cross-entropy; only with --label-array."),
+    _option("patience", int, 0, "Stop after so many checks without an improvement; 0: never."),
+    _option("augment", str | None, None, "For images: any of flip,crop,mix."),
+    _option("precision", str, "float32", "float32, or bfloat16: faster where the processor has it."),
+    _option("whiten", bool, True, "Train where every layer's inputs have unit moments.", "--whiten/--no-whiten"),
+    _option("device", str, "cpu", "cpu, cuda or cuda:N: where torch trains."),
+)
+
 
 def takes(*options: inspect.Parameter) -> Callable[[Command], Command]:
     """Give a command that ends in `**options` these options, as if its signature had them written out."""
@@ -110,8 +132,9 @@ def verb_options(options: dict[str, Any]) -> dict[str, Any]:
     for name in ("mean", "std"):
         if name in values:
             values[name] = split_numbers(values[name], f"--{name}")
-    if "units" in values:
-        values["units"] = split_words(values["units"])
+    for name in ("units", "augment"):
+        if name in values:
+            values[name] = split_words(values[name])
     values["input_shapes"] = parse_shapes(values.pop("input_shape"))
     values["custom_ops"] = tuple(map(str, values.get("custom_ops") or ()))
     return values

@@ -1,4 +1,4 @@
-"""What `prune` leaves on disk: checked before the work starts, written after everything has succeeded."""
+"""What `prune` and `recover` leave on disk: checked before the work starts, written after everything has succeeded."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from snp_onnx.errors import PlanError
 from snp_onnx.model_io import check_destination, data_files, written_whole
 from snp_onnx.planning.plan import check_sidecar, sidecar_of
 from snp_onnx.report.json_report import to_json
+from snp_onnx.verbs.recovered import RecoverResult
 from snp_onnx.verbs.result import PruneResult, check_config
 
 
@@ -67,6 +68,44 @@ class Destinations:
         if self.report is not None:
             with written_whole(self.report) as temporary:
                 temporary.write_text(to_json(facts))
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverDestinations:
+    """The files a recovery was asked for; the checkpoint is the verb's, and only its place is checked here."""
+
+    output: Path
+    report: Path | None
+    checkpoint: Path
+    external_data: bool
+
+    def check(self, dense: Path, pruned: Path, force: bool, source: Path | None) -> None:
+        """Refuse what can't be written, and what would overwrite an input of the run."""
+        for model in (dense, pruned):
+            check_destination(self.output, model, force)
+        check_config(self.output)
+        if self.report is not None:
+            if self.report.suffix != ".json":
+                raise PlanError(f"--report {self.report}: give a file name that ends in .json")
+            check_destination(self.report, pruned, force=False)
+        paths = [path for path in (self.output, self.report, self.checkpoint) if path is not None]
+        for number, path in enumerate(paths):
+            if path.resolve() in [other.resolve() for other in paths[:number]]:
+                raise PlanError(f"{path}: two outputs have this name: give each its own file")
+        inputs = [path for path in (source,) if path is not None]
+        _keep_inputs(paths, dense, inputs)
+        _keep_inputs(paths, pruned, inputs)
+        _keep_inputs(paths[1:], pruned, [dense, pruned])
+
+    def write(self, result: RecoverResult) -> None:
+        """The model, and the report."""
+        try:
+            result.save(self.output, save_as_external_data=self.external_data)
+            if self.report is not None:
+                with written_whole(self.report) as temporary:
+                    temporary.write_text(to_json(result.report))
+        except OSError as error:
+            raise PlanError(f"can't write {error.filename or self.output}: {error.strerror or error}") from error
 
 
 def _keep_inputs(outputs: Sequence[Path], model: Path, inputs: Sequence[Path]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
+from snp_onnx.verbs.recovered import RecoverReport
 from snp_onnx.verbs.result import Comparison, Inspection, Report
 
 
-def to_json(result: Report | Inspection | Comparison) -> str:
+def to_json(result: Report | Inspection | Comparison | RecoverReport) -> str:
     """Any result as indented JSON with sorted keys; numbers that aren't finite become null."""
     return json.dumps(_plain(asdict(result)), indent=1, sort_keys=True, allow_nan=False) + "\n"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -12,6 +12,7 @@ from snp_onnx.cost import Cost
 from snp_onnx.planning.plan import BlockDecision
 from snp_onnx.verbs.fidelity import Fidelity
 from snp_onnx.verbs.latency import Latency
+from snp_onnx.verbs.recovered import RecoverReport
 from snp_onnx.verbs.result import BlockReport, Comparison, GroupReport, Inspection, Report, StopReport
 
 
@@ -54,6 +55,22 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     if comparison.latency:
         parts.append(_latency(comparison.latency))
     return Group(*parts)
+
+
+def recovery_table(report: RecoverReport) -> RenderableType:
+    """What `recover` shows."""
+    parts: list[RenderableType] = [_checks(report.history)] if report.history else []
+    parts.append(_fidelity(report.before, "fidelity on the samples held back, before"))
+    parts.append(_fidelity(report.after, "after" if report.changed else "after: unchanged"))
+    return Group(*parts)
+
+
+def _checks(history: Iterable[Mapping[str, float]]) -> Table:
+    table = _table("training", ("epochs", "mean loss", "held-back error", "minutes"))
+    for entry in history:
+        figures = f"{entry['loss']:.4f}", f"{entry['held_back_error']:.4f}", f"{entry['seconds'] / 60:.1f}"
+        table.add_row(f"{entry['epoch']:.0f}", *figures)
+    return table
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

@@ -43,7 +43,7 @@ def compare(
     if latency_batch is not None and latency_batch < 1:
         raise PlanError(f"--latency-batch {latency_batch}: give a positive number")
     models = [load_subject(model, runtime) for model in (dense, pruned)]
-    surface = _require_same_surface(models[0][0].proto, models[1][0].proto)
+    surface = require_same_surface(models[0][0].proto, models[1][0].proto)
     specs = input_specs(models[0][0].proto)
     with open_samples(data.source, specs, data.preprocess, data.samples, data.seed, data.input_shapes) as samples:
         shapes = resolve_shapes(models[0][0].proto, data.input_shapes, samples.largest_shapes)
@@ -64,8 +64,8 @@ def _cost(
     return trace_at(model, prepared, notes, shapes, runtime).dense_cost()
 
 
-def _require_same_surface(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> Surface:
-    """What the second model keeps of the first one's inputs and outputs."""
+def require_same_surface(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> Surface:
+    """What the second model keeps of the first one's inputs and outputs; ModelError where it is another model's."""
     ours, theirs = ([(s.name, s.dtype, s.shape) for s in input_specs(model)] for model in (dense, pruned))
     surface = surface_between(dense, pruned)
     if surface is None or [(n, t, None if s is None else surface.cut_declared(n, s)) for n, t, s in ours] != theirs:
