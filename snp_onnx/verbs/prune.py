@@ -98,11 +98,8 @@ def prune(
     is prunable; PassError if the result fails verification.
     """
     check_options(options, DATA_OPTIONS + CHOICE_OPTIONS)
-    given = {"macs": target_macs, "params": target_params, "size": target_size}
-    given |= {"latency": target_latency, "variance": variance, "fidelity": min_fidelity}
-    if plan is not None and any(value is not None for value in given.values()):
-        raise PlanError("a plan and a target were given: give one of them")
-    target = None if plan is not None else target_from(given)
+    given = {"macs": target_macs, "params": target_params, "size": target_size, "latency": target_latency}
+    target = _target(plan, given | {"variance": variance, "fidelity": min_fidelity})
     earlier = _read_plan(plan)
     given_choices = {name: options.get(name) for name in CHOICE_OPTIONS} | {"kinds": units}
     if earlier is not None:  # a plan is folded as it was made, unless told otherwise
@@ -114,6 +111,15 @@ def prune(
     data, runtime = data_from(calibration, options), runtime_from(options)
     job = _Job(chosen, target, data, runtime, progress or _silent, external_as)
     return job.run(model, earlier)
+
+
+def _target(plan: object, given: Mapping[str, float | None]) -> Target | None:
+    """The one target; none where a plan is given."""
+    if plan is None:
+        return target_from(given)
+    if any(value is not None for value in given.values()):
+        raise PlanError("a plan and a target were given: give one of them")
+    return None
 
 
 def _check_target(target: Target, calibration: Any, ratios: Any, kinds: frozenset[Kind]) -> None:
