@@ -3,7 +3,10 @@
 One way down for each score, on 1,024 training images; where it passes a target the layers are solved anew on all images
 and top-1 is taken on the 5,000 test images.
 
-    python -m tools.bench.depth [--scores cka,cosine] [--joint]
+    python -m tools.bench.depth [--scores cka,cosine] [--draws N]
+    python -m tools.bench.depth --latency 0.5
+
+The second form: widths alone, blocks alone, and both, each to a share of the measured latency (one image, one thread).
 """
 
 from __future__ import annotations
@@ -37,8 +40,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scores", default=",".join(BlockScore))
     parser.add_argument("--draws", type=int, default=1)
+    parser.add_argument("--latency", type=float)
     given = parser.parse_args()
     print(f"{datetime.now(UTC):%Y-%m-%d}; {material.machine()}; 1,024 training images\n")
+    if given.latency is not None:
+        print(_at_latency(given.latency))
+        return
     rows = []
     for score in given.scores.split(","):
         for draw in range(given.draws):
@@ -46,6 +53,20 @@ def main() -> None:
             rows.append((f"{score}, draw {draw}", *(f"{accuracy:.2f}" for accuracy, _ in found)))
             print(*rows[-1], [f"{share:.3f}" for _, share in found], file=sys.stderr, flush=True)
     print(material.table(("ranked by", *(f"{target} of the MACs" for target in TARGETS)), rows))
+
+
+def _at_latency(target: float) -> str:
+    """Top-1 of the three ways to a latency, measured again at the end."""
+    rows = []
+    for name, units in {"widths": ["channels"], "blocks": ["blocks"], "both": ["channels", "blocks"]}.items():
+        data, dense = {"input": calibration_images(0)}, material.model(MODEL)
+        result = snp_onnx.prune(dense, data, target_latency=target, units=units, threads=1, **OPTIONS)
+        timed = snp_onnx.compare(dense, result.model, data, latency=True, samples=64, threads=1, **OPTIONS).latency[0]
+        ratio = f"{timed.ratio:.3f} ({timed.ratio_low:.3f} .. {timed.ratio_high:.3f})"
+        macs = result.report.pruned.macs / result.report.dense.macs
+        rows.append((name, len(result.report.removed), f"{macs:.3f}", ratio, f"{top1(result.model):.2f}"))
+        print(*rows[-1], file=sys.stderr, flush=True)
+    return material.table(("cut", "blocks gone", "MACs kept", "latency ratio (quartiles)", "top-1"), rows)
 
 
 def _descent(score: str, draw: int) -> Iterator[tuple[float, float]]:
