@@ -106,6 +106,19 @@ class TestGettingBetter:
         assert report.changed
         assert report.after[0].relative_l2 < 0.9 * report.before[0].relative_l2
 
+    def test_a_graph_that_lost_a_block(self) -> None:
+        net = Net(batch="N")
+        x = net.conv_relu(net.image(), 3, 6)
+        for _ in range(3):
+            x = net.Relu(net.Add(net.conv(net.conv_relu(x, 6, 8), 8, 6), x))
+        net.output(net.dense(net.Flatten(net.GlobalAveragePool(x)), 6, 4))
+        dense, given = net.model(), {"x": images(COUNT)}
+        pruned = snp_onnx.prune(dense, given, target_macs=0.75, units=["blocks"], preset="fast").model
+        assert sum(node.op_type == "Add" for node in pruned.graph.node) == 2
+        report = snp_onnx.recover(dense, pruned, given, **QUICK).report
+        assert report.features == 2
+        assert report.after[0].relative_l2 < 0.9 * report.before[0].relative_l2
+
     def test_a_teacher_that_torch_cannot_run_is_run_by_the_runtime(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from snp_onnx.recovery import teacher
 

@@ -225,7 +225,7 @@ class _Run:
                     self.notes.append(f"stopped by the time limit in epoch {epoch + 1} of {chosen.epochs}")
                     self._check(_mean(losses))
                     return
-                self.task.progress("train", epoch * len(steps) + number, chosen.epochs * len(steps))
+                self.task.progress("train", round(share * chosen.epochs * len(steps)), chosen.epochs * len(steps))
                 losses.append(self._step(steps[number], (chosen.seed, epoch, number), share))
                 if not math.isfinite(losses[-1]):
                     self.notes.append(f"the loss was not finite in epoch {epoch + 1}: stopped; give a lower --lr")
