@@ -50,6 +50,7 @@ TARGETS = (
     _option("target_macs", float | None, None, "Keep at most this fraction of the MACs."),
     _option("target_params", float | None, None, "Keep at most this fraction of the parameters."),
     _option("target_size", float | None, None, "Keep at most this fraction of the bytes on disk."),
+    _option("target_latency", float | None, None, "Take at most this fraction of the time, as measured here."),
     _option("variance", float | None, None, "The paper's τ: the share of ΣD every group keeps."),
     _option("min_fidelity", float | None, None, "As few MACs as this cosine of the held-back outputs allows."),
 )
@@ -80,6 +81,7 @@ CHOICES = (
     _option("representation", str | None, None, "The tensor compared without a block; else the last layer's input."),
     _option("ranking_samples", int | None, None, "Samples that blocks are ranked on; 256 by default."),
     _option("min_blocks", int | None, None, "Keep at least so many blocks of every stage; 1 by default."),
+    _option("latency_batch", int | None, None, "Rows of the batch that --target-latency times; 1 by default."),
     _option("min_units", int, 1, "Keep at least so many units of every group."),
     _option("round_to", int, 1, "Keep multiples of this, or the dense width."),
     _option("ridge", float | None, None, "Ridge relative to each input's energy; ten times as much in the refit."),

@@ -49,11 +49,14 @@ class Chain:
     windows: Mapping[str, Window]
 
 
-def find_chains(flow: Flow, alive: Mask, aim: Aim, samples: int) -> tuple[Chain, ...]:
-    """The chains that end in the layer of an aim, if that lost inputs: two behind a gate, otherwise one or none."""
+def find_chains(flow: Flow, alive: Mask, aim: Aim, samples: int, always: bool = False) -> tuple[Chain, ...]:
+    """The chains that end in the layer of an aim, if that lost inputs: two behind a gate, otherwise one or none.
+
+    `always`: also if it lost none.
+    """
     trace, consumer = flow.trace, aim.layer.linear
     lost = not alive[trace.axes[consumer.weight][consumer.in_axis]].all()
-    if not lost or not _is_right(consumer) or trace.facts.types[consumer.input] != onnx.TensorProto.FLOAT:
+    if not (lost or always) or not _is_right(consumer) or trace.facts.types[consumer.input] != onnx.TensorProto.FLOAT:
         return ()
     walk = _Back(flow, alive, samples, {linear.op.index: linear for linear in trace.linears})
     links: list[Link] = []

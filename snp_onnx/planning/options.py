@@ -68,6 +68,7 @@ class TargetKind(StrEnum):
     MACS = "macs"
     PARAMS = "params"
     SIZE = "size"
+    LATENCY = "latency"
     VARIANCE = "variance"
     FIDELITY = "fidelity"
 
@@ -107,7 +108,7 @@ class Choices:
     rule the budget, and 1, where quiet ones do; V is the variance of the sum a layer's output goes into. `weigh` says
     whether these errors are then put on the scale of the model's outputs; None leaves it to the model: with attention.
     Blocks are ranked by `similarity` of the `representation` (a tensor; "": the last layer's input) on
-    `ranking_samples` samples; every stage keeps `min_blocks`.
+    `ranking_samples` samples; every stage keeps `min_blocks`. Latencies are those of `latency_batch` rows.
     """
 
     order: Order = Order.ZCA
@@ -128,6 +129,7 @@ class Choices:
     representation: str = ""
     ranking_samples: int = 256
     min_blocks: int = 1
+    latency_batch: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -136,7 +138,7 @@ class Choices:
                 re.compile(pattern or "")
             except re.error as error:
                 raise PlanError(f"{option} {pattern!r}: not a regular expression: {error}") from error
-        least = {"min_units": 1, "round_to": 1, "min_blocks": 0, "ranking_samples": 4}
+        least = {"min_units": 1, "round_to": 1, "min_blocks": 0, "ranking_samples": 4, "latency_batch": 1}
         for name, lowest in least.items():
             option, number = f"--{name.replace('_', '-')}", getattr(self, name)
             if number < lowest:

@@ -3,7 +3,7 @@
 A layer's error is quadratic in its weights with the moments G of its inputs as curvature, and those of a trained
 network are so uneven that plain gradients get nowhere. So a layer y = W x is trained as y = V R⁻¹ x with V = W R and
 R Rᵀ = G + Λ: inputs of unit moments. A step down the gradient of V is one of W down its gradient times (G + Λ)⁻¹, the
-same matrix that folds and refits. Λ is the ridge of DESIGN.md 1.2, ρ max(G_ii, 1e-3 mean diag G), relative to each
+same matrix that folds and refits. Λ is their ridge, ρ max(G_ii, 1e-3 mean diag G), relative to each
 input; biases are weights of a constant input 1, with Λ = 0 but for the numerics.
 
 Equivalent to gradient descent with the input factor of K-FAC alone (Benzing 2022, arXiv 2201.12250), taken once.

@@ -26,6 +26,8 @@ def pruning_table(report: Report) -> RenderableType:
         parts.append(_barriers(report.barriers))
     if report.fidelity:
         parts.append(_fidelity(report.fidelity, "fidelity on the samples held back"))
+    if report.latency:
+        parts.append(_latency(report.latency))
     return Group(*parts)
 
 

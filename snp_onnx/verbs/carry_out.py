@@ -147,7 +147,9 @@ def tidied(work: Work, candidate: Candidate) -> Candidate:
     passes: list[Pass] = [DropIdentities.after(depth.blocks), EliminateDead()]
     model = rewrite(candidate.model, passes, subject.dense.store).model
     cost = replace(candidate.cost, bytes=bytes_on_disk(model, work.external_as))
-    return replace(candidate, model=model, folds={**depth.values, **candidate.folds}, cost=cost)
+    present = {name for name, _ in weights(subject.prepared)}
+    earlier = {name: values for name, values in depth.values.items() if name in present}
+    return replace(candidate, model=model, folds={**earlier, **candidate.folds}, cost=cost)
 
 
 def cut_only(work: Work, plan: Plan) -> Candidate:

@@ -16,6 +16,7 @@ from snp_onnx.planning.plan import Decision, Plan, widths
 from snp_onnx.planning.statistics import Statistics
 from snp_onnx.tracing import Group
 from snp_onnx.verbs.carry_out import Candidate, Work, carry_out, cut_only
+from snp_onnx.verbs.clocked import clocked, within_latency
 from snp_onnx.verbs.least import least_above
 from snp_onnx.verbs.sensitivity import weighed
 from snp_onnx.verbs.subject import Subject
@@ -41,7 +42,24 @@ def find_candidate(work: Work, target: Target) -> Candidate:
     if target.kind is TargetKind.FIDELITY:
         narrowest = table.cost(smallest(paths, chosen.min_units, chosen.round_to))
         return least_above(work, target, lambda macs: _decided(work, macs, paths, table, dense), narrowest / dense)
+    if target.kind is TargetKind.LATENCY:
+        return carry_out(work, _within_latency(work, target, paths, table, dense))
     return carry_out(work, _decided(work, target, paths, table, dense))
+
+
+def _within_latency(work: Work, target: Target, paths: tuple[Path, ...], table: Costs, dense: float) -> Plan:
+    """The plan with the most MACs that keeps the measured latency."""
+    subject, calibration, chosen = work.subject, work.calibration, work.choices
+    assert calibration is not None
+
+    def ratio(plan: Plan) -> float:
+        with work.clock("time"):
+            model = cut_only(work, plan).model
+            return clocked(subject.dense.proto, model, calibration, chosen.latency_batch).ratio
+
+    least = table.cost(smallest(paths, chosen.min_units, chosen.round_to)) / dense
+    most = subject.cost_now().macs / dense
+    return within_latency(target, lambda macs: _decided(work, macs, paths, table, dense), ratio, least, most)
 
 
 def _with_implied_ratios(chosen: Choices, target: Target) -> Choices:

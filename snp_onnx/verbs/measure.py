@@ -64,6 +64,8 @@ class Calibration:
     clock: Stopwatch
     progress: Progress
     every: int = 1
+    is_trial: bool = False
+    """Whether what is found with it is only compared, and found again on all samples."""
 
     def batches(self, part: Part) -> Iterator[Feed]:
         step = self.every if part is Part.CALIBRATION else 1
@@ -77,7 +79,8 @@ class Calibration:
 
 def on_fewer_samples(calibration: Calibration) -> Calibration:
     """The samples of a trial: as many batches as hold about `PROBE_SAMPLES`."""
-    return replace(calibration, every=max(1, calibration.count // PROBE_SAMPLES))
+    every = max(1, calibration.count * calibration.every // PROBE_SAMPLES)
+    return replace(calibration, every=every, is_trial=True)
 
 
 def measure(subject: Subject, groups: Sequence[Group], patches: bool, calibration: Calibration) -> Measured:

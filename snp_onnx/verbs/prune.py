@@ -23,9 +23,11 @@ from snp_onnx.planning.plan import Plan, Saved, load_plan
 from snp_onnx.tracing import Group, Kind
 from snp_onnx.verbs.bases import change_bases
 from snp_onnx.verbs.carry_out import Candidate, Work, candidate_from_plan, carry_out, tidied
+from snp_onnx.verbs.clocked import clocked
 from snp_onnx.verbs.depth import Descent
 from snp_onnx.verbs.fidelity import Fidelity
 from snp_onnx.verbs.find_plan import find_candidate, plan_of
+from snp_onnx.verbs.latency import Latency
 from snp_onnx.verbs.measure import Calibration, Measured, measure, on_fewer_samples
 from snp_onnx.verbs.result import PruneResult, Report, Stopwatch, stop_reports, versions
 from snp_onnx.verbs.settings import (
@@ -45,7 +47,7 @@ from snp_onnx.verbs.verify import verify
 CHOICE_OPTIONS = [
     *("order", "fold", "ratios", "refine", "ridge", "error_power", "weigh"),
     *("streams", "caches", "include", "exclude", "min_units", "round_to"),
-    *("similarity", "representation", "ranking_samples", "min_blocks"),
+    *("similarity", "representation", "ranking_samples", "min_blocks", "latency_batch"),
 ]
 
 
@@ -56,6 +58,7 @@ def prune(
     target_macs: float | None = None,
     target_params: float | None = None,
     target_size: float | None = None,
+    target_latency: float | None = None,
     variance: float | None = None,
     min_fidelity: float | None = None,
     preset: str = "best",
@@ -72,7 +75,8 @@ def prune(
     model : path or onnx.ModelProto; never changed.
     calibration : any SOURCE: a path (.npz, .npy, folder, loader.py, "random"), arrays, an iterable of feeds, or an
         object with `get_next`.
-    target_macs, target_params, target_size : fraction of the dense model's cost to keep at most.
+    target_macs, target_params, target_size, target_latency : fraction of the dense model's cost to keep at most; the
+        latency is measured, with the provider and threads given.
     variance : the paper's τ. min_fidelity : the cosine that every output must keep on the samples held back, by as few
         MACs as can be found. Exactly one target, unless `plan` is given.
     preset : "best", "fast" or "paper". units : kinds that may be removed, of "channels", "heads", "head-dims", "stream"
@@ -84,8 +88,9 @@ def prune(
         `target_size`.
     progress : called as `progress(stage, done, total)`.
     options : order, fold, ratios, refine, ridge, error_power, weigh, streams, caches, include, exclude, min_units,
-        round_to, similarity, representation, ranking_samples, min_blocks; input_array, label_array, mean, std, scale,
-        layout, samples, batch_size, input_shapes, seed, provider, threads, custom_ops: as on the command line.
+        round_to, similarity, representation, ranking_samples, min_blocks, latency_batch; input_array, label_array,
+        mean, std, scale, layout, samples, batch_size, input_shapes, seed, provider, threads, custom_ops: as on the
+        command line.
 
     Raises
     ------
@@ -93,11 +98,8 @@ def prune(
     is prunable; PassError if the result fails verification.
     """
     check_options(options, DATA_OPTIONS + CHOICE_OPTIONS)
-    given = {"macs": target_macs, "params": target_params, "size": target_size, "variance": variance}
-    given["fidelity"] = min_fidelity
-    if plan is not None and any(value is not None for value in given.values()):
-        raise PlanError("a plan and a target were given: give one of them")
-    target = None if plan is not None else target_from(given)
+    given = {"macs": target_macs, "params": target_params, "size": target_size, "latency": target_latency}
+    target = _target(plan, given | {"variance": variance, "fidelity": min_fidelity})
     earlier = _read_plan(plan)
     given_choices = {name: options.get(name) for name in CHOICE_OPTIONS} | {"kinds": units}
     if earlier is not None:  # a plan is folded as it was made, unless told otherwise
@@ -109,6 +111,15 @@ def prune(
     data, runtime = data_from(calibration, options), runtime_from(options)
     job = _Job(chosen, target, data, runtime, progress or _silent, external_as)
     return job.run(model, earlier)
+
+
+def _target(plan: object, given: Mapping[str, float | None]) -> Target | None:
+    """The one target; none where a plan is given."""
+    if plan is None:
+        return target_from(given)
+    if any(value is not None for value in given.values()):
+        raise PlanError("a plan and a target were given: give one of them")
+    return None
 
 
 def _check_target(target: Target, calibration: Any, ratios: Any, kinds: frozenset[Kind]) -> None:
@@ -125,7 +136,12 @@ def _check_blocks(target: Target, kinds: frozenset[Kind]) -> None:
     turned = sorted(str(kind) for kind in kinds & {Kind.HEAD_DIMS, Kind.STREAM})
     if turned:
         raise PlanError(f"--units blocks,{turned[0]}: remove blocks first and run again for {turned[0]}")
-    known = [TargetKind.MACS, TargetKind.PARAMS, *([TargetKind.FIDELITY] if kinds == {Kind.BLOCKS} else [])]
+    known = [
+        TargetKind.MACS,
+        TargetKind.PARAMS,
+        TargetKind.LATENCY,
+        *([TargetKind.FIDELITY] if kinds == {Kind.BLOCKS} else []),
+    ]
     if target.kind not in known:
         names = " or ".join(f"--{kind.option}" for kind in known)
         raise PlanError(f"--{target.option} doesn't go with --units {','.join(sorted(kinds))}: give {names}")
@@ -280,11 +296,20 @@ class _Job:
             tuple(notes),
             tuple(warnings),
             candidate.plan.removed,
+            self._clocked(work, candidate),
         )
         numbers = architecture(subject.trace, candidate.plan.alive(subject.trace))
         return PruneResult(
             candidate.model, report, candidate.plan, candidate.folds, subject.bases, numbers, subject.dense.store
         )
+
+    def _clocked(self, work: Work, candidate: Candidate) -> tuple[Latency, ...]:
+        """The latency of the result, where it was the target."""
+        if self.target is None or self.target.kind is not TargetKind.LATENCY or work.calibration is None:
+            return ()
+        with work.clock("time"):
+            dense, batch = work.subject.dense.proto, self.choices.latency_batch
+            return (clocked(dense, candidate.model, work.calibration, batch),)
 
     def _options(self, samples: Samples | None) -> dict[str, Any]:
         used = self.choices.record()

@@ -56,13 +56,15 @@ def refit_layers(
     """New values of the pruned model's initialisers by name; neither model is changed.
 
     `flow` is the dense model's, `alive` says what the pruned one has of it; `keep` puts values where they stay. Where
-    blocks are `gone`, `flow` is that of what is left of the dense model.
+    blocks are `gone`, `flow` is that of what is left of the dense model, and producers are solved anew together with
+    consumers everywhere, unless this is a trial.
     """
     calibration = replace(calibration, every=max(calibration.every, -(-calibration.count // most_samples(flow))))
     aims = find_aims(flow, alive, calibration.count, gone)
     if not aims:
         return {}
-    chains = [find_chains(flow, alive, aim, calibration.count) for aim in aims]
+    always = bool(gone and gone.moved) and not calibration.is_trial
+    chains = [find_chains(flow, alive, aim, calibration.count, always) for aim in aims]
     surface = surface_after(dense, flow.trace, alive)
     both = beside(dense, pruned, surface)
     pair = Pair.of(both)

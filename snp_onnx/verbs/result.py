@@ -80,6 +80,7 @@ class Report:
     warnings: tuple[str, ...] = ()
     removed: tuple[BlockDecision, ...] = ()
     """Blocks that went, in this order."""
+    latency: tuple[Latency, ...] = ()
 
 
 MADE_BY = "snp_onnx"

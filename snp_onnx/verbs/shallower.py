@@ -8,6 +8,7 @@ from snp_onnx.cost import Cost
 from snp_onnx.errors import TargetError
 from snp_onnx.planning.options import Target, TargetKind
 from snp_onnx.verbs.carry_out import Candidate, Work
+from snp_onnx.verbs.clocked import clocked
 from snp_onnx.verbs.depth import Descent
 from snp_onnx.verbs.settle import held_back_fidelity, mean_error, worst_cosine
 from snp_onnx.verbs.subject import Subject
@@ -28,11 +29,11 @@ def by_blocks_alone(descent: Descent, target: Target) -> Subject:
         return _above(descent, target)
     subject = descent.whole
     for subject in descent.steps():
-        if kept(subject, target) <= target.value:
+        if kept(descent, subject, target) <= target.value:
             return descent.finished(subject)
     raise TargetError(
         f"--{target.option} {target.value:g} can't be reached by removing blocks: "
-        f"{kept(subject, target):.3f} is left with {descent.choices.min_blocks} of every stage kept: "
+        f"{kept(descent, subject, target):.3f} is left with {descent.choices.min_blocks} of every stage kept: "
         "allow more (--units channels,heads,blocks, --min-blocks)"
     )
 
@@ -85,9 +86,10 @@ def _depths(descent: Descent, target: Target) -> Iterator[Subject]:
     yield descent.whole
     stride, last = 1, descent.whole
     for number, subject in enumerate(descent.steps(), 1):
-        share = kept(subject, target)
+        share = kept(descent, subject, target)
         if number == 1:
-            stride = max(1, round((1.0 - target.value) / max(1.0 - share, 1e-9) / STRIDE))
+            saved = 1.0 - subject.cost_now().macs / descent.whole.dense_cost().macs
+            stride = max(1, round((1.0 - target.value) / max(saved, 1e-3) / STRIDE))
         if share <= target.value or number % stride == 0:
             yield subject
         if share <= target.value:
@@ -97,8 +99,12 @@ def _depths(descent: Descent, target: Target) -> Iterator[Subject]:
         yield last
 
 
-def kept(subject: Subject, target: Target) -> float:
+def kept(descent: Descent, subject: Subject, target: Target) -> float:
     """The share of what the target counts that a subject still has."""
+    if target.kind is TargetKind.LATENCY:
+        assert descent.calibration is not None
+        batch = descent.choices.latency_batch
+        return clocked(subject.dense.proto, subject.prepared, descent.calibration, batch).ratio
     now, dense = subject.cost_now(), subject.dense_cost()
     return _counted(now, target.kind) / max(_counted(dense, target.kind), 1e-9)
 

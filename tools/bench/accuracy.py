@@ -44,7 +44,7 @@ def main() -> None:
         return [_accuracy(export, images, tests, labels, target, options) for target in TARGETS]
 
     columns = ("MACs kept at most", *map(str, TARGETS))
-    draws = [_drawn(seed) for seed in range(seeds)]
+    draws = [calibration_images(seed) for seed in range(seeds)]
     found = [row(EXPORTS[0], images, {"preset": "best"}) for images in draws]
     print(material.table(columns, [(f"best, draw {seed}", *_texts(line)) for seed, line in enumerate(found)]))
     spread = [f"{mean:.2f} ± {std:.2f}" for mean, std in zip(np.mean(found, 0), np.std(found, 0), strict=True)]
@@ -60,7 +60,7 @@ def _texts(figures: Sequence[float]) -> list[str]:
     return [f"{figure:.2f}" for figure in figures]
 
 
-def _drawn(seed: int) -> material.Images:
+def calibration_images(seed: int) -> material.Images:
     """The first training images; for a seed above 0 a draw from all of them."""
     images, _ = material.cifar("train12k")
     places = np.arange(len(images)) if seed == 0 else np.random.default_rng(seed).permutation(len(images))
