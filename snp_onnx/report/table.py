@@ -15,6 +15,9 @@ from snp_onnx.verbs.latency import Latency
 from snp_onnx.verbs.recovered import RecoverReport
 from snp_onnx.verbs.result import BlockReport, Comparison, GroupReport, Inspection, Report, StopReport
 
+BAR = 20
+"""Cells of a bar for a similarity of 1, besides the one that every bar has."""
+
 
 def pruning_table(report: Report) -> RenderableType:
     """What `prune` shows."""
@@ -118,10 +121,16 @@ def _blocks(blocks: Iterable[BlockReport]) -> Table:
 
 
 def _removed(blocks: Iterable[BlockDecision]) -> Table:
-    table = _table("blocks removed, in order", ("adding node", "kind", "similarity", "MACs left"))
+    """With the path of the similarity drawn as bars, from a little below the lowest to 1."""
+    blocks = list(blocks)
+    table = _table("blocks removed, in order", ("adding node", "kind", "MACs left", "similarity"))
+    table.add_column("", justify="left")
+    lowest = min((block.similarity for block in blocks if block.similarity is not None), default=0.0)
     for block in blocks:
-        similarity = "-" if block.similarity is None else f"{block.similarity:.4f}"
-        table.add_row(block.block, block.kind, similarity, _share(block.macs))
+        known = block.similarity is not None
+        length = 1.0 if not known or lowest == 1.0 else ((block.similarity or 0.0) - lowest) / (1.0 - lowest)
+        bar = "█" * (1 + round(BAR * length)) if known else ""
+        table.add_row(block.block, block.kind, _share(block.macs), f"{block.similarity:.4f}" if known else "-", bar)
     return table
 
 

@@ -15,6 +15,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import snp_onnx
@@ -29,6 +30,7 @@ from snp_onnx.verbs.settings import data_from
 from snp_onnx.verbs.subject import Subject, load_subject, resolve_shapes, trace_at
 from tools.bench import material
 from tools.bench.accuracy import calibration_images
+from tools.bench.plot import draw_depth
 
 MODEL = "resnet56_cifar10_ts.onnx"
 TARGETS = (0.85, 0.775, 0.7, 0.55)
@@ -41,17 +43,20 @@ def main() -> None:
     parser.add_argument("--scores", default=",".join(BlockScore))
     parser.add_argument("--draws", type=int, default=1)
     parser.add_argument("--latency", type=float)
+    parser.add_argument("--plot", type=Path, default=Path(__file__).parent / "depth_resnet56.svg")
     given = parser.parse_args()
     print(f"{datetime.now(UTC):%Y-%m-%d}; {material.machine()}; 1,024 training images\n")
     if given.latency is not None:
         print(_at_latency(given.latency))
         return
-    rows = []
+    rows, paths = [], {}
     for score in given.scores.split(","):
         for draw in range(given.draws):
             found = list(_descent(score, draw))
-            rows.append((f"{score}, draw {draw}", *(f"{accuracy:.2f}" for accuracy, _ in found)))
-            print(*rows[-1], [f"{share:.3f}" for _, share in found], file=sys.stderr, flush=True)
+            paths[f"{score}, draw {draw}"] = _path(found[-1][0]), [(_share(depth), top) for depth, top in found]
+            rows.append((f"{score}, draw {draw}", *(f"{accuracy:.2f}" for _, accuracy in found)))
+            print(*rows[-1], [f"{_share(depth):.3f}" for depth, _ in found], file=sys.stderr, flush=True)
+    draw_depth(paths, given.plot)
     print(material.table(("ranked by", *(f"{target} of the MACs" for target in TARGETS)), rows))
 
 
@@ -69,8 +74,15 @@ def _at_latency(target: float) -> str:
     return material.table(("cut", "blocks gone", "MACs kept", "latency ratio (quartiles)", "top-1"), rows)
 
 
-def _descent(score: str, draw: int) -> Iterator[tuple[float, float]]:
-    """Top-1 and the share of the MACs at the first depth that meets each target."""
+def _path(subject: Subject) -> list[tuple[float, float]]:
+    """MACs left and similarity after each removal."""
+    assert subject.depth is not None
+    decisions = subject.depth.decisions
+    return [(decision.macs, decision.similarity) for decision in decisions if decision.similarity is not None]
+
+
+def _descent(score: str, draw: int) -> Iterator[tuple[Subject, float]]:
+    """The first depth that meets each target, and its top-1."""
     chosen, runtime = choices("best", kinds=["blocks"], similarity=score, seed=draw), Runtime(threads=2)
     dense, prepared, notes = load_subject(material.model(MODEL), runtime)
     data = data_from({"input": calibration_images(draw)}, OPTIONS)
@@ -82,7 +94,8 @@ def _descent(score: str, draw: int) -> Iterator[tuple[float, float]]:
         for subject in descent.steps():
             while targets and _share(subject) <= targets[0]:
                 targets.pop(0)
-                yield top1(descent.finished(subject).prepared), _share(subject)
+                finished = descent.finished(subject)
+                yield finished, top1(finished.prepared)
             if not targets:
                 return
 

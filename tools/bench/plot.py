@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,49 @@ STYLE: Any = {
 
 def draw(rows: Sequence[Named], dense: float, path: Path) -> None:
     """Write an SVG, the same bytes for the same rows; without matplotlib only a line that says so."""
+    with _figure(path) as figure:
+        if figure is not None:
+            axes = figure.add_subplot()
+            _curves(axes, chosen(rows))
+            _frame(axes, dense)
+
+
+def draw_depth(paths: Mapping[str, tuple[Curve, Curve]], path: Path) -> None:
+    """An SVG of blocks going: by name the similarity after each, and the top-1 where it was taken."""
+    with _figure(path) as figure:
+        if figure is not None:
+            upper, lower = figure.subplots(2, 1, sharex=True)
+            for at, (name, (similar, accurate)) in enumerate(paths.items()):
+                look: Any = {
+                    "color": (*OWN_COLOURS[:1], *COLOURS)[at % 6],
+                    "marker": "o",
+                    "markersize": 4,
+                    "label": name,
+                }
+                for axes, curve in ((upper, similar), (lower, accurate)):
+                    if curve:
+                        axes.plot(*zip(*curve, strict=True), **look)
+            upper.set(ylabel="similarity of the representation")
+            upper.set_title("ResNet-56, CIFAR-10: blocks removed, no training", loc="left", fontsize=11)
+            lower.set(xlabel="MACs kept", ylabel="top-1, %")
+            lower.legend(loc="lower right", fontsize=8.5, frameon=True, edgecolor="none")
+            for axes in (upper, lower):
+                axes.grid(color="#e5e5e5", linewidth=0.6)
+
+
+@contextmanager
+def _figure(path: Path) -> Iterator[Any]:
+    """A figure that is written at the end; None without matplotlib."""
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         print("no plot: pip install matplotlib", file=sys.stderr)
+        yield None
         return
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-        axes = figure.add_subplot()
-        _curves(axes, chosen(rows))
-        _frame(axes, dense)
+        yield figure
         figure.savefig(path, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
 
 
