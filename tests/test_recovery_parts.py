@@ -15,7 +15,7 @@ from tests.topologies import CATALOGUE
 torch = pytest.importorskip("torch")
 
 from snp_onnx.recovery.augment import augmented  # noqa: E402
-from snp_onnx.recovery.features import residual_sums, shared_features  # noqa: E402
+from snp_onnx.recovery.features import nearest, residual_sums, shared_features  # noqa: E402
 from snp_onnx.recovery.losses import divergence, is_classifier, is_probability, relative_error  # noqa: E402
 from snp_onnx.recovery.pool import Pool  # noqa: E402
 from snp_onnx.recovery.roles import trained_names  # noqa: E402
@@ -301,3 +301,15 @@ class TestWriteBack:
         np.testing.assert_allclose(values.astype(np.float64), 0.1, rtol=1e-2)
         tensors[0].CopyFrom(model.graph.node[0].attribute[0].t if as_nodes else model.graph.initializer[0])
         assert found.SerializeToString() == before
+
+
+def test_a_sum_before_a_gap_aims_behind_it() -> None:
+    """The own dense sum, unless a later one is clearly nearer; shapes must agree, earlier ones don't count."""
+    rng = torch.Generator().manual_seed(0)
+    a, b, c = (torch.randn(4, 3, generator=rng) for _ in range(3))
+    wanted = {"a": a, "gone": b, "c": c, "other": torch.zeros(4, 2)}
+    every = ("a", "gone", "c", "other")
+    near = {"a": b + 0.01 * a, "c": c, "other": torch.zeros(4, 3)}
+    assert nearest(("a", "c", "other"), every, near, wanted, None) == {"a": "gone", "c": "c"}
+    between = {"a": a + 0.4 * (b - a), "c": a}
+    assert nearest(("a", "c"), every, between, wanted, None) == {"a": "a", "c": "c"}

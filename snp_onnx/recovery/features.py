@@ -3,23 +3,54 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import onnx
+from torch import Tensor
 
 from snp_onnx.cost import FLOATS
+from snp_onnx.recovery.losses import relative_error
 from snp_onnx.tracing.op import ops_of
 
 _LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "FusedMatMul", "Einsum", "Gather", "Attention"))
 
+CLEARLY = 0.5
+"""Another feature is taken only if the error to it is less than so much of the error to the own one."""
+
+
+def features_of(dense: onnx.ModelProto) -> tuple[str, ...]:
+    """Residual sums of the dense graph, in its order; outputs are left out."""
+    outputs = {value.name for value in dense.graph.output}
+    return tuple(name for name in residual_sums(dense) if name not in outputs)
+
 
 def shared_features(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> tuple[str, ...]:
-    """Residual sums of both graphs that have the same name, in the dense graph's order; outputs are left out.
-
-    Whether they also have the same shape shows when both are run.
-    """
-    outputs = {value.name for value in dense.graph.output}
+    """Those that the pruned graph has too, by name; whether of the same shape shows when both are run."""
     ours = set(residual_sums(pruned))
-    return tuple(name for name in residual_sums(dense) if name in ours and name not in outputs)
+    return tuple(name for name in features_of(dense) if name in ours)
+
+
+def nearest(
+    shared: Sequence[str],
+    every: Sequence[str],
+    found: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    real: Tensor | None,
+) -> dict[str, str]:
+    """The dense feature for each shared one: itself, or a later one that the pruned model's is clearly nearer to.
+
+    Before a block that is gone the stream was solved to be what it is behind it. `every` are the dense features in
+    graph order, `found` the pruned model's tensors, `wanted` the dense one's; shared ones of other shapes are left out.
+    """
+    pairs = {}
+    for name in shared:
+        mine, shape = found[name], wanted[name].shape
+        if mine.shape == shape:
+            later = [other for other in every[every.index(name) :] if wanted[other].shape == shape]
+            errors = {other: float(relative_error(mine, wanted[other], real)) for other in later}
+            best = min(errors, key=lambda other: errors[other])
+            pairs[name] = best if errors[best] < CLEARLY * errors[name] else name
+    return pairs
 
 
 def residual_sums(model: onnx.ModelProto) -> tuple[str, ...]:

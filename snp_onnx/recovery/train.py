@@ -17,6 +17,7 @@ from snp_onnx.planning.training import Checkpoints, Optimiser, Precision, Traini
 from snp_onnx.recovery.augment import augmented
 from snp_onnx.recovery.checkpoint import State, read_state, write_state
 from snp_onnx.recovery.coordinates import Coordinates
+from snp_onnx.recovery.features import nearest
 from snp_onnx.recovery.graph import GraphModule
 from snp_onnx.recovery.losses import Loss, is_classifier, is_probability, relative_error
 from snp_onnx.recovery.pool import Array, Pool, Rows
@@ -47,6 +48,8 @@ class Task:
     progress: Progress
     checkpoints: Checkpoints | None = None
     fingerprint: str = ""
+    dense_features: tuple[str, ...] = ()
+    """All that the dense model has, in its order; by default those that both have."""
     surface: Surface = field(default_factory=Surface)
     """What the pruned model has of the dense one's inputs and outputs; samples are the dense one's."""
 
@@ -86,6 +89,8 @@ class _Run:
         self.started = time.monotonic()
         self.task, self.state = task, State()
         self.notes: list[str] = []
+        self.aimed: dict[str, str] = {}
+        """The dense feature that each of the student's should come near."""
         self.device = torch.device(task.training.device)
         self.student = task.student.placed(self.device)
         if not self.student.weights:
@@ -111,7 +116,8 @@ class _Run:
         task, rows = self.task, self.task.held_back[0]
         outputs, feed = self.student.outputs, self._feed(rows)
         names = (*outputs, *task.features)
-        wanted = self._taught(feed, names)
+        taught = (*outputs, *(task.dense_features or task.features))
+        wanted = self._taught(feed, taught)
         with torch.no_grad():
             found = self.student.tensors(self._cut(feed), names)
         for name in outputs:
@@ -123,9 +129,9 @@ class _Run:
         floating = tuple(name for name in outputs if wanted[name].is_floating_point())
         if not floating:
             raise ModelError("the models have no floating-point output: there is nothing to train towards")
-        features = tuple(name for name in task.features if found[name].shape == wanted[name].shape)
-        if not task.training.feature_weight:
-            features = ()
+        if task.training.feature_weight:
+            self.aimed = nearest(task.features, taught[len(outputs) :], found, wanted, self._real(feed))
+        features = tuple(self.aimed)
         classifiers = {name: is_probability(wanted[name]) for name in floating if is_classifier(wanted[name])}
         _check_labels(task.pool, {wanted[name].shape[1] for name in classifiers})
         return Loss(floating, classifiers, features, task.training)
@@ -278,7 +284,9 @@ class _Run:
         is_short = task.training.precision is Precision.BFLOAT16
         weights = self.coordinates.weights()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=is_short):
-            wanted, found = self._taught(feed, names), self.student.tensors(self._cut(feed), names, weights)
+            dense = [self.aimed.get(name, name) for name in names]
+            taught, found = self._taught(feed, dense), self.student.tensors(self._cut(feed), names, weights)
+        wanted = {name: taught[other] for name, other in zip(names, dense, strict=True)}
         return self.loss(found, wanted, self._real(feed), labels)
 
     def _passes(self) -> float:

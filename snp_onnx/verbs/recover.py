@@ -152,7 +152,7 @@ class _Job:
     def _train(self, models: _Models, samples: Samples) -> Trained:
         import torch
 
-        from snp_onnx.recovery.features import shared_features
+        from snp_onnx.recovery.features import features_of, shared_features
         from snp_onnx.recovery.graph import GraphModule
         from snp_onnx.recovery.pool import Pool, Rows
         from snp_onnx.recovery.teacher import teacher_of
@@ -160,9 +160,9 @@ class _Job:
 
         dense, pruned = models.dense, models.pruned
         student = GraphModule(pruned.proto)  # first: what can't be trained is said before anything is read
-        features = shared_features(dense.proto, pruned.proto)
+        features, sums = shared_features(dense.proto, pruned.proto), features_of(dense.proto)
         device = torch.device(self.training.device)
-        teacher = teacher_of(dense.proto, (*student.outputs, *features), device, self.runtime)
+        teacher = teacher_of(dense.proto, (*student.outputs, *sums), device, self.runtime)
         specs, size = input_specs(dense.proto), self.data.batch_size
         labels = _labels(samples)
         self.progress("read samples", 0, 0)
@@ -171,7 +171,7 @@ class _Job:
         with Pool(samples.batches(size, Part.CALIBRATION), labels, fixed, whole) as pool:
             task = Task(
                 student, teacher, features, pool, held_back, mask_of(dense.proto), self.training, self.progress,
-                self.checkpoints, self._fingerprint(models, samples), models.surface,
+                self.checkpoints, self._fingerprint(models, samples), sums, models.surface,
             )  # fmt: skip
             return train(task)
 

@@ -1,0 +1,197 @@
+"""The job of `prune`: trace, measure, decide, rewrite, verify."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from snp_onnx import model_io
+from snp_onnx.calibration.inputs import input_specs
+from snp_onnx.calibration.samples import Part, Samples, open_samples
+from snp_onnx.calibration.sessions import Runtime
+from snp_onnx.passes import summarise
+from snp_onnx.planning.architecture import architecture
+from snp_onnx.planning.decide import eligible
+from snp_onnx.planning.options import Choices, Fold, Target, TargetKind
+from snp_onnx.planning.plan import Saved
+from snp_onnx.tracing import Group, Kind
+from snp_onnx.verbs.bases import change_bases
+from snp_onnx.verbs.carry_out import Candidate, Work, candidate_from_plan, carry_out, tidied
+from snp_onnx.verbs.clocked import clocked
+from snp_onnx.verbs.depth import Descent
+from snp_onnx.verbs.fidelity import Fidelity
+from snp_onnx.verbs.find_plan import find_candidate, plan_of
+from snp_onnx.verbs.latency import Latency
+from snp_onnx.verbs.measure import Calibration, Measured, measure, on_fewer_samples
+from snp_onnx.verbs.result import PruneResult, Report, Stopwatch, stop_reports, versions
+from snp_onnx.verbs.settings import Data, Progress
+from snp_onnx.verbs.settle import held_back_fidelity
+from snp_onnx.verbs.shallower import by_blocks_alone, jointly
+from snp_onnx.verbs.subject import Subject, load_subject, resolve_shapes, trace_at
+from snp_onnx.verbs.verify import verify
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """One run of `prune` with its options checked; a plan is made where there is a target, carried out otherwise."""
+
+    choices: Choices
+    target: Target | None
+    data: Data
+    runtime: Runtime
+    progress: Progress
+    external_as: str | None = None
+
+    def run(self, model: str | os.PathLike[str] | onnx.ModelProto, earlier: Saved | None) -> PruneResult:
+        clock = Stopwatch()
+        self.progress("prepare", 0, 0)
+        with clock("prepare"):
+            dense, prepared, notes = load_subject(model, self.runtime)
+        if self.data.source is None:
+            seen = earlier.plan.input_shapes if earlier is not None else {}
+            subject = self._traced(clock, dense, prepared, notes, seen)
+            return self._carry_out(clock, subject, None, earlier)
+        with clock("read samples"):
+            samples = self._open_samples(prepared)
+        with samples:
+            calibration = Calibration(samples, self.data.batch_size, self.runtime, clock, self.progress)
+            subject = self._traced(clock, dense, prepared, notes, samples.largest_shapes)
+            return self._carry_out(clock, subject, calibration, earlier)
+
+    def _open_samples(self, prepared: onnx.ModelProto) -> Samples:
+        data = self.data
+        return open_samples(
+            data.source, input_specs(prepared), data.preprocess, data.samples, data.seed, data.input_shapes
+        )
+
+    def _traced(
+        self,
+        clock: Stopwatch,
+        dense: model_io.Model,
+        prepared: onnx.ModelProto,
+        notes: Any,
+        seen: Mapping[str, tuple[int, ...]],
+    ) -> Subject:
+        with clock("trace"):
+            shapes = resolve_shapes(prepared, self.data.input_shapes, seen)
+            return trace_at(dense, prepared, notes, shapes, self.runtime, caches=self.choices.caches)
+
+    def _based(self, subject: Subject, calibration: Calibration | None, earlier: Saved | None) -> Subject:
+        """The subject in the bases that the kinds of units need: those of an earlier plan for it, or new ones."""
+        is_same = earlier is not None and earlier.plan.dense_sha256 == subject.dense.sha256
+        given = earlier.bases if earlier is not None and is_same else None
+        return change_bases(subject, self.choices.kinds, self.runtime, calibration, given)
+
+    def _carry_out(
+        self, clock: Stopwatch, subject: Subject, calibration: Calibration | None, earlier: Saved | None
+    ) -> PruneResult:
+        """Decide or take the plan over, rewrite, verify, and compare on the samples held back."""
+        work, candidate = self._found(clock, subject, calibration, earlier)
+        subject, candidate = work.subject, tidied(work, candidate)
+        samples = calibration.samples if calibration is not None else None
+        self.progress("verify", 0, 0)
+        with clock("verify"):
+            feed = next(iter(samples.batches(self.data.batch_size, Part.HELD_OUT))) if samples is not None else None
+            verify(subject.dense.proto, candidate.model, self.runtime, feed)
+        with clock("fidelity"):
+            fidelity: tuple[Fidelity, ...] = ()
+            if calibration is not None:
+                fidelity = held_back_fidelity(subject.dense.proto, candidate.model, calibration)
+        return self._result(work, candidate, samples, fidelity, clock)
+
+    def _found(
+        self, clock: Stopwatch, subject: Subject, calibration: Calibration | None, earlier: Saved | None
+    ) -> tuple[Work, Candidate]:
+        """The candidate, and the work it came out of: on a subject without blocks, where these may go."""
+        descent = Descent(subject, self.choices, self.runtime, calibration)
+        if earlier is not None:
+            subject = self._based(descent.named(earlier.plan.removed), calibration, earlier)
+            earlier.plan.alive(subject.trace)  # a plan for another graph is refused before the samples are run
+            work = self._work(clock, subject, earlier.plan.groups(subject.trace), calibration)
+            return work, candidate_from_plan(work, earlier.plan, earlier.folds)
+        assert self.target is not None  # `prune` asks for one where no plan is given
+        target, kinds = self.target, self.choices.kinds
+        if kinds == {Kind.BLOCKS}:
+            work = self._work(clock, by_blocks_alone(descent, target), (), calibration)
+            return work, carry_out(work, plan_of(work, target, ()))
+
+        def found(shallow: Subject, is_trial: bool) -> tuple[Work, Candidate]:
+            groups = eligible(shallow.trace, self.choices)
+            work = self._work(clock, shallow, groups, calibration, is_trial)
+            return work, find_candidate(work, target)
+
+        if Kind.BLOCKS in kinds:
+            return jointly(descent, target, found)
+        return found(self._based(subject, calibration, None), False)
+
+    def _work(
+        self,
+        clock: Stopwatch,
+        subject: Subject,
+        groups: Sequence[Group],
+        calibration: Calibration | None,
+        is_trial: bool = False,
+    ) -> Work:
+        """What is needed to decide and to carry out; groups are measured on the samples, in a trial on few."""
+        used = on_fewer_samples(calibration) if is_trial and calibration is not None else calibration
+        measured = Measured({}, {}, {}, ())
+        if used is not None and groups:
+            measured = measure(subject, groups, self.choices.fold is Fold.PATCH, used)
+        return Work(subject, measured, self.choices, clock, used, self.external_as)
+
+    def _result(
+        self,
+        work: Work,
+        candidate: Candidate,
+        samples: Samples | None,
+        fidelity: tuple[Fidelity, ...],
+        clock: Stopwatch,
+    ) -> PruneResult:
+        subject = work.subject
+        notes = list(summarise(subject.notes))
+        warnings = [*work.measured.warnings, *candidate.warnings]
+        if samples is not None:
+            notes += samples.notes
+            if samples.is_random:
+                warnings.insert(
+                    0, "RANDOM calibration: statistics of noise; expect the accuracy to suffer, use real inputs"
+                )
+        report = Report(
+            subject.dense_cost(),
+            candidate.cost,
+            candidate.groups(subject, self.choices),
+            stop_reports(subject.trace),
+            fidelity,
+            dict(clock.seconds),
+            dict(candidate.plan.target),
+            self._options(samples),
+            versions(),
+            dict(subject.input_shapes),
+            tuple(notes),
+            tuple(warnings),
+            candidate.plan.removed,
+            self._clocked(work, candidate),
+        )
+        numbers = architecture(subject.trace, candidate.plan.alive(subject.trace))
+        return PruneResult(
+            candidate.model, report, candidate.plan, candidate.folds, subject.bases, numbers, subject.dense.store
+        )
+
+    def _clocked(self, work: Work, candidate: Candidate) -> tuple[Latency, ...]:
+        """The latency of the result, where it was the target."""
+        if self.target is None or self.target.kind is not TargetKind.LATENCY or work.calibration is None:
+            return ()
+        with work.clock("time"):
+            dense, batch = work.subject.dense.proto, self.choices.latency_batch
+            return (clocked(dense, candidate.model, work.calibration, batch),)
+
+    def _options(self, samples: Samples | None) -> dict[str, Any]:
+        used = self.choices.record()
+        used["samples"] = samples.count if samples is not None else 0
+        used["batch_size"] = self.data.batch_size
+        used["provider"] = self.runtime.provider
+        return used
