@@ -16,7 +16,7 @@ from PIL import Image
 
 from snp_onnx import model_io
 from snp_onnx.errors import PassError
-from snp_onnx.verbs import prune as prune_module
+from snp_onnx.verbs import job as job_module
 from tests.command_line import Bench, Outcome, bench, call, files, images, small
 from tests.graphs import Net
 
@@ -465,7 +465,7 @@ def test_failed_verification_is_our_bug(
     def fail(*_: object) -> None:
         raise PassError("the pruned model is bad")
 
-    monkeypatch.setattr(prune_module, "verify", fail)
+    monkeypatch.setattr(job_module, "verify", fail)
     assert_refused(here.prune(capsys), 1, "the pruned model is bad")
     assert here.output.read_bytes() == OLD
 
@@ -477,7 +477,7 @@ def test_an_unexpected_error_is_one_line_too(
         raise ZeroDivisionError("first line\nsecond line")
 
     monkeypatch.delenv("SNP_ONNX_TRACEBACK", raising=False)
-    monkeypatch.setattr(prune_module, "find_candidate", fail)
+    monkeypatch.setattr(job_module, "find_candidate", fail)
     assert_refused(here.prune(capsys), 1, "ZeroDivisionError", "first line second line", "SNP_ONNX_TRACEBACK")
     assert here.output.read_bytes() == OLD
     monkeypatch.setenv("SNP_ONNX_TRACEBACK", "1")

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from snp_onnx.verbs import prune as prune_module
+from snp_onnx.verbs import job as job_module
 from tests.command_line import (
     DIGITS,
     DIGITS_DATA,
@@ -109,6 +109,6 @@ def test_compare_checks_its_options(here: Bench, capsys: Capture) -> None:
 
 
 def test_a_bug_is_not_the_users(here: Bench, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prune_module, "verify", lambda *_: 1 / 0)
+    monkeypatch.setattr(job_module, "verify", lambda *_: 1 / 0)
     monkeypatch.delenv("SNP_ONNX_TRACEBACK", raising=False)
     assert here.prune(capsys).code == 1

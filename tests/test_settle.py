@@ -99,7 +99,7 @@ def test_the_bound_holds_closely(preset: str) -> None:
 
 
 def test_calibration_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from snp_onnx.verbs import prune as verb
+    from snp_onnx.verbs import job as verb
 
     calls: list[int] = []
     honest = verb.measure
