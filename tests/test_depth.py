@@ -144,6 +144,12 @@ def test_a_plan_carries_blocks(tmp_path: Path) -> None:
     assert difference(run(result.model, images(8)), run(again.model, images(8))) < 1e-5
     anew = snp_onnx.prune(dense, images(), plan=tmp_path / "plan.json")
     assert difference(run(result.model, images(8)), run(anew.model, images(8))) < 1e-3
+    (tmp_path / "plan.npz").unlink()
+    bare = snp_onnx.prune(dense, plan=tmp_path / "plan.json")
+    assert any("without folding" in warning for warning in bare.report.warnings)
+    blocks = snp_onnx.prune(dense, images(), target_macs=0.8, units=["blocks"])
+    assert snp_onnx.prune(dense, plan=blocks.plan).report.warnings
+    assert not snp_onnx.prune(dense, plan=replace(blocks.plan, options={"refine": "none"})).report.warnings
     assert Plan.from_json(result.plan.to_json()) == result.plan
     assert [d.block for d in result.plan.removed] == json.loads(result.plan.summary())["blocks"]
 
@@ -220,6 +226,8 @@ def test_transformers_lose_branches(name: str) -> None:
     assert kinds <= {"attention", "feed-forward", "layer"}
     joint = snp_onnx.prune(dense, data, target_macs=0.6, units=["channels", "heads", "blocks"])
     assert joint.report.pruned.macs <= 0.6 * joint.report.dense.macs
+    assert alone.architecture is not None
+    assert alone.architecture["removed_blocks"] == [block.block for block in alone.report.removed]
     for model in (alone.model, joint.model):
         onnx.checker.check_model(model, full_check=True)
         assert all(np.isfinite(output).all() for output in run(model, case.other_feed))

@@ -19,13 +19,21 @@ from snp_onnx.tracing.groups import Mask
 Numbers = Mapping[str, int | list[int]]
 
 
-def architecture(trace: Trace, alive: Mask) -> dict[str, Any] | None:
-    """Head counts and widths after `alive` and, under "dense", before; None where none changed or no attention is."""
-    heads = any(group.kind is Kind.HEADS for group in trace.groups)
-    if not (heads or trace.products or any("Attention" in op.type for op in trace.ops)):
+def architecture(
+    trace: Trace, alive: Mask, dense: Trace | None = None, removed: Sequence[str] = ()
+) -> dict[str, Any] | None:
+    """Head counts and widths after `alive` and, under "dense", before; None where none changed or no attention is.
+
+    Where blocks were `removed` before (their names), `dense` is the trace with them.
+    """
+    whole = dense or trace
+    heads = any(group.kind is Kind.HEADS for group in whole.groups)
+    if not (heads or whole.products or any("Attention" in op.type for op in whole.ops)):
         return None
-    every = np.ones_like(alive)
-    before, after = _numbers(trace, every), _numbers(trace, alive)
+    before = _numbers(whole, np.ones(whole.label_count, dtype=np.bool_))
+    after: dict[str, Any] = {**_numbers(trace, alive)}
+    if removed:
+        after["removed_blocks"] = list(removed)
     return None if before == after else {**after, "dense": before}
 
 

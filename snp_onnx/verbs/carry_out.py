@@ -166,8 +166,9 @@ def candidate_from_plan(work: Work, plan: Plan, saved: Folds | None) -> Candidat
     same = plan.dense_sha256 == subject.dense.sha256
     if saved and same:
         return _cut(work, plan, alive, Folding(_fitting(subject, saved), ()))
+    as_removed = not plan.removed or plan.options.get("refine", Refine.NONE) == Refine.NONE
     as_cut = plan.options.get("fold") == Fold.NONE and plan.options.get("refine", Refine.NONE) == Refine.NONE
-    if alive.all() or (same and as_cut):
+    if (alive.all() and as_removed) or (same and as_cut):
         return _cut(work, plan, alive, Folding({}, ()))
     why = "its folded weights are missing or another plan's" if same else "the plan was made for another model"
     warning = f"cut without folding, because no calibration was given and {why}: the accuracy will suffer"

@@ -176,7 +176,9 @@ class Job:
             candidate.plan.removed,
             self._clocked(work, candidate),
         )
-        numbers = architecture(subject.trace, candidate.plan.alive(subject.trace))
+        whole = subject.depth.whole.trace if subject.depth is not None else None
+        gone = [decision.block for decision in candidate.plan.removed]
+        numbers = architecture(subject.trace, candidate.plan.alive(subject.trace), whole, gone)
         return PruneResult(
             candidate.model, report, candidate.plan, candidate.folds, subject.bases, numbers, subject.dense.store
         )
