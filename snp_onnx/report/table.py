@@ -163,11 +163,13 @@ def _fidelity(outputs: Iterable[Fidelity], title: str) -> Table:
 
 
 def _latency(entries: Iterable[Latency]) -> Table:
-    table = _table("latency, interleaved runs", ("batch", "dense ms", "pruned ms", "ratio", "quartiles", "runs"))
+    table = _table(
+        "latency, interleaved runs", ("batch", "dense ms", "pruned ms", "ratio", "quartiles", "undisturbed", "runs")
+    )
     for entry in entries:
         quartiles = f"{entry.ratio_low:.3f} .. {entry.ratio_high:.3f}"
         times = f"{entry.dense_ms:.3f}", f"{entry.pruned_ms:.3f}", f"{entry.ratio:.3f}"
-        table.add_row(str(entry.batch), *times, quartiles, str(entry.rounds))
+        table.add_row(str(entry.batch), *times, quartiles, f"{entry.undisturbed:.3f}", str(entry.rounds))
     return table
 
 

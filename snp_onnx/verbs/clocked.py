@@ -21,7 +21,7 @@ from snp_onnx.verbs.latency import Latency, measure_latency
 from snp_onnx.verbs.measure import Calibration
 
 PROBES = 7
-ROUNDS, SECONDS = 60, 3.0
+ROUNDS, SECONDS = 200, 4.0
 """Of each measurement: runs of both models, and about how long they may take."""
 
 
@@ -42,15 +42,12 @@ def within_latency(
     `decide` makes the plan of a MACs target, `ratio` cuts and times it; `least` and `most` bound the share of the MACs.
     """
     low, high, best = least, most, None
-    for probe in range(PROBES):
-        share = most if probe == 0 else 0.5 * (low + high)
-        plan = decide(Target(TargetKind.MACS, min(1.0, share)))
-        if ratio(plan) <= target.value:
-            low, best = share, plan
-            if probe == 0:
-                break
-        else:
-            high = share
+    if most < 1.0:  # blocks are gone: that may do already
+        best = _meeting(target, decide, ratio, most)
+    for _ in range(PROBES if best is None else 0):
+        share = 0.5 * (low + high)
+        plan = _meeting(target, decide, ratio, share)
+        low, high, best = (low, share, best) if plan is None else (share, high, plan)
     if best is None:
         plan = decide(Target(TargetKind.MACS, min(1.0, least * (1.0 + 1e-9))))
         found = ratio(plan)
@@ -61,3 +58,11 @@ def within_latency(
             )
         best = plan
     return best
+
+
+def _meeting(
+    target: Target, decide: Callable[[Target], Plan], ratio: Callable[[Plan], float], share: float
+) -> Plan | None:
+    """The plan for a share of the MACs, if it meets the target."""
+    plan = decide(Target(TargetKind.MACS, min(1.0, share)))
+    return plan if ratio(plan) <= target.value else None

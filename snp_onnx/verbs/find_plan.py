@@ -55,7 +55,7 @@ def _within_latency(work: Work, target: Target, paths: tuple[Path, ...], table: 
     def ratio(plan: Plan) -> float:
         with work.clock("time"):
             model = cut_only(work, plan).model
-            return clocked(subject.dense.proto, model, calibration, chosen.latency_batch).ratio
+            return clocked(subject.dense.proto, model, calibration, chosen.latency_batch).undisturbed
 
     least = table.cost(smallest(paths, chosen.min_units, chosen.round_to)) / dense
     most = subject.cost_now().macs / dense

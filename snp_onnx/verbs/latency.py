@@ -15,7 +15,10 @@ from snp_onnx.calibration.sessions import run
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Medians in milliseconds and the ratio pruned/dense, run by run: its median and its quartiles."""
+    """Medians in milliseconds and the ratio pruned/dense, run by run: its median and its quartiles.
+
+    `undisturbed` is the ratio of the first quintiles, each model's own: other work on the machine only ever adds time.
+    """
 
     batch: int
     rounds: int
@@ -24,6 +27,7 @@ class Latency:
     ratio: float
     ratio_low: float
     ratio_high: float
+    undisturbed: float
 
 
 def measure_latency(
@@ -52,7 +56,9 @@ def measure_latency(
     medians = np.median(pairs, axis=0) * 1000
     first = next(iter(feed.values()))
     batch = first.shape[0] if first.ndim else 1
-    return Latency(batch, len(times), float(medians[0]), float(medians[1]), float(middle), float(low), float(high))
+    quick = np.percentile(pairs, 20, axis=0)
+    middles = float(medians[0]), float(medians[1]), float(middle)
+    return Latency(batch, len(times), *middles, float(low), float(high), float(quick[1] / quick[0]))
 
 
 def _timed(session: Any, feed: Mapping[str, npt.NDArray[Any]]) -> float:

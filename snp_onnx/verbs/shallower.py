@@ -104,7 +104,7 @@ def kept(descent: Descent, subject: Subject, target: Target) -> float:
     if target.kind is TargetKind.LATENCY:
         assert descent.calibration is not None
         batch = descent.choices.latency_batch
-        return clocked(subject.dense.proto, subject.prepared, descent.calibration, batch).ratio
+        return clocked(subject.dense.proto, subject.prepared, descent.calibration, batch).undisturbed
     now, dense = subject.cost_now(), subject.dense_cost()
     return _counted(now, target.kind) / max(_counted(dense, target.kind), 1e-9)
 
