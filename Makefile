@@ -47,6 +47,9 @@ bench: .venv/.ready ## measure accuracy, validity and cost on the benchmark mode
 	$(DEV)/python -m tools.bench.pass_cost
 	$(DEV)/python -m tools.bench.mobilenet
 	$(DEV)/python -m tools.bench.concat
+	$(DEV)/python -m tools.bench.depth
+	$(DEV)/python -m tools.bench.depth --latency 0.5
+	$(DEV)/python -m tools.bench.robustness
 	$(DEV)/python -m tools.bench.sensitivity --preset all
 	$(DEV)/python -m tools.bench.large 125m 350m
 

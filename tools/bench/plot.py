@@ -51,7 +51,7 @@ def draw_depth(paths: Mapping[str, tuple[Curve, Curve]], path: Path) -> None:
                 for axes, curve in ((upper, similar), (lower, accurate)):
                     if curve:
                         axes.plot(*zip(*curve, strict=True), **look)
-            upper.set(ylabel="similarity of the representation")
+            upper.set(ylabel="similarity")
             upper.set_title("ResNet-56, CIFAR-10: blocks removed, no training", loc="left", fontsize=11)
             lower.set(xlabel="MACs kept", ylabel="top-1, %")
             lower.legend(loc="lower right", fontsize=8.5, frameon=True, edgecolor="none")
