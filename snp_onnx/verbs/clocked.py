@@ -21,7 +21,7 @@ from snp_onnx.verbs.latency import Latency, measure_latency
 from snp_onnx.verbs.measure import Calibration
 
 PROBES = 7
-ROUNDS, SECONDS = 200, 4.0
+ROUNDS, SECONDS = 200, 2.0
 """Of each measurement: runs of both models, and about how long they may take."""
 
 

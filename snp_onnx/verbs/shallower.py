@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from snp_onnx.cost import Cost
 from snp_onnx.errors import TargetError
@@ -15,9 +16,6 @@ from snp_onnx.verbs.subject import Subject
 
 STRIDE = 8
 """A joint search looks at about so many depths between none and all that the target needs."""
-
-PATIENCE = 2
-"""It ends after so many of them were worse than the best."""
 
 Find = Callable[[Subject, bool], tuple[Work, Candidate]]
 """Widths for a subject whose blocks are chosen; as a trial on few samples, or for good."""
@@ -57,46 +55,44 @@ def _above(descent: Descent, target: Target) -> Subject:
 def jointly(descent: Descent, target: Target, find: Find) -> tuple[Work, Candidate]:
     """The depth whose widths, cut to the target, leave the smallest error on the samples held back.
 
-    Errors fall and then rise as more blocks go, so the search stops soon after they rise.
+    In strides from none to as many blocks as the target needs alone, then the depths beside the best one: errors don't
+    fall and rise once, because what a width saves in time comes in steps.
     """
-    best: tuple[float, Subject] | None = None
-    worse = 0
+    depths = list(_depths(descent, target))
+    stride = max(1, round((len(depths) - 1) / STRIDE))
+    tried: dict[int, float] = {}
     reason: TargetError | None = None
-    for subject in _depths(descent, target):
+    for place in sorted({*range(0, len(depths), stride), len(depths) - 1}):
         try:
-            work, candidate = find(subject, True)
+            tried[place] = _error(depths[place], find)
         except TargetError as problem:  # too few units left to cut, or none
             reason = problem
-            continue
-        assert work.calibration is not None
-        error = mean_error(held_back_fidelity(subject.dense.proto, candidate.model, work.calibration))
-        worse = 0 if best is None or error < best[0] else worse + 1
-        if worse == 0:
-            best = error, subject
-        if worse == PATIENCE:
-            break
-    if best is None:
+    if not tried:
         assert reason is not None
         raise reason
-    return find(descent.finished(best[1]), False)
+    best = min(tried, key=lambda place: tried[place])
+    for place in (best - stride // 2, best + stride // 2):
+        if 0 <= place < len(depths) and place not in tried:
+            with suppress(TargetError):
+                tried[place] = _error(depths[place], find)
+    best = min(tried, key=lambda place: tried[place])
+    return find(descent.finished(depths[best]), False)
+
+
+def _error(subject: Subject, find: Find) -> float:
+    """The error that a depth has in a trial."""
+    work, candidate = find(subject, True)
+    assert work.calibration is not None
+    return mean_error(held_back_fidelity(subject.dense.proto, candidate.model, work.calibration))
 
 
 def _depths(descent: Descent, target: Target) -> Iterator[Subject]:
-    """No block gone, then ever more, in strides, until blocks alone meet the target."""
+    """No block gone, then one more each time, until blocks alone meet the target."""
     yield descent.whole
-    stride, last = 1, descent.whole
-    for number, subject in enumerate(descent.steps(), 1):
-        share = kept(descent, subject, target)
-        if number == 1:
-            saved = 1.0 - subject.cost_now().macs / descent.whole.dense_cost().macs
-            stride = max(1, round((1.0 - target.value) / max(saved, 1e-3) / STRIDE))
-        if share <= target.value or number % stride == 0:
-            yield subject
-        if share <= target.value:
+    for subject in descent.steps():
+        yield subject
+        if kept(descent, subject, target) <= target.value:
             return
-        last = subject
-    if last.depth is not None and len(last.depth.decisions) % stride:
-        yield last
 
 
 def kept(descent: Descent, subject: Subject, target: Target) -> float:

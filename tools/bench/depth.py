@@ -63,9 +63,10 @@ def main() -> None:
 def _at_latency(target: float) -> str:
     """Top-1 of the three ways to a latency, measured again at the end."""
     rows = []
-    for name, units in {"widths": ["channels"], "blocks": ["blocks"], "both": ["channels", "blocks"]}.items():
+    ways = {"widths": ["channels"], "blocks": ["blocks"], "both": ["channels", "blocks"]}
+    for name, units in ways.items():
         data, dense = {"input": calibration_images(0)}, material.model(MODEL)
-        result = snp_onnx.prune(dense, data, target_latency=target, units=units, threads=1, **OPTIONS)
+        result = snp_onnx.prune(dense, data, target_latency=target, units=units, round_to=8, threads=1, **OPTIONS)
         timed = snp_onnx.compare(dense, result.model, data, latency=True, samples=64, threads=1, **OPTIONS).latency[0]
         ratio = f"{timed.undisturbed:.3f} ({timed.ratio:.3f}, {timed.ratio_low:.3f} .. {timed.ratio_high:.3f})"
         macs = result.report.pruned.macs / result.report.dense.macs
