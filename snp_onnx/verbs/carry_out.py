@@ -36,6 +36,8 @@ class Work:
     clock: Stopwatch
     calibration: Calibration | None = None
     external_as: str | None = None
+    is_trial: bool = False
+    """Whether what comes out is only compared with other depths, all solved anew on few samples."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +70,7 @@ def carry_out(work: Work, plan: Plan) -> Candidate:
     so.
     """
     alive = plan.alive(work.subject.trace)
-    if alive.all():
+    if alive.all() and (work.subject.depth is None or not work.is_trial):
         return cut_only(work, plan)
     ways = [("cut", cut_only(work, plan))]
     if work.choices.fold is not Fold.NONE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx
@@ -137,11 +137,13 @@ class Job:
         is_trial: bool = False,
     ) -> Work:
         """What is needed to decide and to carry out; groups are measured on the samples, in a trial on few."""
-        used = on_fewer_samples(calibration) if is_trial and calibration is not None else calibration
+        used = calibration
+        if is_trial and calibration is not None:  # with joint steps: they help deep and wide networks unlike
+            used = replace(on_fewer_samples(calibration), is_trial=False)
         measured = Measured({}, {}, {}, ())
         if used is not None and groups:
             measured = measure(subject, groups, self.choices.fold is Fold.PATCH, used)
-        return Work(subject, measured, self.choices, clock, used, self.external_as)
+        return Work(subject, measured, self.choices, clock, used, self.external_as, is_trial)
 
     def _result(
         self,
