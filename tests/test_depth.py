@@ -21,6 +21,7 @@ from snp_onnx.planning.plan import BlockDecision, Plan, save_plan
 from snp_onnx.tracing import find_blocks
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.verbs.fidelity import Fidelity
+from tests.command_line import call
 from tests.graphs import Net, feed_for
 from tests.oracles import difference, run, traced
 
@@ -258,3 +259,23 @@ def test_a_measured_latency_is_a_target() -> None:
         assert 0.3 < result.report.pruned.macs / result.report.dense.macs < 0.95
     with pytest.raises(TargetError, match="target-latency"):
         snp_onnx.prune(net.model(), data, units=["channels"], **{**options, "target_latency": 0.001})
+
+
+def test_the_command_line_takes_every_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Blocks with all their options, to a latency, with caches allowed to go where there are none."""
+    onnx.save(network(), tmp_path / "dense.onnx")
+    np.savez(tmp_path / "data.npz", **images(40))
+    words = ["prune", str(tmp_path / "dense.onnx"), str(tmp_path / "small.onnx")]
+    words += ["--calibration", str(tmp_path / "data.npz"), "--units", "blocks", "--refine", "none"]
+    words += ["--target-latency", "0.95", "--latency-batch", "4", "--caches", "--report", str(tmp_path / "r.json")]
+    words += ["--similarity", "cosine", "--ranking-samples", "16", "--min-blocks", "1"]
+    dense = prepare(network()).model
+    last = next(node.output[0] for node in dense.graph.node if node.op_type == "Flatten")
+    found = call(capsys, *words, "--representation", last)
+    assert found.code == 0, found.err
+    assert "blocks removed, in order" in found.out
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["options"]["representation"] == last
+    assert report["options"]["caches"] is True
+    assert report["latency"][0]["batch"] == 4
+    assert report["removed"][0]["similarity"] > 0.5
