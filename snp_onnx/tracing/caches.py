@@ -18,9 +18,8 @@ _FUSED = frozenset(("Attention", "MultiHeadAttention", "GroupQueryAttention"))
 def possible_caches(model: onnx.ModelProto, tracer: Tracer) -> frozenset[AxisOf]:
     """Axes that could count heads: of inputs and outputs with four axes or more, all but the first."""
     names = [value.name for value in (*model.graph.input, *model.graph.output) if tracer.knows(value.name)]
-    return frozenset(
-        (name, axis) for name in names for axis in range(1, len(tracer.shape(name)) * (len(tracer.shape(name)) > 3))
-    )
+    ranks = {name: len(tracer.shape(name)) for name in names}
+    return frozenset((name, axis) for name, rank in ranks.items() if rank > 3 for axis in range(1, rank))
 
 
 def find_caches(model: onnx.ModelProto, tracer: Tracer, ops: Sequence[Op]) -> frozenset[AxisOf]:

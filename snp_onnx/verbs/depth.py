@@ -56,9 +56,9 @@ class Descent:
             self.whole.prepared, self.representation, self._batches(), self.runtime, self.whole.trace.mask
         )
 
-    def steps(self, start: Subject | None = None) -> Iterator[Subject]:
+    def steps(self) -> Iterator[Subject]:
         """The subject with one more block gone each time, until no other may go."""
-        subject = start or self.whole
+        subject = self.whole
         while (block := self._next(subject)) is not None:
             subject = self.without(subject, *block)
             yield subject
