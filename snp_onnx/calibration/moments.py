@@ -117,8 +117,8 @@ class Moments:
 
     `gram_sum` (C, C) and `cross_sum` (C, D) in activation² units, `sum` (C,) in activation units, all float64. Columns
     of patches are ordered like `W.reshape(O, -1)`: unit by unit, window positions innermost. Where X has fewer rows
-    than columns, `rows` (n, C) may be there in place of `gram_sum`, which is then made of them when asked for. Where only
-    the diagonal was wanted, `square_sum` (C,) is there in place of both.
+    than columns, `rows` (n, C) may be there in place of `gram_sum`, which is then made of them when asked for.
+    Where only the diagonal was wanted, `square_sum` (C,) is there in place of both.
     """
 
     gram_sum: NDArray[np.float64] | None
@@ -198,7 +198,8 @@ def row_strides(
 ) -> tuple[int, ...]:
     """A lattice that reads about max(at_least, per_unit · units / samples) positions of each sample.
 
-    Of more than 1,024 samples `at_least` counts for so many alone, and is shared by all. The largest stride, the same on every row axis but never more than its extent, that still reads that many whatever
+    Of more than 1,024 samples `at_least` counts for so many alone, and is shared by all. The lattice has the largest
+    stride, the same on every row axis but never more than its extent, that still reads that many whatever
     the offset; () where all positions are needed. `shape` is the tensor's (for patches: the output positions').
 
     >>> row_strides((1, 16, 32, 32), axis=1, samples=512, units=144)

@@ -73,12 +73,23 @@ def refit_layers(
     rows = joined_rows(flow, calibration.batch_size, calibration.count)
     small = replace(calibration, batch_size=min([rows, *(most_rows(flow, c) for found in chains for c in found)]))
     feeds = feeds_beside(small.batches(Part.CALIBRATION), surface)
-    with Walk(both, feeds, calibration.runtime) as walk:
+    with Walk(both, feeds, calibration.runtime, _sizes(flow, alive)) as walk:
         refitting = _Refitting(walk, pair.weights, REFIT_RIDGE * ridge, calibration.count, keep)
         for number, step in enumerate(steps):
             calibration.progress("refit", number, len(steps))
             refitting.take(step, [name for later in steps[number + 1 :] for name in later.wanted])
     return refitting.values
+
+
+def _sizes(flow: Flow, alive: Mask) -> dict[str, float]:
+    """Elements of one sample's activations, in the dense model and about as many as in the pruned one."""
+    found: dict[str, float] = {}
+    for name, shape in flow.trace.facts.shapes.items():
+        if shape and not flow.weights.knows(name):
+            found[DENSE + name] = float(np.prod(shape[1:]))
+            shares = [float(alive[labels].mean()) for labels in flow.trace.axes.get(name, ()) if len(labels)]
+            found[name] = found[DENSE + name] * float(np.prod(shares))
+    return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
