@@ -228,7 +228,7 @@ def test_windows_of_too_many_columns_are_read_by_channel() -> None:
     for units, view in ((PATCH_COLUMNS // 9, View.PATCHES), (PATCH_COLUMNS // 9 + 1, View.CHANNELS)):
         model = pair(3, units=units)
         found = traced(model, feed_for(model, 1))
-        assert [r.request.view for r in readings(found, found.groups, 5, patches=True).values()] == [view]
+        assert [r.request.view for r in readings(found, found.groups, 5000, patches=True).values()] == [view]
 
 
 # folding

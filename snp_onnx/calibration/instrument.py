@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from snp_onnx.calibration.emitter import END, PREFIX, Emitter
-from snp_onnx.calibration.moments import MomentRequest, Window
+from snp_onnx.calibration.moments import MomentRequest, Squares, Window
 from snp_onnx.errors import ModelError
 from snp_onnx.tracing.op import read_by
 
@@ -22,10 +22,10 @@ OLDEST_OPSET = 9
 class Sums:
     """Names of the graph outputs that answer one request.
 
-    X itself stands for its Gram matrix where `is_rows`; its column energies do where only they are wanted.
+    X itself stands for its Gram matrix where `is_rows`; its column energies, or nothing, where no more is wanted.
     """
 
-    gram: str
+    gram: str | None
     sum: str
     count: str
     cross: str | None
@@ -94,6 +94,8 @@ def _require_tensors(graph: onnx.GraphProto, requests: Iterable[MomentRequest]) 
 
 def _sums(emitter: Emitter, request: MomentRequest, is_rows: bool) -> Sums:
     """The nodes from the requested tensors to their sums."""
+    if request.is_product and request.cross_with is not None:
+        return _product_sums(emitter, request, request.cross_with)
     offset = _offset(emitter, request)
     mask = _mask(emitter, request, offset)
     x = _matrix(emitter, request, _columns(emitter, request, offset), mask)
@@ -103,11 +105,34 @@ def _sums(emitter: Emitter, request: MomentRequest, is_rows: bool) -> Sums:
             wide = _windows(emitter, request, request.cross_with, request.cross_window, (), None)
         else:
             wide = _positions(emitter, request, request.cross_with, offset)
-        y = _matrix(emitter, request, wide, mask)
-        cross = emitter.product(x, y)
-    is_rows = is_rows and not request.only_energies
-    gram = emitter.squares(x) if request.only_energies else x if is_rows else emitter.product(x, x)
-    return Sums(gram, emitter.sum(x, [0]), _count(emitter, request, x, mask), cross, is_rows)
+        cross = emitter.product(x, _matrix(emitter, request, wide, mask))
+    is_rows = is_rows and request.squares is Squares.GRAM
+    return Sums(
+        _squares(emitter, request, x, is_rows),
+        emitter.sum(x, [0]),
+        _count(emitter, request, x, mask),
+        cross,
+        is_rows,
+    )
+
+
+def _squares(emitter: Emitter, request: MomentRequest, x: str, is_rows: bool) -> str | None:
+    """What is wanted of XᵀX, or X itself."""
+    if request.squares is Squares.NONE:
+        return None
+    if request.squares is Squares.ENERGIES:
+        return emitter.squares(x)
+    return x if is_rows else emitter.product(x, x)
+
+
+def _product_sums(emitter: Emitter, request: MomentRequest, other: str) -> Sums:
+    """XᵀY sample by sample, then summed: nothing is laid out anew but the last two axes of the narrower tensor."""
+    flat = emitter.ints([0, 0, -1])
+    x, y = (emitter.emit("Reshape", _float(emitter, tensor), flat) for tensor in (request.tensor, other))
+    each = emitter.emit("MatMul", x, emitter.emit("Transpose", y, perm=[0, 2, 1]))
+    extents = emitter.emit("Gather", emitter.emit("Shape", x), emitter.ints([0, 2]), axis=0)
+    count = emitter.emit("ReduceProd", extents, keepdims=1)
+    return Sums(None, emitter.sum(x, [0, 2]), count, emitter.sum(each, [0]))
 
 
 def _count(emitter: Emitter, request: MomentRequest, x: str, mask: str | None) -> str:
@@ -251,7 +276,8 @@ def _assemble(instrumented: Instrumented, model: onnx.ModelProto, emitter: Emitt
     counts = {sums.count for sums in instrumented.sums}
     vectors = {sums.sum for sums in instrumented.sums}
     for request, sums in zip(instrumented.requests, instrumented.sums, strict=True):
-        vectors |= {sums.gram} if request.only_energies else set()
+        if request.squares is Squares.ENERGIES and sums.gram is not None:
+            vectors.add(sums.gram)
     for name in instrumented.outputs:
         if name in instrumented.kept:
             result.graph.output.append(onnx.ValueInfoProto(name=name))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from snp_onnx.calibration.moments import MomentRequest, View, Window, row_strides
+from snp_onnx.calibration.moments import MomentRequest, Squares, View, Window, row_strides
 from snp_onnx.tracing import Group, Linear, Trace
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.labels import Labels
@@ -196,7 +196,9 @@ def total_requests(flow: Flow, linears: Iterable[Linear], samples: int) -> dict[
         if shape[axis] <= WIDEST_TOTAL and is_product:
             lattice = row_strides(shape, axis, samples, shape[axis], per_unit=4, at_least=4)
             mask = flow.trace.row_mask(total, axis)
-            found[linear] = MomentRequest(total, axis, len(shape), lattice=lattice, row_mask=mask, only_energies=True)
+            found[linear] = MomentRequest(
+                total, axis, len(shape), lattice=lattice, row_mask=mask, squares=Squares.ENERGIES
+            )
     return found
 
 

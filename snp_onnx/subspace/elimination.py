@@ -146,7 +146,7 @@ class _Remaining:
     @property
     def most_removals(self) -> int:
         """How many units a round has room for."""
-        return self.F.shape[1] // self.blocks.shape[1]
+        return int(self.F.shape[1]) // int(self.blocks.shape[1])
 
     def costs(self) -> Vector:
         """(U,) tr(W_u ([H⁻¹]_uu)⁻¹ W_uᵀ); removed units cost 0."""

@@ -20,7 +20,7 @@ import onnx
 from onnx import numpy_helper
 from scipy import linalg
 
-from snp_onnx.calibration.moments import MomentRequest, Moments
+from snp_onnx.calibration.moments import MomentRequest, Moments, Squares
 from snp_onnx.calibration.tangents import Link, Region, Tangent
 from snp_onnx.calibration.walk import Walk
 from snp_onnx.planning.aims import Layer
@@ -175,4 +175,5 @@ def _request(producer: Layer, tensor: str) -> MomentRequest:
         row_mask=reading.row_mask,
         cross_with=producer.linear.input,
         cross_window=reading.window,
+        squares=Squares.NONE,
     )

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from snp_onnx.calibration.moments import MomentRequest, Moments
+from snp_onnx.calibration.moments import MomentRequest, Moments, Squares
 from snp_onnx.calibration.samples import Part
 from snp_onnx.calibration.segments import DENSE, beside, feeds_beside
 from snp_onnx.calibration.walk import Walk
@@ -108,7 +108,7 @@ class _Step:
         pair.graph.node.extend(_aim_nodes(name, aim, pair.graph))
         inputs = replace(aim.layer.reading.request, cross_with=name)
         outputs = MomentRequest(
-            name, inputs.axis, inputs.rank, lattice=inputs.lattice, row_mask=inputs.row_mask, only_energies=True
+            name, inputs.axis, inputs.rank, lattice=inputs.lattice, row_mask=inputs.row_mask, squares=Squares.ENERGIES
         )
         joints = tuple(
             Joint.of(pair, f"joint::{number}::{place}", chain, aim.layer, name, every)
