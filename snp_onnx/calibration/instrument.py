@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from snp_onnx.calibration.displacements import cross_products, is_by_displacement, products
 from snp_onnx.calibration.emitter import END, PREFIX, Emitter
 from snp_onnx.calibration.moments import MomentRequest, Squares, Window
 from snp_onnx.errors import ModelError
@@ -23,6 +24,7 @@ class Sums:
     """Names of the graph outputs that answer one request.
 
     X itself stands for its Gram matrix where `is_rows`; its column energies, or nothing, where no more is wanted.
+    Where `is_displaced`, Gram matrix and sum are in the form of `displacements`.
     """
 
     gram: str | None
@@ -30,6 +32,7 @@ class Sums:
     count: str
     cross: str | None
     is_rows: bool = False
+    is_displaced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,8 @@ def _sums(emitter: Emitter, request: MomentRequest, is_rows: bool) -> Sums:
     """The nodes from the requested tensors to their sums."""
     if request.is_product and request.cross_with is not None:
         return _product_sums(emitter, request, request.cross_with)
+    if is_by_displacement(request, emitter.opset):
+        return _displaced_sums(emitter, request)
     offset = _offset(emitter, request)
     mask = _mask(emitter, request, offset)
     x = _matrix(emitter, request, _columns(emitter, request, offset), mask)
@@ -123,6 +128,18 @@ def _squares(emitter: Emitter, request: MomentRequest, x: str, is_rows: bool) ->
     if request.squares is Squares.ENERGIES:
         return emitter.squares(x)
     return x if is_rows else emitter.product(x, x)
+
+
+def _displaced_sums(emitter: Emitter, request: MomentRequest) -> Sums:
+    """Every position of a plain window: what is alike in many blocks of the Gram matrix is computed once."""
+    layout = [*request.row_axes, request.axis]
+    maps = emitter.transpose(_float(emitter, request.tensor), layout)
+    gram, total = products(emitter, maps)
+    extents = emitter.emit("Gather", emitter.emit("Shape", maps), emitter.ints([0, 1, 2]), axis=0)
+    cross = None
+    if request.cross_with is not None:
+        cross = cross_products(emitter, maps, emitter.transpose(_float(emitter, request.cross_with), layout))
+    return Sums(gram, total, emitter.emit("ReduceProd", extents, keepdims=1), cross, is_displaced=True)
 
 
 def _product_sums(emitter: Emitter, request: MomentRequest, other: str) -> Sums:
@@ -278,6 +295,8 @@ def _assemble(instrumented: Instrumented, model: onnx.ModelProto, emitter: Emitt
     for request, sums in zip(instrumented.requests, instrumented.sums, strict=True):
         if request.squares is Squares.ENERGIES and sums.gram is not None:
             vectors.add(sums.gram)
+        if sums.is_displaced:
+            vectors.discard(sums.sum)
     for name in instrumented.outputs:
         if name in instrumented.kept:
             result.graph.output.append(onnx.ValueInfoProto(name=name))

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from snp_onnx.calibration.displacements import gram_of, sum_of
 from snp_onnx.calibration.instrument import PHASE, Instrumented, instrument
 from snp_onnx.calibration.moments import MomentRequest, Moments, Squares
 from snp_onnx.calibration.sessions import Runtime, open_session, run
@@ -166,8 +167,10 @@ def _added_up(
         if s.is_rows and s.gram:
             found[request.key] = _row_moments(rows[s.gram], int(totals[s.count].sum()))
         else:
-            parts = (totals[name] if name else None for name in (s.gram, s.sum, s.count, s.cross))
-            found[request.key] = _moments(request, *parts)
+            gram, total, count, cross = (totals[name] if name else None for name in (s.gram, s.sum, s.count, s.cross))
+            if s.is_displaced and gram is not None and total is not None:
+                gram, total = gram_of(gram), sum_of(total)
+            found[request.key] = _moments(request, gram, total, count, cross)
     return found
 
 
