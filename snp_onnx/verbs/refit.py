@@ -21,7 +21,7 @@ from snp_onnx.calibration.samples import Part
 from snp_onnx.calibration.segments import DENSE, beside, feeds_beside
 from snp_onnx.calibration.walk import Walk
 from snp_onnx.planning.aims import Aim, Layer, find_aims
-from snp_onnx.planning.chains import Chain, find_chains
+from snp_onnx.planning.chains import Chain, find_chains, worth_a_step
 from snp_onnx.planning.detours import Detour
 from snp_onnx.planning.rations import joined_rows, joint_every, most_rows, most_samples
 from snp_onnx.subspace import refit, refit_error
@@ -60,11 +60,12 @@ def refit_layers(
     consumers everywhere, unless this is a trial.
     """
     calibration = replace(calibration, every=max(calibration.every, -(-calibration.count // most_samples(flow))))
-    aims = find_aims(flow, alive, calibration.count, gone)
+    aims: Sequence[Aim] = find_aims(flow, alive, calibration.count, gone)
     if not aims:
         return {}
     always = bool(gone and gone.moved) and not calibration.is_trial
     chains = [find_chains(flow, alive, aim, calibration.count, always) for aim in aims]
+    aims, chains = worth_a_step(flow, alive, aims, chains)
     surface = surface_after(dense, flow.trace, alive)
     both = beside(dense, pruned, surface)
     pair = Pair.of(both)
