@@ -48,13 +48,15 @@ def open_session(
     weights_folder: str | Path | None = None,
     for_one_pass: bool = False,
     stays: bool = False,
+    profile: str = "",
 ) -> "onnxruntime.InferenceSession":
     """A session for a model in memory, serialised, or at a path; `weights_folder` has the external data of the former.
 
     `for_one_pass` does without the memory plan that the runtime makes in the first run: over a few batches it costs
     more than it saves. A model in memory whose weights lie in files gets a session that is there only while it runs,
     so that two of them never have their weights in memory together; `stays` asks for one that stays. A model in
-    bfloat16 that the runtime can't load is run in float32.
+    bfloat16 that the runtime can't load is run in float32. `profile` is the prefix of the file that the runtime writes
+    the times of its nodes to.
     """
     if isinstance(model, onnx.ModelProto) and weights_folder is None and has_external(model):
         if stays or for_one_pass:
@@ -66,6 +68,8 @@ def open_session(
     ort = _onnxruntime()
     options = _options(ort, runtime, weights_folder)
     options.enable_mem_pattern = not for_one_pass
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
     if weights_folder is not None:
         options.enable_cpu_mem_arena = False
         options.add_session_config_entry(NO_COPIES, "1")
@@ -89,6 +93,17 @@ def open_session(
     if len(providers) > 1 and CUDA not in session.get_providers():
         _warn_about_cuda("its libraries failed to load")
     return session
+
+
+def runtime_version() -> str:
+    """The version of the installed onnxruntime."""
+    return str(_onnxruntime().__version__)
+
+
+def provider_name(runtime: Runtime) -> str:
+    """The provider that sessions will run on, by its full name."""
+    first = _providers(_onnxruntime(), runtime.provider)[0]
+    return first if isinstance(first, str) else str(first[0])
 
 
 def _wider(payload: bytes | str | Path) -> bytes | None:

@@ -22,9 +22,10 @@ from snp_onnx.tracing import Group, Kind
 from snp_onnx.verbs.bases import change_bases
 from snp_onnx.verbs.carry_out import Candidate, Work, candidate_from_plan, carry_out, tidied
 from snp_onnx.verbs.clocked import clocked
+from snp_onnx.verbs.deciding import plan_of
 from snp_onnx.verbs.depth import Descent
 from snp_onnx.verbs.fidelity import Fidelity
-from snp_onnx.verbs.find_plan import find_candidate, plan_of
+from snp_onnx.verbs.find_plan import find_candidate
 from snp_onnx.verbs.latency import Latency
 from snp_onnx.verbs.measure import Calibration, Measured, measure, on_fewer_samples
 from snp_onnx.verbs.result import PruneResult, Report, Stopwatch, stop_reports, versions
