@@ -312,8 +312,8 @@ def test_a_latency_target_is_met_by_the_clock(batch: int) -> None:
     model, data = network()
     options: dict[str, Any] = {"preset": "fast", "threads": 1, "latency_batch": batch}
     result = snp_onnx.prune(model, data, target_latency=0.6, **options)
-    (found,) = result.report.latency
-    assert found.batch == batch
+    found = result.report.latency[-1]
+    assert [entry.batch for entry in result.report.latency] == sorted({1, batch})
     assert 0.4 < found.undisturbed < 0.72  # what it aims at is closer; other tests run at the same time
     assert result.report.timings["time layers"] > 0.0
     with pytest.raises(TargetError, match="target-latency"):

@@ -69,7 +69,7 @@ def _at_latency(target: float, batch: int) -> str:
         data, dense = {"input": calibration_images(0)}, material.model(MODEL)
         options = {"latency_batch": batch, "threads": 1, **OPTIONS}
         result = snp_onnx.prune(dense, data, target_latency=target, units=units, **options)
-        timed = snp_onnx.compare(dense, result.model, data, latency=True, samples=64, **options).latency[0]
+        timed = snp_onnx.compare(dense, result.model, data, latency=True, samples=64, **options).latency[-1]
         ratio = f"{timed.undisturbed:.3f} ({timed.ratio:.3f}, {timed.ratio_low:.3f} .. {timed.ratio_high:.3f})"
         macs = result.report.pruned.macs / result.report.dense.macs
         rows.append((name, len(result.report.removed), f"{macs:.3f}", ratio, f"{top1(result.model):.2f}"))
