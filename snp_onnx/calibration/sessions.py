@@ -151,6 +151,11 @@ def _onnxruntime() -> Any:
     return onnxruntime
 
 
+def runtime_version() -> str:
+    """The version of the installed onnxruntime."""
+    return str(_onnxruntime().__version__)
+
+
 def _options(ort: Any, runtime: Runtime, weights_folder: str | Path | None) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = ERRORS_ONLY

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,6 +46,7 @@ class Job:
     runtime: Runtime
     progress: Progress
     external_as: str | None = None
+    executor: Executor | None = None
 
     def run(self, model: str | os.PathLike[str] | onnx.ModelProto, earlier: Saved | None) -> PruneResult:
         clock = Stopwatch()
@@ -58,7 +60,9 @@ class Job:
         with clock("read samples"):
             samples = self._open_samples(prepared)
         with samples:
-            calibration = Calibration(samples, self.data.batch_size, self.runtime, clock, self.progress)
+            calibration = Calibration(
+                samples, self.data.batch_size, self.runtime, clock, self.progress, executor=self.executor
+            )
             subject = self._traced(clock, dense, prepared, notes, samples.largest_shapes)
             return self._carry_out(clock, subject, calibration, earlier)
 

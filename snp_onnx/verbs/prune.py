@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def prune(
     plan: Plan | str | os.PathLike[str] | None = None,
     external_as: str | None = None,
     progress: Progress | None = None,
+    executor: Executor | None = None,
     **options: Any,
 ) -> PruneResult:
     """Prune a model to a target, or by a plan made earlier.
@@ -66,7 +68,7 @@ def prune(
     plan : a Plan or the path of a saved one, to carry out instead of deciding.
     external_as : the file name that the result will be saved under with external data; its bytes then count for
         `target_size`.
-    progress : called as `progress(stage, done, total)`.
+    progress : called as `progress(stage, done, total)`. executor : whose workers measure (`calibration.workers`).
     options : order, fold, ratios, refine, ridge, error_power, weigh, streams, caches, include, exclude, min_units,
         round_to, similarity, representation, ranking_samples, min_blocks, latency_batch; input_array, label_array,
         mean, std, scale, layout, samples, batch_size, input_shapes, seed, provider, threads, custom_ops: as on the
@@ -89,8 +91,7 @@ def prune(
     if target is not None:
         _check_target(target, calibration, options.get("ratios"), chosen.kinds)
     data, runtime = data_from(calibration, options), runtime_from(options)
-    job = Job(chosen, target, data, runtime, progress or _silent, external_as)
-    return job.run(model, earlier)
+    return Job(chosen, target, data, runtime, progress or _silent, external_as, _checked(executor)).run(model, earlier)
 
 
 def _target(plan: object, given: Mapping[str, float | None]) -> Target | None:
@@ -125,6 +126,13 @@ def _check_blocks(target: Target, kinds: frozenset[Kind]) -> None:
     if target.kind not in known:
         names = " or ".join(f"--{kind.option}" for kind in known)
         raise PlanError(f"--{target.option} doesn't go with --units {','.join(sorted(kinds))}: give {names}")
+
+
+def _checked(executor: Executor | None) -> Executor | None:
+    if executor is None or isinstance(executor, Executor):
+        return executor
+    kind = type(executor).__name__
+    raise PlanError(f"the executor is a {kind}: give a concurrent.futures.Executor (of Dask, client.get_executor())")
 
 
 def _silent(stage: str, done: int, total: int) -> None:
