@@ -52,7 +52,8 @@ def collect(
         if progress is not None:
             progress(0)
         try:
-            found = _handed_on(instrumented.kept, answers(program, batches, runtime, executor), kept)
+            apart = {*instrumented.kept, *(sums.gram for sums in instrumented.sums if sums.is_rows)}
+            found = _handed_on(instrumented.kept, answers(program, batches, runtime, executor, apart), kept)
             return _added_up(instrumented, found, progress)
         finally:
             forget()

@@ -15,7 +15,7 @@ import hashlib
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -30,6 +30,7 @@ import onnx
 from numpy.typing import NDArray
 
 from snp_onnx._version import __version__
+from snp_onnx.calibration.binding import device_of, summed_on_device
 from snp_onnx.calibration.instrument import PHASE
 from snp_onnx.calibration.sessions import Runtime, open_session, run, runtime_version
 from snp_onnx.calibration.spill import is_large, spill
@@ -107,8 +108,12 @@ def answer(task: Task) -> Answer | Unknown:
         session = ready(task.program, task.runtime)
     except _NotHereError:
         return Unknown(f"{socket.gethostname()}:{os.getpid()}")
-    phase = np.array([task.index * PHASE_STEP], dtype=np.int64)
-    return run(session, {**task.feed, PHASE: phase})
+    return run(session, _whole_feed(task))
+
+
+def _whole_feed(task: Task) -> dict[str, NDArray[Any]]:
+    """The batch, and where its lattices start."""
+    return {**task.feed, PHASE: np.array([task.index * PHASE_STEP], dtype=np.int64)}
 
 
 class _NotHereError(Exception):
@@ -143,8 +148,12 @@ def versions() -> tuple[str, str]:
     return __version__, runtime_version()
 
 
-def answers(program: Program, batches: Batches, runtime: Runtime, executor: Executor | None) -> Iterator[Answer]:
+def answers(
+    program: Program, batches: Batches, runtime: Runtime, executor: Executor | None, apart: Collection[str] = ()
+) -> Iterator[Answer]:
     """What each batch says, in the order of the batches.
+
+    Without an executor and on a device of its own (CUDA) what isn't `apart` is summed there, and comes with the last.
 
     Twice as many batches as there are workers are under way, as far as their answers fit into `MOST_WAITING`. A task
     that an executor runs again, because a worker was lost, gives the same answer, and each is handed on once.
@@ -152,6 +161,10 @@ def answers(program: Program, batches: Batches, runtime: Runtime, executor: Exec
     """
     tasks = (Task(program, runtime, index, feed, versions()) for index, feed in enumerate(batches))
     if executor is None:
+        session = ready(program, runtime)
+        if device_of(session) != "cpu":
+            yield from summed_on_device(session, map(_whole_feed, tasks), apart, runtime)
+            return
         for task in tasks:
             found = answer(task)
             assert not isinstance(found, Unknown)  # the task has the program with it
