@@ -24,6 +24,10 @@ JSON = _option("json", bool, False, "Print JSON instead of tables.", "--json")
 INPUT_SHAPE = _option("input_shape", list[str] | None, None, "NAME:1,3,224,224; may be repeated.")
 CUSTOM_OPS = _option("custom_ops", list[Path] | None, None, "A library of custom operators; may be repeated.")
 
+DASK = _option(
+    "dask", str | None, None, "tcp://host:port of a Dask scheduler: its workers measure (same files at the same paths)."
+)
+
 DATA = (
     _option(
         "calibration",

@@ -18,7 +18,6 @@ import onnx
 from snp_onnx.calibration.kernel_times import KernelTimes
 from snp_onnx.calibration.kernels import Kernel
 from snp_onnx.calibration.samples import Part
-from snp_onnx.calibration.sessions import open_session
 from snp_onnx.cost import mac_terms
 from snp_onnx.errors import TargetError
 from snp_onnx.planning.budget import smallest
@@ -34,7 +33,7 @@ from snp_onnx.tracing.blocks import Block
 from snp_onnx.tracing.surface import surface_between
 from snp_onnx.verbs.carry_out import Work, cut_only
 from snp_onnx.verbs.deciding import Deciding, plan_of
-from snp_onnx.verbs.latency import Latency, measure_latency
+from snp_onnx.verbs.latency import Latency, latency_of
 from snp_onnx.verbs.measure import Calibration
 from snp_onnx.verbs.subject import Subject, trace_at
 
@@ -49,11 +48,8 @@ ROUNDS, SECONDS = 200, 2.0
 
 def clocked(dense: onnx.ModelProto, pruned: onnx.ModelProto, calibration: Calibration, batch: int) -> Latency:
     """Both models in turn on `batch` calibration samples, where the model's batch is dynamic."""
-    surface = surface_between(dense, pruned)
-    feed = _feed(calibration, batch)
-    sessions = [open_session(model, calibration.runtime, stays=True) for model in (dense, pruned)]
-    other = feed if surface is None else surface.cut(feed)
-    return measure_latency(sessions[0], sessions[1], feed, other, ROUNDS, SECONDS)
+    feed, surface = _feed(calibration, batch), surface_between(dense, pruned)
+    return latency_of(dense, pruned, calibration.runtime, feed, surface, ROUNDS, SECONDS)
 
 
 def _feed(calibration: Calibration, batch: int) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,6 +52,7 @@ class Job:
     external_as: str | None = None
     is_timed: bool = False
     """Whether the result is timed against the dense model."""
+    executor: Executor | None = None
 
     def run(self, model: str | os.PathLike[str] | onnx.ModelProto, earlier: Saved | None) -> PruneResult:
         clock = Stopwatch()
@@ -64,7 +66,9 @@ class Job:
         with clock("read samples"):
             samples = self._open_samples(prepared)
         with samples:
-            calibration = Calibration(samples, self.data.batch_size, self.runtime, clock, self.progress)
+            calibration = Calibration(
+                samples, self.data.batch_size, self.runtime, clock, self.progress, executor=self.executor
+            )
             subject = self._traced(clock, dense, prepared, notes, samples.largest_shapes)
             return self._carry_out(clock, subject, calibration, earlier)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -55,7 +56,9 @@ class Measured:
 class Calibration:
     """The samples and where they run; `progress` hears how far each stage is.
 
-    Only one in `every` batches of those that decide is used.
+    Only one in `every` batches of those that decide is used. Passes that send batches out and take sums back run in the
+    `executor`, if there is one: measuring, and the moments that streams and heads are turned by. What keeps activations
+    from one step to the next stays here, where they are: the refit, the blocks of a large model, the ranking of blocks.
     """
 
     samples: Samples
@@ -66,6 +69,7 @@ class Calibration:
     every: int = 1
     is_trial: bool = False
     """Whether what is found with it is only compared, and found again on all samples."""
+    executor: Executor | None = None
 
     def batches(self, part: Part) -> Iterator[Feed]:
         step = self.every if part is Part.CALIBRATION else 1
@@ -118,9 +122,13 @@ def measure(subject: Subject, groups: Sequence[Group], patches: bool, calibratio
                 list(requests.values()),
                 calibration.batches(Part.CALIBRATION),
                 calibration.runtime,
-                progress=heard,
+                calibration.executor,
+                heard,
             )
-    return Measured(wanted, moments, totals, _warnings(wanted, moments), outputs, heads)
+    warnings = _warnings(wanted, moments)
+    if calibration.executor is not None and subject.dense.store is not None:
+        warnings = (*warnings, "the model is measured block by block, on this machine: the executor was not used")
+    return Measured(wanted, moments, totals, warnings, outputs, heads)
 
 
 def _in_blocks(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def prune(
     external_as: str | None = None,
     latency: bool = False,
     progress: Progress | None = None,
+    executor: Executor | None = None,
     **options: Any,
 ) -> PruneResult:
     """Prune a model to a target, or by a plan made earlier.
@@ -70,7 +72,7 @@ def prune(
         `target_size`.
     latency : time the result against the dense model too, as a latency target does anyway: one row, and
         `latency_batch` of them.
-    progress : called as `progress(stage, done, total)`.
+    progress : called as `progress(stage, done, total)`. executor : whose workers measure (`calibration.workers`).
     options : order, fold, ratios, refine, ridge, error_power, weigh, streams, caches, include, exclude, min_units,
         round_to, similarity, representation, ranking_samples, min_blocks, latency_batch; input_array, label_array,
         mean, std, scale, layout, samples, batch_size, input_shapes, seed, provider, threads, custom_ops: as on the
@@ -94,7 +96,8 @@ def prune(
         _check_target(target, calibration, options.get("ratios"), chosen.kinds)
     data, runtime = data_from(calibration, options), runtime_from(options)
     is_timed = latency or (target is not None and target.kind is TargetKind.LATENCY)
-    job = Job(chosen, target, data, runtime, progress or _silent, external_as, is_timed)
+    shown = progress or _silent
+    job = Job(chosen, target, data, runtime, shown, external_as, is_timed, _checked(executor))
     return job.run(model, earlier)
 
 
@@ -130,6 +133,13 @@ def _check_blocks(target: Target, kinds: frozenset[Kind]) -> None:
     if target.kind not in known:
         names = " or ".join(f"--{kind.option}" for kind in known)
         raise PlanError(f"--{target.option} doesn't go with --units {','.join(sorted(kinds))}: give {names}")
+
+
+def _checked(executor: Executor | None) -> Executor | None:
+    if executor is None or isinstance(executor, Executor):
+        return executor
+    kind = type(executor).__name__
+    raise PlanError(f"the executor is a {kind}: give a concurrent.futures.Executor (of Dask, client.get_executor())")
 
 
 def _silent(stage: str, done: int, total: int) -> None:
