@@ -51,6 +51,7 @@ def open_session(
     for_one_pass: bool = False,
     stays: bool = False,
     timed: bool = False,
+    profile: str = "",
 ) -> "onnxruntime.InferenceSession":
     """A session for a model in memory, serialised, or at a path; `weights_folder` has the external data of the former.
 
@@ -58,7 +59,8 @@ def open_session(
     more than it saves. A model in memory whose weights lie in files gets a session that is there only while it runs,
     so that two of them never have their weights in memory together; `stays` asks for one that stays. A model in
     bfloat16 that the runtime can't load is run in float32. On CUDA the same bits come out every time, unless the
-    session is to be `timed`: then the runtime looks for the fastest convolutions, as it does for its users.
+    session is to be `timed`: then the runtime looks for the fastest convolutions, as it does for its users. `profile`
+    is the prefix of the file that the runtime writes the times of its nodes to.
     """
     if isinstance(model, onnx.ModelProto) and weights_folder is None and has_external(model):
         if stays or for_one_pass:
@@ -70,6 +72,8 @@ def open_session(
     ort = runtime_module()
     options = _options(ort, runtime, weights_folder)
     options.enable_mem_pattern = not for_one_pass
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
     if weights_folder is not None:
         options.enable_cpu_mem_arena = False
         options.add_session_config_entry(NO_COPIES, "1")
@@ -94,6 +98,17 @@ def open_session(
     if len(providers) > 1 and CUDA not in session.get_providers():
         _warn_about_cuda("its libraries failed to load")
     return session
+
+
+def runtime_version() -> str:
+    """The version of the installed onnxruntime."""
+    return str(runtime_module().__version__)
+
+
+def provider_name(runtime: Runtime) -> str:
+    """The provider that sessions will run on, by its full name."""
+    first = _providers(runtime_module(), runtime.provider)[0]
+    return first if isinstance(first, str) else str(first[0])
 
 
 def _wider(payload: bytes | str | Path) -> bytes | None:
@@ -174,11 +189,6 @@ def runtime_module() -> Any:
     return onnxruntime
 
 
-def runtime_version() -> str:
-    """The version of the installed onnxruntime."""
-    return str(runtime_module().__version__)
-
-
 def _options(ort: Any, runtime: Runtime, weights_folder: str | Path | None) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
@@ -196,7 +206,7 @@ def _options(ort: Any, runtime: Runtime, weights_folder: str | Path | None) -> A
     return options
 
 
-def _providers(ort: Any, name: str, timed: bool) -> list[Any]:
+def _providers(ort: Any, name: str, timed: bool = False) -> list[Any]:
     """What onnxruntime takes; a CUDA that is not there becomes the CPU, said aloud."""
     available = ort.get_available_providers()
     by_name = {provider.lower(): provider for provider in available}

@@ -64,6 +64,9 @@ def prune(
         bool, typer.Option("--save-as-external-data", help="Keep the weights in a file beside the model.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="OUTPUT may be MODEL.")] = False,
+    latency: Annotated[
+        bool, typer.Option("--latency/--no-latency", help="Time the result against MODEL, in turn.")
+    ] = True,
     **options: Any,
 ) -> None:
     """Prune MODEL to a target and write OUTPUT."""
@@ -73,7 +76,7 @@ def prune(
     quiet, source, dask = options.pop("quiet"), options.pop("calibration"), options.pop("dask")
     destinations.check(model, force, [apply_plan, source and Path(source)])
     values = verb_options(options)
-    values |= {"plan": apply_plan, "external_as": destinations.external_as}
+    values |= {"plan": apply_plan, "external_as": destinations.external_as, "latency": latency}
     with _workers(dask) as executor, shown_progress(quiet) as progress:
         result = run(model, source, progress=progress, executor=executor, **values)
     destinations.write(result)
@@ -100,7 +103,7 @@ def compare(
     dense: Annotated[Path, typer.Argument(help="The dense model.")],
     pruned: Annotated[Path, typer.Argument(help="The pruned model.")],
     latency: Annotated[bool, typer.Option("--latency", help="Time both models in turn.")] = False,
-    latency_batch: Annotated[int, typer.Option(help="Rows of the timed batch.")] = 1,
+    latency_batch: Annotated[int, typer.Option(help="Rows of a second timed batch.")] = 1,
     **options: Any,
 ) -> None:
     """Run both models on the same samples: cost, fidelity, accuracy, latency."""

@@ -75,6 +75,13 @@ class Calibration:
         step = self.every if part is Part.CALIBRATION else 1
         return islice(self.samples.batches(self.batch_size, part), 0, None, step)
 
+    def unused(self) -> Iterator[Feed]:
+        """The batches that decide nothing here: those held back and, in a trial, those that it does without."""
+        for place, batch in enumerate(self.samples.batches(self.batch_size, Part.CALIBRATION)):
+            if place % self.every:
+                yield batch
+        yield from self.samples.batches(self.batch_size, Part.HELD_OUT)
+
     @property
     def count(self) -> int:
         """How many samples decide; the others are held back."""

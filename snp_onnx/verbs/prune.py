@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 
 from snp_onnx.errors import CalibrationError, PlanError
-from snp_onnx.planning.options import Ratios, Target, TargetKind, choices
+from snp_onnx.planning.options import Choices, Ratios, Target, TargetKind, choices
 from snp_onnx.planning.plan import Plan, Saved, load_plan
 from snp_onnx.tracing import Kind
 from snp_onnx.verbs.job import Job
@@ -46,6 +46,7 @@ def prune(
     units: Sequence[str] | None = None,
     plan: Plan | str | os.PathLike[str] | None = None,
     external_as: str | None = None,
+    latency: bool = False,
     progress: Progress | None = None,
     executor: Executor | None = None,
     **options: Any,
@@ -58,7 +59,8 @@ def prune(
     calibration : any SOURCE: a path (.npz, .npy, folder, loader.py, "random"), arrays, an iterable of feeds, or an
         object with `get_next`.
     target_macs, target_params, target_size, target_latency : fraction of the dense model's cost to keep at most; the
-        latency is measured, with the provider and threads given.
+        latency is measured, with the provider and threads given; what layers take at other widths is measured once
+        on a machine and kept in the user's cache folder (SNP_ONNX_CACHE names another).
     variance : the paper's τ. min_fidelity : the cosine that every output must keep on the samples held back, by as few
         MACs as can be found. Exactly one target, unless `plan` is given.
     preset : "best", "fast" or "paper". units : kinds that may be removed, of "channels", "heads", "head-dims", "stream"
@@ -68,6 +70,8 @@ def prune(
     plan : a Plan or the path of a saved one, to carry out instead of deciding.
     external_as : the file name that the result will be saved under with external data; its bytes then count for
         `target_size`.
+    latency : time the result against the dense model too, as a latency target does anyway: one row, and
+        `latency_batch` of them.
     progress : called as `progress(stage, done, total)`. executor : whose workers measure (`calibration.workers`).
     options : order, fold, ratios, refine, ridge, error_power, weigh, streams, caches, include, exclude, min_units,
         round_to, similarity, representation, ranking_samples, min_blocks, latency_batch; input_array, label_array,
@@ -80,18 +84,23 @@ def prune(
     is prunable; PassError if the result fails verification.
     """
     check_options(options, DATA_OPTIONS + CHOICE_OPTIONS)
-    given = {"macs": target_macs, "params": target_params, "size": target_size, "latency": target_latency}
-    target = _target(plan, given | {"variance": variance, "fidelity": min_fidelity})
+    costs = {"macs": target_macs, "params": target_params, "size": target_size, "latency": target_latency}
+    target = _target(plan, costs | {"variance": variance, "fidelity": min_fidelity})
     earlier = _read_plan(plan)
-    given_choices = {name: options.get(name) for name in CHOICE_OPTIONS} | {"kinds": units}
-    if earlier is not None:  # a plan is folded as it was made, unless told otherwise
+    chosen = _chosen(preset, options | {"kinds": units}, earlier)
+    _check_target(target, calibration, options.get("ratios"), chosen.kinds)
+    data, runtime, workers = data_from(calibration, options), runtime_from(options), _checked(executor)
+    is_timed = latency or (target is not None and target.kind is TargetKind.LATENCY)
+    return Job(chosen, target, data, runtime, progress or _silent, external_as, is_timed, workers).run(model, earlier)
+
+
+def _chosen(preset: str, options: Mapping[str, Any], earlier: Saved | None) -> Choices:
+    """The choices that were given; what a plan was made with stays, unless told otherwise."""
+    given = {name: options.get(name) for name in [*CHOICE_OPTIONS, "kinds"]}
+    if earlier is not None:
         as_planned = {name: earlier.plan.options.get(name) for name in ("fold", "ridge", "refine", "kinds", "caches")}
-        given_choices |= {name: value for name, value in as_planned.items() if given_choices[name] is None}
-    chosen = choices(preset, seed=options.get("seed"), **given_choices)
-    if target is not None:
-        _check_target(target, calibration, options.get("ratios"), chosen.kinds)
-    data, runtime = data_from(calibration, options), runtime_from(options)
-    return Job(chosen, target, data, runtime, progress or _silent, external_as, _checked(executor)).run(model, earlier)
+        given |= {name: value for name, value in as_planned.items() if given[name] is None}
+    return choices(preset, seed=options.get("seed"), **given)
 
 
 def _target(plan: object, given: Mapping[str, float | None]) -> Target | None:
@@ -103,7 +112,9 @@ def _target(plan: object, given: Mapping[str, float | None]) -> Target | None:
     return None
 
 
-def _check_target(target: Target, calibration: Any, ratios: Any, kinds: frozenset[Kind]) -> None:
+def _check_target(target: Target | None, calibration: Any, ratios: Any, kinds: frozenset[Kind]) -> None:
+    if target is None:
+        return
     if calibration is None:
         raise CalibrationError("no calibration samples given: pass a SOURCE (--calibration data.npz)")
     if target.kind is TargetKind.VARIANCE and ratios not in (None, Ratios.VARIANCE):
