@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -265,35 +265,23 @@ def test_a_grid_is_linear_between_its_points_and_flat_outside() -> None:
 # the whole way
 
 
-class Sleeper:
-    """A session whose runs take a while."""
-
-    def __init__(self, seconds: float, others: list[str], name: str) -> None:
-        self.seconds, self.others, self.name = seconds, others, name
-
-    def get_inputs(self) -> list[Any]:
-        return []
-
-    def get_outputs(self) -> list[Any]:
-        return []
-
-    def run(self, names: list[str], feed: Mapping[str, Any]) -> list[Any]:
-        self.others.append(self.name)
-        time.sleep(self.seconds)
-        return []
-
-
 def test_quick_models_run_in_bursts_whose_first_run_does_not_count() -> None:
     calls: list[str] = []
-    quick = [Sleeper(0.002, calls, "a"), Sleeper(0.001, calls, "b")]
-    found = measure_latency(*quick, {"x": np.zeros((3, 1))}, rounds=8)
+
+    def sleeper(seconds: float, name: str) -> Callable[[], None]:
+        def run() -> None:
+            calls.append(name)
+            time.sleep(seconds)
+
+        return run
+
+    found = measure_latency(sleeper(0.002, "a"), sleeper(0.001, "b"), batch=3, rounds=8)
     assert found.rounds == 8
     assert found.batch == 3
     assert 0.3 < found.ratio < 0.8
     assert "".join(calls).endswith("aaaaabbbbb")
     calls.clear()
-    slow = [Sleeper(0.03, calls, "a"), Sleeper(0.03, calls, "b")]
-    measure_latency(*slow, {"x": np.zeros((3, 1))}, rounds=5)
+    measure_latency(sleeper(0.03, "a"), sleeper(0.03, "b"), rounds=5)
     assert "".join(calls).endswith("ababab")
 
 

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from snp_onnx.calibration.binding import bind
 from snp_onnx.calibration.sessions import Runtime, open_session
-from snp_onnx.errors import ModelError
+from snp_onnx.errors import SnpError
 
 Times = npt.NDArray[np.float64]
 
@@ -127,8 +128,8 @@ def _time_chunk(kernels: Sequence[Kernel], runtime: Runtime, seconds: float) -> 
 class _Timed:
     """A session of one kernel and the runs that count."""
 
-    def __init__(self, session: Any, feed: dict[str, Any], has_profile: bool) -> None:
-        self._session, self._feed, self._has_profile = session, feed, has_profile
+    def __init__(self, session: Any, run: Callable[[], None], has_profile: bool) -> None:
+        self._session, self._run, self._has_profile = session, run, has_profile
         self._counts: list[bool] = []
         self._seconds: list[float] = []
 
@@ -136,15 +137,12 @@ class _Timed:
     def of(cls, kernel: Kernel, runtime: Runtime, prefix: Path) -> _Timed | None:
         model, feed = _model(kernel)
         try:
-            session = open_session(model, runtime, profile=str(prefix), timed=True)
-            session.run(None, feed)
-        except (ModelError, RuntimeError, ValueError):  # what the runtime can't run alone isn't timed
+            session = open_session(model, runtime, timed=True, profile=str(prefix))
+            bound = bind(session, feed)
+            bound.run()
+        except SnpError:  # what the runtime can't run alone isn't timed
             return None
-        except Exception as error:
-            if type(error).__module__.startswith("onnxruntime"):
-                return None
-            raise
-        timed = cls(session, feed, session.get_providers()[0] == "CPUExecutionProvider")
+        timed = cls(session, bound.run, session.get_providers()[0] == "CPUExecutionProvider")
         timed._counts.append(False)
         timed._seconds.append(0.0)
         return timed
@@ -152,7 +150,7 @@ class _Timed:
     def run(self, counts: bool = False) -> float:
         """Seconds of one run."""
         start = time.perf_counter()
-        self._session.run(None, self._feed)
+        self._run()
         self._seconds.append(time.perf_counter() - start)
         self._counts.append(counts)
         return self._seconds[-1]

@@ -100,14 +100,9 @@ def open_session(
     return session
 
 
-def runtime_version() -> str:
-    """The version of the installed onnxruntime."""
-    return str(runtime_module().__version__)
-
-
 def provider_name(runtime: Runtime) -> str:
     """The provider that sessions will run on, by its full name."""
-    first = _providers(runtime_module(), runtime.provider)[0]
+    first = _providers(runtime_module(), runtime.provider, True)[0]
     return first if isinstance(first, str) else str(first[0])
 
 
@@ -189,6 +184,11 @@ def runtime_module() -> Any:
     return onnxruntime
 
 
+def runtime_version() -> str:
+    """The version of the installed onnxruntime."""
+    return str(runtime_module().__version__)
+
+
 def _options(ort: Any, runtime: Runtime, weights_folder: str | Path | None) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
@@ -206,7 +206,7 @@ def _options(ort: Any, runtime: Runtime, weights_folder: str | Path | None) -> A
     return options
 
 
-def _providers(ort: Any, name: str, timed: bool = False) -> list[Any]:
+def _providers(ort: Any, name: str, timed: bool) -> list[Any]:
     """What onnxruntime takes; a CUDA that is not there becomes the CPU, said aloud."""
     available = ort.get_available_providers()
     by_name = {provider.lower(): provider for provider in available}

@@ -85,6 +85,17 @@ class Layer:
 
 def layers_of(model: onnx.ModelProto, trace: Trace, groups: Sequence[Group]) -> Iterator[Layer]:
     """Every node to be timed that at least one group, and no more than two numbers, make narrower."""
+    for layer in _timed_nodes(model, trace, groups):
+        if 1 <= len(layer.variables) <= MOST_VARIABLES:
+            yield layer
+
+
+def dense_kernels(model: onnx.ModelProto, trace: Trace) -> dict[int, Kernel]:
+    """The kernels of all nodes that can be timed, as they are, by the place of the node."""
+    return {layer.op.index: layer.kernel(()) for layer in _timed_nodes(model, trace, ())}
+
+
+def _timed_nodes(model: onnx.ModelProto, trace: Trace, groups: Sequence[Group]) -> Iterator[Layer]:
     widths = AxisWidths(trace, groups)
     constants = {tensor.name for tensor in model.graph.initializer}
     constants |= {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
@@ -110,8 +121,6 @@ def _layer(op: Op, trace: Trace, widths: AxisWidths, constants: set[str]) -> Lay
         shape = facts.shapes[name]
         axes.append(tuple(_axis(widths.extent((name, place)), variables) for place in range(len(shape))))
         operands.append(Operand(facts.types[name], shape, name in constants))
-    if not 1 <= len(variables) <= MOST_VARIABLES:
-        return None
     dense = tuple(variable.at(widths.sizes) for variable in variables)
     return Layer(op, tuple(variables), tuple(axes), tuple(operands), dense)
 

@@ -18,22 +18,22 @@ import onnx
 from snp_onnx.calibration.kernel_times import KernelTimes
 from snp_onnx.calibration.kernels import Kernel
 from snp_onnx.calibration.samples import Part
-from snp_onnx.calibration.sessions import open_session
 from snp_onnx.cost import mac_terms
 from snp_onnx.errors import TargetError
 from snp_onnx.planning.budget import smallest
 from snp_onnx.planning.decide import decisions_at
 from snp_onnx.planning.latency import LatencyCosts
-from snp_onnx.planning.layer_times import LayerTimes, time_layers, timed_widths
-from snp_onnx.planning.layers import layers_of
+from snp_onnx.planning.layer_times import LayerTimes, Timer, time_layers, timed_widths
+from snp_onnx.planning.layers import dense_kernels, layers_of
 from snp_onnx.planning.options import Target
 from snp_onnx.planning.paths import Path
 from snp_onnx.planning.plan import Plan, widths
 from snp_onnx.tracing import Group
+from snp_onnx.tracing.blocks import Block
 from snp_onnx.tracing.surface import surface_between
 from snp_onnx.verbs.carry_out import Work, cut_only
 from snp_onnx.verbs.deciding import Deciding, plan_of
-from snp_onnx.verbs.latency import Latency, measure_latency
+from snp_onnx.verbs.latency import Latency, latency_of
 from snp_onnx.verbs.measure import Calibration
 from snp_onnx.verbs.subject import Subject, trace_at
 
@@ -48,11 +48,8 @@ ROUNDS, SECONDS = 200, 2.0
 
 def clocked(dense: onnx.ModelProto, pruned: onnx.ModelProto, calibration: Calibration, batch: int) -> Latency:
     """Both models in turn on `batch` calibration samples, where the model's batch is dynamic."""
-    surface = surface_between(dense, pruned)
-    feed = _feed(calibration, batch)
-    sessions = [open_session(model, calibration.runtime, stays=True, timed=True) for model in (dense, pruned)]
-    other = feed if surface is None else surface.cut(feed)
-    return measure_latency(sessions[0], sessions[1], feed, other, ROUNDS, SECONDS)
+    feed, surface = _feed(calibration, batch), surface_between(dense, pruned)
+    return latency_of(dense, pruned, calibration.runtime, feed, surface, ROUNDS, SECONDS)
 
 
 def _feed(calibration: Calibration, batch: int) -> Mapping[str, Any]:
@@ -81,15 +78,32 @@ def timed_layers(work: Work, groups: Sequence[Group]) -> TimedLayers:
     subject = _at_batch(work.subject, calibration, chosen.latency_batch)
     by_id = {group.id: group for group in subject.trace.groups}
     there = tuple(by_id[group.id] for group in groups)
+    timer = _timer(calibration)
+    with work.clock("time layers"):
+        layers = list(layers_of(subject.prepared, subject.trace, there))
+        ladders = [timed_widths(len(group), chosen.min_units, chosen.step) for group in groups]
+        return TimedLayers(time_layers(layers, there, ladders, timer, TABLE_SECONDS), subject, there)
+
+
+def block_times(subject: Subject, blocks: Sequence[Block], calibration: Calibration, batch: int) -> dict[str, float]:
+    """Milliseconds of the nodes of each block that multiply, by the block's name."""
+    there = _at_batch(subject, calibration, batch)
+    kernels = dense_kernels(there.prepared, there.trace)
+    wanted = sorted({index for block in blocks for index in block.nodes} & kernels.keys())
+    with calibration.clock("time layers"):
+        times = _timer(calibration)([kernels[index] for index in wanted], TABLE_SECONDS)
+    found = {index: ms for index in wanted if np.isfinite(ms := times[kernels[index]])}
+    return {block.name: sum(found.get(index, 0.0) for index in block.nodes) for block in blocks}
+
+
+def _timer(calibration: Calibration) -> Timer:
+    """Times from the user's cache, measured where they aren't in it."""
     store = KernelTimes(calibration.runtime)
 
     def timer(kernels: Sequence[Kernel], seconds: float) -> Mapping[Kernel, float]:
         return store.of(kernels, seconds, lambda done, all_: calibration.progress("time layers", done, all_))
 
-    with work.clock("time layers"):
-        layers = list(layers_of(subject.prepared, subject.trace, there))
-        ladders = [timed_widths(len(group), chosen.min_units, chosen.step) for group in groups]
-        return TimedLayers(time_layers(layers, there, ladders, timer, TABLE_SECONDS), subject, there)
+    return timer
 
 
 def _at_batch(subject: Subject, calibration: Calibration, batch: int) -> Subject:

@@ -117,7 +117,8 @@ class Job:
         self, clock: Stopwatch, subject: Subject, calibration: Calibration | None, earlier: Saved | None
     ) -> tuple[Work, Candidate]:
         """The candidate, and the work it came out of: on a subject without blocks, where these may go."""
-        descent = Descent(subject, self.choices, self.runtime, calibration)
+        is_clocked = self.target is not None and self.target.kind is TargetKind.LATENCY
+        descent = Descent(subject, self.choices, self.runtime, calibration, is_clocked)
         if earlier is not None:
             subject = self._based(descent.named(earlier.plan.removed), calibration, earlier)
             earlier.plan.alive(subject.trace)  # a plan for another graph is refused before the samples are run

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
-from snp_onnx.calibration.sessions import run
+from snp_onnx.calibration.binding import bind
+from snp_onnx.calibration.sessions import Runtime, open_session
+from snp_onnx.tracing.surface import Surface
+
+Feed = Mapping[str, npt.NDArray[Any]]
+Run = Callable[[], None]
 
 BURST = 4
 """Runs of one model that count before it is the other's turn."""
@@ -38,49 +44,55 @@ class Latency:
     undisturbed_ms: float
 
 
-def measure_latency(
-    dense: Any,
-    pruned: Any,
-    feed: Mapping[str, npt.NDArray[Any]],
-    pruned_feed: Mapping[str, npt.NDArray[Any]] | None = None,
-    rounds: int = 50,
-    seconds: float = 10.0,
-) -> Latency:
+def measure_latency(dense: Run, pruned: Run, batch: int = 1, rounds: int = 50, seconds: float = 10.0) -> Latency:
     """Up to `rounds` runs of each model, in turn, within about `seconds`, after a warm-up of both.
 
     A model that is quick runs several times before it is the other's turn, and the first of these runs doesn't count:
-    it finds the caches and the threads as the other model left them, which no user's does. `pruned_feed` is the pruned
-    model's, where that takes less than the dense one.
+    it finds the caches and the threads as the other model left them, which no user's does.
     """
-    other = feed if pruned_feed is None else pruned_feed
-    slowest = max(_timed(dense, feed), _timed(pruned, other))
+    slowest = max(_timed(dense), _timed(pruned))
     for _ in range(3 if slowest < LONG else 1):
-        slowest = min(slowest, max(_timed(dense, feed), _timed(pruned, other)))
+        slowest = min(slowest, max(_timed(dense), _timed(pruned)))
     count = BURST if slowest < LONG else 1
     times: list[tuple[float, float]] = []
     start = time.perf_counter()
     while len(times) < rounds and (len(times) < FEWEST or time.perf_counter() - start < seconds):
-        times += zip(_burst(dense, feed, count), _burst(pruned, other, count), strict=True)
+        times += zip(_burst(dense, count), _burst(pruned, count), strict=True)
     pairs = np.array(times)
     ratios = pairs[:, 1] / pairs[:, 0]
     low, middle, high = np.percentile(ratios, [25, 50, 75])
     medians = np.median(pairs, axis=0) * 1000
-    first = next(iter(feed.values()))
-    batch = first.shape[0] if first.ndim else 1
     quick = np.percentile(pairs, 20, axis=0)
     middles = float(medians[0]), float(medians[1]), float(middle)
     quickest = float(quick[1] / quick[0]), float(quick[0]) * 1000
     return Latency(batch, len(times), *middles, float(low), float(high), *quickest)
 
 
-def _burst(session: Any, feed: Mapping[str, npt.NDArray[Any]], count: int) -> list[float]:
+def latency_of(
+    dense: onnx.ModelProto,
+    pruned: onnx.ModelProto,
+    runtime: Runtime,
+    feed: Feed,
+    surface: Surface | None = None,
+    rounds: int = 50,
+    seconds: float = 10.0,
+) -> Latency:
+    """Both models on one feed that is bound once; the pruned one takes the part of it that `surface` says."""
+    first = next(iter(feed.values()))
+    fed = (feed, feed if surface is None else surface.cut(feed))
+    sessions = [open_session(model, runtime, stays=True, timed=True) for model in (dense, pruned)]
+    runs = [bind(session, own).run for session, own in zip(sessions, fed, strict=True)]
+    return measure_latency(runs[0], runs[1], first.shape[0] if first.ndim else 1, rounds, seconds)
+
+
+def _burst(run: Run, count: int) -> list[float]:
     """Seconds of `count` runs; where there are several, one more comes before them."""
     if count > 1:
-        _timed(session, feed)
-    return [_timed(session, feed) for _ in range(count)]
+        _timed(run)
+    return [_timed(run) for _ in range(count)]
 
 
-def _timed(session: Any, feed: Mapping[str, npt.NDArray[Any]]) -> float:
+def _timed(run: Run) -> float:
     start = time.perf_counter()
-    run(session, feed)
+    run()
     return time.perf_counter() - start
