@@ -15,12 +15,19 @@ from onnx import numpy_helper
 
 import snp_onnx
 from snp_onnx import PlanError, TargetError
+from snp_onnx.calibration.inputs import input_specs
+from snp_onnx.calibration.samples import Preprocess, open_samples
+from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.passes import EliminateDead, prepare, rewrite
 from snp_onnx.planning.detours import detour
 from snp_onnx.planning.plan import BlockDecision, Plan, save_plan
 from snp_onnx.tracing import find_blocks
 from snp_onnx.tracing.flow import Flow
+from snp_onnx.verbs.clocked import block_times
 from snp_onnx.verbs.fidelity import Fidelity
+from snp_onnx.verbs.measure import Calibration
+from snp_onnx.verbs.result import Stopwatch
+from snp_onnx.verbs.subject import load_subject, trace_at
 from tests.command_line import call
 from tests.graphs import Net, feed_for
 from tests.oracles import difference, run, traced
@@ -277,5 +284,28 @@ def test_the_command_line_takes_every_option(tmp_path: Path, capsys: pytest.Capt
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["options"]["representation"] == last
     assert report["options"]["caches"] is True
-    assert report["latency"][0]["batch"] == 4
+    assert [entry["batch"] for entry in report["latency"]] == [1, 4]
     assert report["removed"][0]["similarity"] > 0.5
+
+
+def test_blocks_count_for_the_time_they_take() -> None:
+    """By the times of their layers, whatever batch the model was traced with."""
+    net = Net(batch="N", seed=5)
+    x = net.conv_relu(net.input("x", 3, 32, 32), 3, 16)
+    for inner in (16, 64):
+        for _ in range(2):
+            branch = net.conv(net.conv_relu(x, 16, inner), inner, 16)
+            x = net.Relu(net.Add(net.Mul(branch, net.const(np.float32(0.1))), x))
+    net.output(net.dense(net.Flatten(net.GlobalAveragePool(x)), 16, 4))
+    model = prepare(net.model()).model
+    data = {"x": np.random.default_rng(0).standard_normal((24, 3, 32, 32)).astype(np.float32)}
+    found = traced(model, {"x": data["x"][:1]})
+    blocks = find_blocks(model, Flow(model, found))
+    with open_samples(data, input_specs(model), Preprocess()) as samples:
+        calibration = Calibration(samples, 8, Runtime(threads=1), Stopwatch(), lambda *_: None)
+        subject = load_subject(model)
+        whole = trace_at(subject[0], subject[1], subject[2], {"x": (1, 3, 32, 32)}, calibration.runtime)
+        times = block_times(whole, blocks, calibration, 2)
+    assert len(times) == 4
+    thin, wide = (sorted(times[block.name] for block in blocks[start : start + 2]) for start in (0, 2))
+    assert 0.0 < thin[-1] < wide[0]

@@ -21,7 +21,7 @@ from snp_onnx.cost import byte_terms, mac_terms, param_terms
 from snp_onnx.passes import prepare
 from snp_onnx.planning.budget import legal_widths, smallest, widths_by_error
 from snp_onnx.planning.cost_table import CostTable, WithRemainder
-from snp_onnx.planning.decide import decide
+from snp_onnx.planning.decide import decide, ladders_of
 from snp_onnx.planning.folding import fold, own_bias
 from snp_onnx.planning.options import FAST, Target, TargetKind
 from snp_onnx.planning.paths import Path
@@ -126,12 +126,12 @@ def test_widths_by_error_against_brute_force(share: float, least: int, step: int
     for seed in range(20):
         paths, chain = drawn(seed)
         limit = share * chain.cost(np.array([len(path.group) for path in paths]))
-        found = widths_by_error(paths, chain, limit, least, step)
         rungs = [legal_widths(len(path.group), least, step) for path in paths]
+        found = widths_by_error(paths, chain, limit, rungs)
         fitting = [combo for combo in itertools.product(*rungs) if chain.cost(np.array(combo)) <= limit]
         assert (found is None) == (not fitting)
         if found is None:
-            assert chain.cost(smallest(paths, least, step)) > limit
+            assert chain.cost(smallest(rungs)) > limit
             continue
         assert tuple(found.tolist()) in fitting
         for number, legal in enumerate(rungs):
@@ -149,7 +149,7 @@ def test_widths_by_error_against_brute_force(share: float, least: int, step: int
 def test_redundant_groups_pay_for_irreplaceable_ones() -> None:
     redundant, irreplaceable = np.array([0.97, 0.98, *np.linspace(0.985, 1, 6)]), np.linspace(1 / 8, 1, 8)
     paths, chain = [path_of(redundant), path_of(irreplaceable)], Chain(np.array([3, 3]), np.array([1]))
-    found = widths_by_error(paths, chain, chain.cost(np.array([4, 4])), 1, 1)
+    found = widths_by_error(paths, chain, chain.cost(np.array([4, 4])), ladders_of(paths, FAST))
     assert found is not None
     curves = hulls(paths, 1, 1)
     assert error(curves, found) < 0.5 * error(curves, (4, 4))
@@ -160,7 +160,9 @@ def test_a_coarse_step_that_overshoots_is_left_to_finer_groups() -> None:
     """Four heads of which one costs as much as half of the hidden units: the target falls between two heads."""
     heads, hidden = path_of(np.array([0.97, 0.98, 0.99, 1.0])), path_of(np.linspace(0.9, 1.0, 40), 0.3)
     costs = Chain(np.array([100, 5]), np.array([0]))
-    found = widths_by_error([heads, hidden], costs, costs.cost(np.array([4, 40])) - 60, 1, 1)
+    found = widths_by_error(
+        [heads, hidden], costs, costs.cost(np.array([4, 40])) - 60, ladders_of([heads, hidden], FAST)
+    )
     assert found is not None
     assert found.tolist() == [4, 28]
 
@@ -168,7 +170,7 @@ def test_a_coarse_step_that_overshoots_is_left_to_finer_groups() -> None:
 def test_an_unreachable_budget_is_a_target_error() -> None:
     paths, chain = drawn(3)
     with pytest.raises(TargetError, match=r"--target-macs 0\.001 can't be reached"):
-        decide(paths, Target(TargetKind.MACS, 0.001), chain, 1000.0, FAST)
+        decide(paths, Target(TargetKind.MACS, 0.001), chain, 1000.0, FAST.ratios, ladders_of(paths, FAST))
 
 
 # windows

@@ -42,7 +42,7 @@ SAME_FLOOR: dict[tuple[str, str], str] = {}
 
 # Rooms that need an optional package: they import it at the top, and others import them inside functions only.
 NEEDS = {"recovery": "torch"}
-OPTIONAL = frozenset({"torch", "olive", "dask", "matplotlib", "onnxruntime"})
+OPTIONAL = frozenset({"torch", "olive", "dask", "distributed", "matplotlib", "onnxruntime"})
 NOT_IN_SUBSPACE = frozenset({"onnx", "onnx_graphsurgeon", "onnxruntime", "logging"})
 
 

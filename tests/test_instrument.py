@@ -15,8 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from snp_onnx.calibration.instrument import PHASE, instrument
 from snp_onnx.calibration.moments import MomentRequest, Moments, Squares, View, Window, row_strides
-from snp_onnx.calibration.runner import Program, Runtime, Task, answer, collect, open_session, run
+from snp_onnx.calibration.runner import Runtime, collect, open_session, run
 from snp_onnx.calibration.spill import is_large, spill
+from snp_onnx.calibration.workers import Program, Task, answer, versions
 from snp_onnx.errors import CalibrationError, ModelError, PlanError
 
 Array = NDArray[Any]
@@ -563,7 +564,7 @@ def test_no_batch_and_no_request() -> None:
 
 def test_a_task_answers_in_any_process() -> None:
     instrumented = instrument(relu_model(2), [MomentRequest("h", 1, 2)])
-    task = Task(Program("a digest", instrumented.model.SerializeToString()), CPU, 0, feeds(2, 3)[0])
+    task = Task(Program("a digest", instrumented.model.SerializeToString()), CPU, 0, feeds(2, 3)[0], versions())
     assert set(answer(pickle.loads(pickle.dumps(task)))) == set(instrumented.outputs)
 
 
@@ -636,7 +637,7 @@ def test_spilled_models_compute_the_same(tmp_path: Path) -> None:
 def test_large_models_go_through_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batches = two_branches(), feeds(5, 4)
     small = collect(model, [MomentRequest("a", 1, 2)], batches, CPU)
-    for module in ("runner", "sessions"):
+    for module in ("workers", "sessions"):
         monkeypatch.setattr(f"snp_onnx.calibration.{module}.is_large", lambda model: True)
     assert_identical(small, collect(model, [MomentRequest("a", 1, 2)], batches, CPU))
     assert open_session(model, CPU) is not None

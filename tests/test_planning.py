@@ -20,7 +20,7 @@ from snp_onnx.errors import PlanError, TargetError
 from snp_onnx.passes import prepare
 from snp_onnx.planning.budget import legal_widths, smallest, widths_at, widths_within
 from snp_onnx.planning.cost_table import CostTable
-from snp_onnx.planning.decide import decide, eligible
+from snp_onnx.planning.decide import decide, eligible, ladders_of
 from snp_onnx.planning.folding import fold
 from snp_onnx.planning.options import Choices, Fold, Preset, Ratios, Target, TargetKind, choices
 from snp_onnx.planning.paths import Path, find_paths
@@ -120,13 +120,13 @@ def test_no_single_step_fits_beyond_the_budget(drawn: tuple[list[Path], Any, int
     paths, cost, least, step = drawn
     dense = np.array([len(path.group) for path in paths])
     limit = share * cost(dense)
-    found = widths_within(paths, cost, limit, least, step)
+    ladders = [legal_widths(len(path.group), least, step) for path in paths]
+    found = widths_within(paths, cost, limit, ladders)
     if found is None:
-        assert cost(smallest(paths, least, step)) > limit
+        assert cost(smallest(ladders)) > limit
         return
     assert cost(found) <= limit
-    for number, path in enumerate(paths):
-        rungs = legal_widths(len(path.group), least, step)
+    for number, rungs in enumerate(ladders):
         assert found[number] in rungs
         for wider in [rung for rung in rungs if rung > found[number]][:1]:
             tried = found.copy()
@@ -137,8 +137,8 @@ def test_no_single_step_fits_beyond_the_budget(drawn: tuple[list[Path], Any, int
 @given(paths_and_costs(), st.floats(0.01, 1.0))
 def test_the_dial_keeps_the_shortest_legal_prefix(drawn: tuple[list[Path], Any, int, int], dial: float) -> None:
     paths, _, least, step = drawn
-    for path, width in zip(paths, widths_at(paths, dial, least, step), strict=True):
-        rungs = legal_widths(len(path.group), least, step)
+    ladders = [legal_widths(len(path.group), least, step) for path in paths]
+    for path, rungs, width in zip(paths, ladders, widths_at(paths, dial, ladders), strict=True):
         reaching = [rung for rung in rungs if path.variance[rung - 1] >= dial]
         assert width == (reaching[0] if reaching else rungs[-1])
 
@@ -146,14 +146,14 @@ def test_the_dial_keeps_the_shortest_legal_prefix(drawn: tuple[list[Path], Any, 
 @pytest.mark.parametrize(("dial", "width"), [(0.25, 1), (0.26, 2), (0.5, 2), (0.75, 3), (0.76, 4), (1.0, 4)])
 def test_a_share_reached_exactly_is_enough(dial: float, width: int) -> None:
     group = Group("g", Kind.CHANNELS, np.arange(4), (), (), False)
-    assert widths_at([path_of(group, np.array([0.25, 0.5, 0.75, 1.0]))], dial, 1, 1).tolist() == [width]
+    assert widths_at([path_of(group, np.array([0.25, 0.5, 0.75, 1.0]))], dial, [(1, 2, 3, 4)]).tolist() == [width]
 
 
 def test_the_budget_spends_on_what_captures_most() -> None:
     steep, flat = np.array([0.9, 0.95, 0.98, 1.0]), np.array([0.25, 0.5, 0.75, 1.0])
     groups = [Group(name, Kind.CHANNELS, np.arange(4), (), (), False) for name in "ab"]
     paths = [path_of(groups[0], steep), path_of(groups[1], flat)]
-    found = widths_within(paths, lambda w: float(w.sum()), 5, 1, 1)
+    found = widths_within(paths, lambda w: float(w.sum()), 5, [(1, 2, 3, 4)] * 2)
     assert found is not None
     assert found.tolist() == [1, 4]
 
@@ -410,7 +410,9 @@ def test_an_unreachable_target_names_its_fraction() -> None:
     paths = found.paths()
     table = CostTable(mac_terms(found.model, found.trace.facts.shapes), found.trace, [path.group for path in paths])
     with pytest.raises(TargetError, match=r"--target-macs 0\.001 can't be reached: .* keeps 0\.\d\d\d of the dense"):
-        decide(paths, Target(TargetKind.MACS, 0.001), table, table.dense(), Choices())
+        decide(
+            paths, Target(TargetKind.MACS, 0.001), table, table.dense(), Ratios.VARIANCE, ladders_of(paths, Choices())
+        )
 
 
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.4])
@@ -424,7 +426,8 @@ def test_decisions_fill_the_target(share: float, step: int, kind: TargetKind) ->
     terms = param_terms(found.model) if kind is TargetKind.PARAMS else mac_terms(found.model, found.trace.facts.shapes)
     table = CostTable(terms, found.trace, groups)
     limit = share * table.dense()
-    now = widths(decide(paths, Target(kind, share), table, table.dense(), chosen), groups)
+    ladders = ladders_of(paths, chosen)
+    now = widths(decide(paths, Target(kind, share), table, table.dense(), chosen.ratios, ladders), groups)
     assert table.cost(now) <= limit
     for number, group in enumerate(groups):
         wider = now.copy()
@@ -442,7 +445,8 @@ def test_options_are_checked_where_they_are_made() -> None:
     assert choices(fold="none").fold is Fold.NONE
     for bad in (
         {"order": "x"}, {"fold": "x"}, {"ratios": "x"}, {"kinds": ["x"]}, {"kinds": []}, {"include": "("},
-        {"exclude": "("}, {"min_units": 0}, {"round_to": 0}, {"ridge": 0.0}, {"ridge": float("nan")},
+        {"exclude": "("}, {"min_units": 0}, {"round_to": 0}, {"round_to": "0"}, {"round_to": "some"}, {"ridge": 0.0},
+        {"ridge": float("nan")},
     ):  # fmt: skip
         with pytest.raises(PlanError, match="--"):
             choices(**bad)

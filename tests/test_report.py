@@ -91,7 +91,7 @@ def test_comparison_shows_accuracy_and_latency_where_known() -> None:
     assert row(plain, "t5")[1:] == ["48", "1.0000", "0.0000", "-"]
     assert "latency" not in plain
     fidelity = Fidelity("t5", 48, 0.5, 0.25, 0.75, 0.9, 0.8)
-    timed = replace(comparison, fidelity=(fidelity,), latency=(Latency(4, 50, 2.0, 1.0, 0.5, 0.45, 0.55, 0.48),))
+    timed = replace(comparison, fidelity=(fidelity,), latency=(Latency(4, 50, 2.0, 1.0, 0.5, 0.45, 0.55, 0.48, 1.9),))
     text = shown(comparison_table(timed))
     assert row(text, "t5") == ["t5", "48", "0.5000", "0.2500", "75.00 %", "90.00 %", "80.00 %"]
     assert row(text, "4") == ["4", "2.000", "1.000", "0.500", "0.450 .. 0.550", "0.480", "50"]

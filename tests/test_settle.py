@@ -9,11 +9,19 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from scipy.special import log_softmax
 
 import snp_onnx
 from snp_onnx import PlanError, PruneResult, TargetError
+from snp_onnx.calibration.inputs import input_specs
+from snp_onnx.calibration.samples import Part, Preprocess, open_samples
+from snp_onnx.calibration.sessions import Runtime, open_session, run
 from snp_onnx.planning.folding import Folding
 from snp_onnx.verbs import carry_out
+from snp_onnx.verbs.fidelity import _log_classes
+from snp_onnx.verbs.measure import Calibration
+from snp_onnx.verbs.result import Stopwatch
+from snp_onnx.verbs.settle import trial_error
 from tests.command_line import DIGITS, DIGITS_DATA, Bench, call
 
 
@@ -134,3 +142,31 @@ def test_worst_and_mean_are_over_outputs() -> None:
     broken = [*entries, Fidelity("c", 1, float("nan"), float("nan"))]
     assert (mean_error(broken), worst_cosine(broken)) == (np.inf, -1.0)
     assert (mean_error([]), worst_cosine([])) == (np.inf, -1.0)
+
+
+def test_a_trial_is_judged_on_all_samples_it_did_without() -> None:
+    """Every second batch decides: the others and those held back judge, by the divergence of a classifier's classes."""
+    model = digits(target_macs=0.6, preset="fast").model
+    dense = onnx.load(DIGITS)
+    with open_samples(DIGITS_DATA, input_specs(dense), Preprocess(input_array="images", scale=1 / 16), 300) as samples:
+        whole = Calibration(samples, 10, Runtime(threads=1), Stopwatch(), lambda *_: None)
+        trial = replace(whole, every=2)
+        used, unused = (sum(len(next(iter(b.values()))) for b in batches) for batches in _both(trial))
+        assert used + unused == samples.count
+        assert sum(len(next(iter(b.values()))) for b in whole.unused()) == samples.part_count(Part.HELD_OUT)
+        (name,) = (value.name for value in dense.graph.output)
+        runs = [[run(open_session(m, Runtime()), b)[name] for b in trial.unused()] for m in (dense, model)]
+        p, q = (log_softmax(np.concatenate(outputs).astype(np.float64), axis=1) for outputs in runs)
+        wanted = float((np.exp(p) * (p - q)).sum(axis=1).mean())
+        assert trial_error(dense, model, trial) == pytest.approx(wanted, rel=1e-4)
+        assert trial_error(dense, dense, trial) == pytest.approx(0.0, abs=1e-9)
+
+
+def _both(calibration: Calibration) -> tuple[Any, Any]:
+    return calibration.batches(Part.CALIBRATION), calibration.unused()
+
+
+def test_classes_that_are_probabilities_stay_what_they_are() -> None:
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.0, 1.0, 0.0]])
+    np.testing.assert_allclose(np.exp(_log_classes(probabilities)), probabilities, atol=1e-9)
+    np.testing.assert_allclose(_log_classes(np.log(probabilities[:1]) + 3.0), np.log(probabilities[:1]))

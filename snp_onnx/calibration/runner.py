@@ -1,11 +1,7 @@
 """One pass over the calibration batches: run the instrumented model and add up what it says."""
 
-import hashlib
-from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import lru_cache
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,39 +11,15 @@ import onnx
 from numpy.typing import NDArray
 
 from snp_onnx.calibration.displacements import gram_of, sum_of
-from snp_onnx.calibration.instrument import PHASE, Instrumented, instrument
+from snp_onnx.calibration.instrument import Instrumented, instrument
 from snp_onnx.calibration.moments import MomentRequest, Moments, Squares
 from snp_onnx.calibration.sessions import Runtime, open_session, run
-from snp_onnx.calibration.spill import is_large, spill
+from snp_onnx.calibration.workers import answers, forget, program_of, ready
 from snp_onnx.errors import CalibrationError
-from snp_onnx.external import ROOT, has_external
 
 __all__ = ["Runtime", "collect", "open_session", "run"]
 
-IN_FLIGHT = 4
-# a prime step moves all axes from one batch to the next, and still every offset comes once before any comes again
-PHASE_STEP = 2_147_483_629
-
 Batches = Iterable[Mapping[str, NDArray[Any]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """An instrumented model on its way to a session: serialised, or a path where it is too large; equal by content."""
-
-    digest: str
-    payload: bytes | str = field(compare=False, repr=False)
-    weights_folder: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One batch to run, picklable."""
-
-    program: Program
-    runtime: Runtime
-    index: int
-    feed: Mapping[str, NDArray[Any]]
 
 
 def collect(
@@ -64,7 +36,7 @@ def collect(
 ) -> dict[str, Moments]:
     """The moments of every request by its key, from one pass over `batches`.
 
-    Batches may run in any executor, a few at a time; sums are taken in float64 in the order of the batches, so the
+    Batches may run in any executor, some at a time; sums are taken in float64 in the order of the batches, so the
     result does not depend on the executor. Memory does not grow with the number of batches. `progress` hears how many
     batches are done, 0 when the session stands. Moments that are not finite are returned as they are. A model above
     1.5 GB goes through a temporary file that all workers must see; `weights_folder` is where the external data of
@@ -75,59 +47,17 @@ def collect(
         return {}
     instrumented = instrument(model, requests, keep, as_rows)
     with TemporaryDirectory(prefix="snp_onnx-", ignore_cleanup_errors=True) as folder:
-        program = _program(instrumented.model, Path(folder), weights_folder)
+        program = program_of(instrumented.model, Path(folder), weights_folder)
         if executor is None or isinstance(executor, ThreadPoolExecutor):
-            _session(program, runtime)  # before the first batch is read, and once for all threads
+            ready(program, runtime)  # before the first batch is read, and once for all threads
         if progress is not None:
             progress(0)
         try:
-            answers = _handed_on(instrumented.kept, _answers(program, batches, runtime, executor), kept)
-            return _added_up(instrumented, answers, progress)
+            apart = {*instrumented.kept, *(sums.gram for sums in instrumented.sums if sums.is_rows and sums.gram)}
+            found = _handed_on(instrumented.kept, answers(program, batches, runtime, executor, apart), kept)
+            return _added_up(instrumented, found, progress)
         finally:
-            _session.cache_clear()
-
-
-def answer(task: Task) -> dict[str, NDArray[Any]]:
-    """Run one batch in this process."""
-    phase = np.array([task.index * PHASE_STEP], dtype=np.int64)
-    return run(_session(task.program, task.runtime), {**task.feed, PHASE: phase})
-
-
-@lru_cache(maxsize=1)
-def _session(program: Program, runtime: Runtime) -> Any:
-    """The session of this process; workers keep it from batch to batch."""
-    return open_session(program.payload, runtime, program.weights_folder, for_one_pass=True)
-
-
-def _program(model: onnx.ModelProto, folder: Path, weights_folder: str | Path | None) -> Program:
-    folder_of_weights = ROOT if weights_folder is None and has_external(model) else weights_folder
-    where = None if folder_of_weights is None else str(folder_of_weights)
-    if is_large(model):
-        path = str(spill(model, folder))
-        return Program(path, path, where)
-    payload = model.SerializeToString()
-    return Program(hashlib.sha256(payload).hexdigest(), payload, where)
-
-
-def _answers(
-    program: Program, batches: Batches, runtime: Runtime, executor: Executor | None
-) -> Iterator[dict[str, NDArray[Any]]]:
-    """What each batch says, in the order of the batches, with at most a few batches in flight."""
-    tasks = (Task(program, runtime, index, feed) for index, feed in enumerate(batches))
-    if executor is None:
-        yield from map(answer, tasks)
-        return
-    waiting: deque[Future[dict[str, NDArray[Any]]]] = deque()
-    try:
-        for task in tasks:
-            waiting.append(executor.submit(answer, task))
-            if len(waiting) >= IN_FLIGHT:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
+            forget()
 
 
 def _handed_on(

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"}
+"""Products in full float32, and convolutions chosen by rule: timing them, the default, may choose others every time."""
 ERRORS_ONLY = 3
 BFLOAT16 = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
 FOLDER_OF_WEIGHTS = "session.model_external_initializers_file_folder_path"
@@ -48,28 +50,35 @@ def open_session(
     weights_folder: str | Path | None = None,
     for_one_pass: bool = False,
     stays: bool = False,
+    timed: bool = False,
+    profile: str = "",
 ) -> "onnxruntime.InferenceSession":
     """A session for a model in memory, serialised, or at a path; `weights_folder` has the external data of the former.
 
     `for_one_pass` does without the memory plan that the runtime makes in the first run: over a few batches it costs
     more than it saves. A model in memory whose weights lie in files gets a session that is there only while it runs,
     so that two of them never have their weights in memory together; `stays` asks for one that stays. A model in
-    bfloat16 that the runtime can't load is run in float32.
+    bfloat16 that the runtime can't load is run in float32. On CUDA the same bits come out every time, unless the
+    session is to be `timed`: then the runtime looks for the fastest convolutions, as it does for its users. `profile`
+    is the prefix of the file that the runtime writes the times of its nodes to.
     """
     if isinstance(model, onnx.ModelProto) and weights_folder is None and has_external(model):
         if stays or for_one_pass:
-            return open_session(model.SerializeToString(), runtime, ROOT, for_one_pass)
+            return open_session(model.SerializeToString(), runtime, ROOT, for_one_pass, timed=timed)
         return _Passing(model.SerializeToString(), runtime)
     if isinstance(model, onnx.ModelProto) and is_large(model):
         with tempfile.TemporaryDirectory(prefix="snp_onnx-", ignore_cleanup_errors=True) as folder:
-            return open_session(spill(model, Path(folder)), runtime, for_one_pass=for_one_pass)
-    ort = _onnxruntime()
+            return open_session(spill(model, Path(folder)), runtime, for_one_pass=for_one_pass, timed=timed)
+    ort = runtime_module()
     options = _options(ort, runtime, weights_folder)
     options.enable_mem_pattern = not for_one_pass
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
     if weights_folder is not None:
         options.enable_cpu_mem_arena = False
         options.add_session_config_entry(NO_COPIES, "1")
-    providers = _providers(ort, runtime.provider)
+    providers = _providers(ort, runtime.provider, timed)
+    options.use_deterministic_compute = not timed and len(providers) > 1
     payload = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
     if isinstance(payload, str | Path) and not Path(payload).is_file():
         raise ModelError(f"there is no model file {str(payload)!r}: check the path")
@@ -84,11 +93,17 @@ def open_session(
     except Exception as error:
         wider = _wider(payload)
         if wider is not None:
-            return open_session(wider, runtime, weights_folder, for_one_pass)
+            return open_session(wider, runtime, weights_folder, for_one_pass, timed=timed)
         raise ModelError(_load_failure(ort, payload, error)) from error
     if len(providers) > 1 and CUDA not in session.get_providers():
         _warn_about_cuda("its libraries failed to load")
     return session
+
+
+def provider_name(runtime: Runtime) -> str:
+    """The provider that sessions will run on, by its full name."""
+    first = _providers(runtime_module(), runtime.provider, True)[0]
+    return first if isinstance(first, str) else str(first[0])
 
 
 def _wider(payload: bytes | str | Path) -> bytes | None:
@@ -125,30 +140,53 @@ class _Passing:
 
 def run(session: "onnxruntime.InferenceSession", feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """All outputs by name; arrays that are no input of the session are left out of the feed."""
+    wanted = fed(session, feed)
+    names = [value.name for value in session.get_outputs()]
+    try:
+        results = session.run(names, wanted)
+    except Exception as error:
+        raise run_failure(wanted, error) from error
+    return dict(zip(names, results, strict=True))
+
+
+def fed(session: Any, feed: Mapping[str, Any]) -> dict[str, Any]:
+    """What a session reads of a feed, in forms that it takes; CalibrationError where something is missing."""
     wanted = [value.name for value in session.get_inputs()]
     missing = [name for name in wanted if name not in feed]
     if missing:
         raise CalibrationError(f"the batch lacks the input {missing[0]!r}: it has {sorted(feed)}")
-    names = [value.name for value in session.get_outputs()]
-    try:
-        results = session.run(names, {name: _in_wide(feed[name]) for name in wanted})
-    except Exception as error:
-        shapes = ", ".join(f"{name} {np.shape(feed[name])}" for name in wanted)
-        raise CalibrationError(f"the runtime cannot run the batch ({shapes}): {_first_line(error)}") from error
-    return dict(zip(names, results, strict=True))
+    return {name: _in_wide(feed[name]) for name in wanted}
 
 
-def _in_wide(values: NDArray[Any]) -> NDArray[Any]:
+def run_failure(feed: Mapping[str, Any], error: Exception) -> CalibrationError:
+    """What to raise where a run fails."""
+    shapes = ", ".join(f"{name} {_shape(value)}" for name, value in feed.items())
+    return CalibrationError(f"the runtime cannot run the batch ({shapes}): {_first_line(error)}")
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """Of an array, or of a value of the runtime, which isn't fetched from its device for that."""
+    return tuple(value.shape()) if callable(getattr(value, "shape", None)) else np.shape(value)
+
+
+def _in_wide(values: Any) -> Any:
     """bfloat16, which the runtime's interface doesn't know, as float32."""
-    return values.astype(np.float32) if values.dtype == BFLOAT16 else values
+    is_narrow = isinstance(values, np.ndarray) and values.dtype == BFLOAT16
+    return values.astype(np.float32) if is_narrow else values
 
 
-def _onnxruntime() -> Any:
+def runtime_module() -> Any:
+    """onnxruntime; PlanError where it isn't installed."""
     try:
         import onnxruntime
     except ImportError:
         raise PlanError("onnxruntime is not installed: pip install snp-onnx[cpu]") from None
     return onnxruntime
+
+
+def runtime_version() -> str:
+    """The version of the installed onnxruntime."""
+    return str(runtime_module().__version__)
 
 
 def _options(ort: Any, runtime: Runtime, weights_folder: str | Path | None) -> Any:
@@ -168,14 +206,14 @@ def _options(ort: Any, runtime: Runtime, weights_folder: str | Path | None) -> A
     return options
 
 
-def _providers(ort: Any, name: str) -> list[Any]:
+def _providers(ort: Any, name: str, timed: bool) -> list[Any]:
     """What onnxruntime takes; a CUDA that is not there becomes the CPU, said aloud."""
     available = ort.get_available_providers()
     by_name = {provider.lower(): provider for provider in available}
     by_name |= {provider.removesuffix("ExecutionProvider").lower(): provider for provider in available}
     provider = by_name.get(name.lower())
     if provider == CUDA:
-        return [(CUDA, {"use_tf32": "0"}), CPU]
+        return [(CUDA, {"use_tf32": "0"} if timed else CUDA_OPTIONS), CPU]
     if provider is not None:
         return [provider] if provider == CPU else [provider, CPU]
     if name.lower() in ("cuda", CUDA.lower()):

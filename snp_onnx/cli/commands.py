@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +16,7 @@ from snp_onnx._version import __version__
 from snp_onnx.cli.options import (
     CHOICES,
     CUSTOM_OPS,
+    DASK,
     DATA,
     INPUT_SHAPE,
     JSON,
@@ -47,7 +50,7 @@ def _common(
 
 
 @app.command()
-@takes(*TARGETS, *DATA, *CHOICES, QUIET)
+@takes(*TARGETS, *DATA, *CHOICES, DASK, QUIET)
 def prune(
     model: Annotated[Path, typer.Argument(help="The trained model.")],
     output: Annotated[Path | None, typer.Argument(help="Where the pruned model goes.")] = None,
@@ -61,17 +64,21 @@ def prune(
         bool, typer.Option("--save-as-external-data", help="Keep the weights in a file beside the model.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="OUTPUT may be MODEL.")] = False,
+    latency: Annotated[
+        bool, typer.Option("--latency/--no-latency", help="Time the result against MODEL, in turn.")
+    ] = True,
     **options: Any,
 ) -> None:
     """Prune MODEL to a target and write OUTPUT."""
     from snp_onnx.verbs.prune import prune as run
 
     destinations = Destinations(output, report, plan, dry_run, save_as_external_data)
-    quiet, source = options.pop("quiet"), options.pop("calibration")
+    quiet, source, dask = options.pop("quiet"), options.pop("calibration"), options.pop("dask")
     destinations.check(model, force, [apply_plan, source and Path(source)])
     values = verb_options(options)
-    with shown_progress(quiet) as progress:
-        result = run(model, source, plan=apply_plan, external_as=destinations.external_as, progress=progress, **values)
+    values |= {"plan": apply_plan, "external_as": destinations.external_as, "latency": latency}
+    with _workers(dask) as executor, shown_progress(quiet) as progress:
+        result = run(model, source, progress=progress, executor=executor, **values)
     destinations.write(result)
     _show(pruning_table(result.report), result.report.notes, result.report.warnings, quiet)
 
@@ -96,7 +103,7 @@ def compare(
     dense: Annotated[Path, typer.Argument(help="The dense model.")],
     pruned: Annotated[Path, typer.Argument(help="The pruned model.")],
     latency: Annotated[bool, typer.Option("--latency", help="Time both models in turn.")] = False,
-    latency_batch: Annotated[int, typer.Option(help="Rows of the timed batch.")] = 1,
+    latency_batch: Annotated[int, typer.Option(help="Rows of a second timed batch.")] = 1,
     **options: Any,
 ) -> None:
     """Run both models on the same samples: cost, fidelity, accuracy, latency."""
@@ -140,6 +147,15 @@ def recover(
         result = run(dense, pruned, source, checkpoint=state, every=every, resume=resume, progress=progress, **values)
     destinations.write(result)
     _show(recovery_table(result.report), result.report.notes, result.report.warnings, quiet)
+
+
+def _workers(dask: str | None) -> AbstractContextManager[Executor | None]:
+    """The executor that was asked for; none where everything runs here."""
+    if dask is None:
+        return nullcontext()
+    from snp_onnx.calibration.cluster import dask_executor
+
+    return dask_executor(dask)
 
 
 def _show(table: Any, notes: Sequence[str], cautions: Sequence[str], quiet: bool) -> None:

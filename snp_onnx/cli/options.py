@@ -24,6 +24,10 @@ JSON = _option("json", bool, False, "Print JSON instead of tables.", "--json")
 INPUT_SHAPE = _option("input_shape", list[str] | None, None, "NAME:1,3,224,224; may be repeated.")
 CUSTOM_OPS = _option("custom_ops", list[Path] | None, None, "A library of custom operators; may be repeated.")
 
+DASK = _option(
+    "dask", str | None, None, "tcp://host:port of a Dask scheduler: its workers measure (same files at the same paths)."
+)
+
 DATA = (
     _option(
         "calibration",
@@ -81,9 +85,9 @@ CHOICES = (
     _option("representation", str | None, None, "The tensor compared without a block; else the last layer's input."),
     _option("ranking_samples", int | None, None, "Samples that blocks are ranked on; 256 by default."),
     _option("min_blocks", int | None, None, "Keep at least so many blocks of every stage; 1 by default."),
-    _option("latency_batch", int | None, None, "Rows of the batch that --target-latency times; 1 by default."),
+    _option("latency_batch", int | None, None, "Rows of the batch that latencies are of; 1 by default."),
     _option("min_units", int, 1, "Keep at least so many units of every group."),
-    _option("round_to", int, 1, "Keep multiples of this, or the dense width."),
+    _option("round_to", str, "1", "Keep multiples of this, or the dense width; auto: widths that save time here."),
     _option("ridge", float | None, None, "Ridge relative to each input's energy; ten times as much in the refit."),
 )
 

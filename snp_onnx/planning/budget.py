@@ -13,6 +13,8 @@ import numpy.typing as npt
 from snp_onnx.planning.paths import Path
 
 Widths = npt.NDArray[np.int64]
+Ladders = Sequence[tuple[int, ...]]
+"""The widths that every group may have, rising, the dense one last."""
 
 
 class Costs(Protocol):
@@ -43,32 +45,32 @@ def legal_widths(units: int, min_units: int, round_to: int) -> tuple[int, ...]:
     return (*range(first, units, round_to), units)
 
 
-def smallest(paths: Sequence[Path], min_units: int, round_to: int) -> Widths:
+def smallest(ladders: Ladders) -> Widths:
     """The narrowest legal widths."""
-    return np.array([legal_widths(len(path.group), min_units, round_to)[0] for path in paths], dtype=np.int64)
+    return np.array([ladder[0] for ladder in ladders], dtype=np.int64)
 
 
-def widths_at(paths: Sequence[Path], dial: float, min_units: int, round_to: int) -> Widths:
+def widths_at(paths: Sequence[Path], dial: float, ladders: Ladders) -> Widths:
     """The paper's rule: every group keeps the shortest legal prefix that captures a share `dial` of its ΣD."""
-    widths = smallest(paths, min_units, round_to)
-    for step in _steps(paths, min_units, round_to):
+    widths = smallest(ladders)
+    for step in _steps(paths, ladders):
         if step.threshold < dial:
             widths[step.path] = max(widths[step.path], step.width)
     return widths
 
 
 def widths_within(
-    paths: Sequence[Path], cost: Callable[[Widths], float], limit: float, min_units: int, round_to: int
+    paths: Sequence[Path], cost: Callable[[Widths], float], limit: float, ladders: Ladders
 ) -> Widths | None:
     """The widest widths along the dial that cost at most `limit`, filled up until no single step fits; None if none do.
 
     The dial is bisected over the sorted steps of all groups; then the steps beyond it are tried once each, in order.
     A refused step can't fit later, because widening another group never makes it cheaper.
     """
-    lowest = smallest(paths, min_units, round_to)
+    lowest = smallest(ladders)
     if cost(lowest) > limit:
         return None
-    steps = _steps(paths, min_units, round_to)
+    steps = _steps(paths, ladders)
     low, high = 0, len(steps)
     while low < high:
         middle = (low + high + 1) // 2
@@ -94,11 +96,10 @@ def _apply(lowest: Widths, steps: Sequence[_Step]) -> Widths:
     return widths
 
 
-def _steps(paths: Sequence[Path], min_units: int, round_to: int) -> list[_Step]:
+def _steps(paths: Sequence[Path], ladders: Ladders) -> list[_Step]:
     """All steps by threshold; a group's own stay in order because thresholds never fall along a path."""
     steps = []
-    for number, path in enumerate(paths):
-        rungs = legal_widths(len(path.group), min_units, round_to)
+    for number, (path, rungs) in enumerate(zip(paths, ladders, strict=True)):
         thresholds = np.maximum.accumulate(path.threshold)
         steps += [_Step(float(thresholds[a]), number, b) for a, b in pairwise(rungs)]
     return sorted(steps, key=lambda step: (step.threshold, step.path, step.width))
@@ -108,8 +109,7 @@ def widths_by_error(
     paths: Sequence[Path],
     costs: Costs,
     limit: float,
-    min_units: int,
-    round_to: int,
+    legal: Ladders,
 ) -> Widths | None:
     """The widths that buy the least error for the cost, within `limit`, filled up until no step fits; None if none do.
 
@@ -118,7 +118,7 @@ def widths_by_error(
     are those at the current widths, because a node's cost follows both of its widths. Where the last step overshoots
     (heads are large), the group that made it is also tried at the width before, with others narrowed instead.
     """
-    ladders = [_Ladder.of(path, min_units, round_to) for path in paths]
+    ladders = [_Ladder.of(path, widths) for path, widths in zip(paths, legal, strict=True)]
     dense = np.array([len(ladder.widths) - 1 for ladder in ladders], dtype=np.int64)
     floors = np.zeros_like(dense)
     if costs.cost(_at(ladders, floors)) > limit:
@@ -179,8 +179,7 @@ class _Ladder:
     errors: npt.NDArray[np.float64]
 
     @classmethod
-    def of(cls, path: Path, min_units: int, round_to: int) -> _Ladder:
-        widths = legal_widths(len(path.group), min_units, round_to)
+    def of(cls, path: Path, widths: tuple[int, ...]) -> _Ladder:
         return cls(widths, _convex(np.array(widths, dtype=np.float64), path.errors[np.array(widths) - 1]))
 
     def slope(self, rung: int, lowest: int = 0) -> float:

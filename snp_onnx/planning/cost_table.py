@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
 from snp_onnx.cost import Term
+from snp_onnx.planning.axis_widths import AxisWidths
 from snp_onnx.tracing import Group, Trace
 
 Widths = npt.NDArray[np.int64]
@@ -18,22 +18,18 @@ Widths = npt.NDArray[np.int64]
 class CostTable:
     """Terms as products of axis widths, each width linear in the numbers of units that groups keep.
 
-    All units of a group appear on the same axes equally often, so a plan's cost depends on its widths alone, and a
-    node's cost follows the widths of all its axes at once.
+    A plan's cost depends on its widths alone, and a node's cost follows the widths of all its axes at once.
     """
 
     def __init__(self, terms: Sequence[Term], trace: Trace, groups: Sequence[Group]) -> None:
-        owner = np.full(trace.label_count, -1, dtype=np.int64)
-        for number, group in enumerate(groups):
-            owner[group.labels] = number
-        self._sizes = np.array([len(group) for group in groups], dtype=np.int64)
+        axes = AxisWidths(trace, groups)
+        self._sizes = axes.sizes
         places: dict[tuple[str, int], int] = {}
         for term in terms:
             for factor in term.factors:
                 places.setdefault(factor, len(places) + 1)
-        counts = [_counts(trace, factor, owner, self._sizes) for factor in places]
-        self._base = np.array([1, *(base for base, _ in counts)], dtype=np.int64)
-        self._slope = _matrix([slope for _, slope in counts], len(groups))
+        bases, self._slope = axes.matrix([axes.extent(factor) for factor in places])
+        self._base = np.concatenate([np.ones(1, dtype=np.int64), bases])
         self._scale = np.array([term.scale for term in terms], dtype=np.float64)
         depth = max((len(term.factors) for term in terms), default=0)
         self._factors = np.zeros((len(terms), depth), dtype=np.int64)
@@ -74,20 +70,3 @@ class WithRemainder:
 
     def marginal(self, widths: Widths) -> npt.NDArray[np.float64]:
         return self.table.marginal(widths)
-
-
-def _counts(trace: Trace, factor: tuple[str, int], owner: Widths, sizes: Widths) -> tuple[int, Mapping[int, float]]:
-    """Positions of an axis that no group owns, and positions per unit of every group that owns some."""
-    tensor, axis = factor
-    if tensor not in trace.axes:
-        return trace.facts.shapes[tensor][axis], {}
-    owners = owner[trace.axes[tensor][axis]]
-    numbers, totals = np.unique(owners[owners >= 0], return_counts=True)
-    slopes = {int(n): float(total / sizes[n]) for n, total in zip(numbers, totals, strict=True)}
-    return int(np.count_nonzero(owners < 0)), slopes
-
-
-def _matrix(rows: Sequence[Mapping[int, float]], columns: int) -> sparse.csr_array:
-    place = [(r, c, value) for r, row in enumerate(rows) for c, value in row.items()]
-    r, c, v = zip(*place, strict=True) if place else ((), (), ())
-    return sparse.csr_array((v, (r, c)), shape=(len(rows), columns), dtype=np.float64)

@@ -9,7 +9,16 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from snp_onnx.errors import TargetError
-from snp_onnx.planning.budget import Costs, Widths, smallest, widths_at, widths_by_error, widths_within
+from snp_onnx.planning.budget import (
+    Costs,
+    Ladders,
+    Widths,
+    legal_widths,
+    smallest,
+    widths_at,
+    widths_by_error,
+    widths_within,
+)
 from snp_onnx.planning.options import Choices, Ratios, Target, TargetKind
 from snp_onnx.planning.paths import Path
 from snp_onnx.planning.plan import UnitDecision
@@ -39,31 +48,38 @@ def left_out(group: Group, choices: Choices) -> str | None:
     return None
 
 
+def ladders_of(paths: Iterable[Path], choices: Choices) -> Ladders:
+    """The widths that the options allow every path's group."""
+    return [legal_widths(len(path.group), choices.min_units, choices.step) for path in paths]
+
+
 def decide(
-    paths: Sequence[Path], target: Target, costs: Costs, dense: float, choices: Choices
+    paths: Sequence[Path], target: Target, costs: Costs, dense: float, ratios: Ratios, ladders: Ladders
 ) -> tuple[UnitDecision, ...]:
     """One decision for every path; TargetError, saying how far it gets, where the target can't be met.
 
-    `costs` gives the cost of widths and its gradient, `dense` what the target is a share of.
+    `costs` gives the cost of widths and its gradient, `dense` what the target is a share of, `ladders` the widths
+    that every path's group may have.
     """
     if target.kind is TargetKind.VARIANCE:
-        widths = widths_at(paths, target.value, choices.min_units, choices.round_to)
-        return _decisions(paths, widths)
+        widths = widths_at(paths, target.value, ladders)
+        return decisions_at(paths, widths)
     limit = target.value * dense
-    if choices.ratios is Ratios.BUDGET:
-        within = widths_by_error(paths, costs, limit, choices.min_units, choices.round_to)
+    if ratios is Ratios.BUDGET:
+        within = widths_by_error(paths, costs, limit, ladders)
     else:
-        within = widths_within(paths, costs.cost, limit, choices.min_units, choices.round_to)
+        within = widths_within(paths, costs.cost, limit, ladders)
     if within is None:
-        least = math.ceil(1000 * costs.cost(smallest(paths, choices.min_units, choices.round_to)) / dense) / 1000
+        least = math.ceil(1000 * costs.cost(smallest(ladders)) / dense) / 1000
         raise TargetError(
             f"--{target.option} {target.value:g} can't be reached: with these options the smallest model keeps "
             f"{least:.3f} of the dense {target.kind}: allow more units (--units, --streams, --include, --min-units)"
         )
-    return _decisions(paths, within)
+    return decisions_at(paths, within)
 
 
-def _decisions(paths: Iterable[Path], widths: Widths) -> tuple[UnitDecision, ...]:
+def decisions_at(paths: Iterable[Path], widths: Widths) -> tuple[UnitDecision, ...]:
+    """One decision for every path, at one width each, (G,)."""
     return tuple(
         UnitDecision(
             path.group.id,

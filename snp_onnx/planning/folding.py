@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,13 +53,14 @@ def fold(
     where it stays.
     """
     trace, weights = flow.trace, flow.weights
+    readers = _readers(trace)
     unfolded = []
     work: list[_Work] = []
     for weight, linears in _by_weight(trace):
         if alive[trace.axes[weight][linears[0].in_axis]].all():
             continue
         path = weights.path(weight)
-        reason = _obstacle(trace, path, linears, statistics)
+        reason = _obstacle(readers, path, linears, statistics)
         if path is None or reason:
             unfolded.append(f"{weight}: cut without folding: {reason}")
         else:
@@ -118,14 +119,24 @@ def _by_weight(trace: Trace) -> Iterator[tuple[str, list[Linear]]]:
     yield from by_weight.items()
 
 
-def _obstacle(trace: Trace, path: WeightPath | None, linears: list[Linear], statistics: Statistics) -> str | None:
+def _readers(trace: Trace) -> dict[str, set[int]]:
+    """The nodes that read each tensor."""
+    readers: dict[str, set[int]] = {}
+    for op in trace.ops:
+        for name in op.inputs:
+            readers.setdefault(name, set()).add(op.index)
+    return readers
+
+
+def _obstacle(
+    readers: Mapping[str, set[int]], path: WeightPath | None, linears: list[Linear], statistics: Statistics
+) -> str | None:
     if not all(statistics.is_measured(linear) for linear in linears):
         return "its input is not finite on the calibration samples"
     if path is None:
         return "the weight is quantised or computed"
-    readers = {op.index for op in trace.ops if path.root in op.inputs}
     chain = {op.index for op in path.ops} | {linear.op.index for linear in linears}
-    if not readers <= chain or len({linear.in_axis for linear in linears}) > 1:
+    if not readers.get(path.root, set()) <= chain or len({linear.in_axis for linear in linears}) > 1:
         return "the weight is shared with nodes of another kind"
     shapes = {statistics.readings[linear].slots.shape for linear in linears}
     return None if len(shapes) == 1 else "nodes that share the weight read inputs of different layouts"

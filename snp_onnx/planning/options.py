@@ -79,6 +79,9 @@ class TargetKind(StrEnum):
         return names.get(self, f"target-{self}")
 
 
+AUTO = "auto"
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Keep at most `value` of the dense cost; for `variance` at least `value` of every group's ΣD, for `fidelity` a
@@ -103,6 +106,7 @@ class Choices:
     """How a plan is decided and carried out. `streams` says whether convolutional residual streams may lose width,
     `caches` whether heads may go whose keys and values are inputs and outputs of the graph, which get narrower then.
 
+    Widths are multiples of `round_to` or, with "auto", those between which the runtime's clock sees a difference.
     `ridge` is ρ, the one strength of every anchor: elimination and folding use ρ, the refit, which rests on fewer rows,
     10 ρ. `error_power` is p in e / V^p, by which errors of different groups are compared: between 0, where loud layers
     rule the budget, and 1, where quiet ones do; V is the variance of the sum a layer's output goes into. `weigh` says
@@ -120,7 +124,7 @@ class Choices:
     include: str | None = None
     exclude: str | None = None
     min_units: int = 1
-    round_to: int = 1
+    round_to: int | str = 1
     ridge: float = 1e-6
     refine: Refine = Refine.NONE
     error_power: float = 1.0
@@ -138,9 +142,12 @@ class Choices:
                 re.compile(pattern or "")
             except re.error as error:
                 raise PlanError(f"{option} {pattern!r}: not a regular expression: {error}") from error
-        least = {"min_units": 1, "round_to": 1, "min_blocks": 0, "ranking_samples": 4, "latency_batch": 1}
+        if isinstance(self.round_to, str) and self.round_to != AUTO:
+            raise PlanError(f"--round-to {self.round_to!r}: give a number or {AUTO}")
+        least = {"min_units": 1, "step": 1, "min_blocks": 0, "ranking_samples": 4, "latency_batch": 1}
         for name, lowest in least.items():
-            option, number = f"--{name.replace('_', '-')}", getattr(self, name)
+            option = "--round-to" if name == "step" else f"--{name.replace('_', '-')}"
+            number = getattr(self, name)
             if number < lowest:
                 raise PlanError(f"{option} {number}: give {lowest} or more")
         if not 0.0 < self.ridge < math.inf:
@@ -149,6 +156,15 @@ class Choices:
             raise PlanError(f"--error-power {self.error_power}: give a number from 0 to 1")
         if not self.kinds:
             raise PlanError(f"--units names none: choose from {', '.join(Kind)}")
+
+    @property
+    def step(self) -> int:
+        """What widths are multiples of, whatever the clock says."""
+        return self.round_to if isinstance(self.round_to, int) else 1
+
+    @property
+    def is_rounded_by_clock(self) -> bool:
+        return self.round_to == AUTO
 
     def record(self) -> dict[str, Any]:
         """The choices as plain JSON values."""
@@ -176,6 +192,8 @@ def choices(preset: str = Preset.BEST, **overrides: Any) -> Choices:
     for name, kind in enums.items():
         if name in given:
             given[name] = _member(kind, given[name], f"--{name}")
+    if isinstance(given.get("round_to"), str) and re.fullmatch(r"-?\d+", given["round_to"]):
+        given["round_to"] = int(given["round_to"])
     if "kinds" in given:
         given["kinds"] = frozenset(_member(Kind, kind, "--units") for kind in given["kinds"])
     return replace(_PRESETS[_member(Preset, preset, "--preset")], **given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from snp_onnx.tracing.padding import has_rows_of
 from snp_onnx.tracing.tracer import Axes, Barrier, Linear, Product, Tracer
 
 Mask = npt.NDArray[np.bool_]
+T = TypeVar("T")
 
 
 class Kind(StrEnum):
@@ -140,8 +142,34 @@ def _removable(tracer: Tracer, axes: Mapping[str, Axes]) -> Mask:
 
 
 def _groups(tracer: Tracer, axes: Mapping[str, Axes], removable: Mask) -> tuple[Group, ...]:
+    found = _classed(tracer, axes, removable)
+    lead = np.full(len(removable), -1, dtype=np.int64)  # the group that a label is the first of
+    lead[[labels[0] for _, labels in found]] = np.arange(len(found))
+    open_products = [product for product in tracer.activation_products if product.is_open]
+    mixing = [linear for linear in tracer.linears if linear.mixes]
+    producers = _on_each(lead, len(found), tracer.linears, (axes[x.weight][x.out_axis] for x in tracer.linears))
+    consumers = _on_each(lead, len(found), mixing, (axes[x.weight][x.in_axis] for x in mixing))
+    contracted = (axes[tensor][axis] for tensor, axis in (x.contracted[0] for x in open_products))
+    products = _on_each(lead, len(found), open_products, contracted)
+    groups = [
+        Group(
+            f"{tracer.root(first.weight)}:{first.out_axis}",
+            _kind(tracer, labels),
+            labels,
+            producers[number],
+            consumers[number],
+            bool(tracer.classes.has(labels, SUMMED).any()),
+            products[number],
+        )
+        for number, (first, labels) in enumerate(found)
+    ]
+    return _with_unique_ids(groups)
+
+
+def _classed(tracer: Tracer, axes: Mapping[str, Axes], removable: Mask) -> list[tuple[Linear, Labels]]:
+    """The labels of every group, with its first producer."""
     signature = _signatures(axes, removable)
-    groups: list[Group] = []
+    found: list[tuple[Linear, Labels]] = []
     taken: set[int] = set()
     for linear in tracer.linears:
         labels = axes[linear.weight][linear.out_axis]
@@ -153,8 +181,18 @@ def _groups(tracer: Tracer, axes: Mapping[str, Axes], removable: Mask) -> tuple[
                 taken.add(key)
                 if np.count_nonzero(signature[ordered] == key) < 2:
                     continue
-                groups.append(_group(tracer, axes, linear, ordered[signature[ordered] == key], len(groups)))
-    return _with_unique_ids(groups)
+                found.append((linear, ordered[signature[ordered] == key]))
+    return found
+
+
+def _on_each(lead: Labels, count: int, things: Sequence[T], on: Iterable[Labels]) -> list[tuple[T, ...]]:
+    """For each of `count` groups, the things whose axis has its first label: all groups in one go over the axes."""
+    places: list[list[T]] = [[] for _ in range(count)]
+    for thing, labels in zip(things, on, strict=True):
+        numbers = lead[labels]
+        for number in np.unique(numbers[numbers >= 0]).tolist():
+            places[number].append(thing)
+    return [tuple(listed) for listed in places]
 
 
 def _signatures(axes: Mapping[str, Axes], removable: Mask) -> npt.NDArray[np.uint64]:
@@ -167,18 +205,6 @@ def _signatures(axes: Mapping[str, Axes], removable: Mask) -> npt.NDArray[np.uin
             if len(labels) > 1:
                 np.add.at(signature, labels[removable[labels]], key)
     return signature
-
-
-def _group(tracer: Tracer, axes: Mapping[str, Axes], first: Linear, labels: Labels, place: int) -> Group:
-    lead = labels[0]
-    producers = tuple(x for x in tracer.linears if lead in axes[x.weight][x.out_axis])
-    consumers = tuple(x for x in tracer.linears if x.mixes and lead in axes[x.weight][x.in_axis])
-    products = tuple(
-        x for x in tracer.activation_products if x.is_open and lead in axes[x.contracted[0][0]][x.contracted[0][1]]
-    )
-    summed = bool(tracer.classes.has(labels, SUMMED).any())
-    name = f"{tracer.root(first.weight)}:{first.out_axis}"
-    return Group(name, _kind(tracer, labels), labels, producers, consumers, summed, products)
 
 
 def _kind(tracer: Tracer, labels: Labels) -> Kind:

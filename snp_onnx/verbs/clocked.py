@@ -1,68 +1,157 @@
 """Clocked: widths for a share of the measured latency.
 
-What a width saves in time depends on the kernels, so nothing is modelled: the share of the MACs is bisected, the plan
-for each share is cut (the values of weights don't change the time), and the cut model runs in turn with the dense one.
+A table of the layers' times at many widths says what each width saves. The plan it leads to is cut and timed in turn
+with the dense model (the values of weights don't change the time), the prediction learns from that, and decides again
+until the clock agrees.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
 
+from snp_onnx.calibration.kernel_times import KernelTimes
+from snp_onnx.calibration.kernels import Kernel
 from snp_onnx.calibration.samples import Part
-from snp_onnx.calibration.sessions import open_session
+from snp_onnx.cost import mac_terms
 from snp_onnx.errors import TargetError
-from snp_onnx.planning.options import Target, TargetKind
-from snp_onnx.planning.plan import Plan
+from snp_onnx.planning.budget import smallest
+from snp_onnx.planning.decide import decisions_at
+from snp_onnx.planning.latency import LatencyCosts
+from snp_onnx.planning.layer_times import LayerTimes, Timer, time_layers, timed_widths
+from snp_onnx.planning.layers import dense_kernels, layers_of
+from snp_onnx.planning.options import Target
+from snp_onnx.planning.paths import Path
+from snp_onnx.planning.plan import Plan, widths
+from snp_onnx.tracing import Group
+from snp_onnx.tracing.blocks import Block
 from snp_onnx.tracing.surface import surface_between
-from snp_onnx.verbs.latency import Latency, measure_latency
+from snp_onnx.verbs.carry_out import Work, cut_only
+from snp_onnx.verbs.deciding import Deciding, plan_of
+from snp_onnx.verbs.latency import Latency, latency_of
 from snp_onnx.verbs.measure import Calibration
+from snp_onnx.verbs.subject import Subject, trace_at
 
-PROBES = 7
+TABLE_SECONDS = 60.0
+"""About how long the layers' times may take to measure, once on a machine."""
+TRIES = 8
+CLOSE = 0.02
+"""A measured share so far below the target is near enough."""
 ROUNDS, SECONDS = 200, 2.0
 """Of each measurement: runs of both models, and about how long they may take."""
 
 
 def clocked(dense: onnx.ModelProto, pruned: onnx.ModelProto, calibration: Calibration, batch: int) -> Latency:
     """Both models in turn on `batch` calibration samples, where the model's batch is dynamic."""
-    surface = surface_between(dense, pruned)
-    feed: Mapping[str, Any] = next(iter(calibration.samples.batches(batch, Part.CALIBRATION)))
-    sessions = [open_session(model, calibration.runtime, stays=True) for model in (dense, pruned)]
-    other = feed if surface is None else surface.cut(feed)
-    return measure_latency(sessions[0], sessions[1], feed, other, ROUNDS, SECONDS)
+    feed, surface = _feed(calibration, batch), surface_between(dense, pruned)
+    return latency_of(dense, pruned, calibration.runtime, feed, surface, ROUNDS, SECONDS)
 
 
-def within_latency(
-    target: Target, decide: Callable[[Target], Plan], ratio: Callable[[Plan], float], least: float, most: float
-) -> Plan:
-    """The plan with the most MACs whose measured share of the dense latency is at most the target's value.
-
-    `decide` makes the plan of a MACs target, `ratio` cuts and times it; `least` and `most` bound the share of the MACs.
-    """
-    low, high, best = least, most, None
-    if most < 1.0:  # blocks are gone: that may do already
-        best = _meeting(target, decide, ratio, most)
-    for _ in range(PROBES if best is None else 0):
-        share = 0.5 * (low + high)
-        plan = _meeting(target, decide, ratio, share)
-        low, high, best = (low, share, best) if plan is None else (share, high, plan)
-    if best is None:
-        plan = decide(Target(TargetKind.MACS, min(1.0, least * (1.0 + 1e-9))))
-        found = ratio(plan)
-        if found > target.value:
-            raise TargetError(
-                f"--{target.option} {target.value:g} can't be reached: the smallest model takes {found:.3f} of the "
-                "dense time: allow more (--units channels,heads,blocks, --streams, --round-to)"
-            )
-        best = plan
-    return best
+def _feed(calibration: Calibration, batch: int) -> Mapping[str, Any]:
+    return next(iter(calibration.samples.batches(batch, Part.CALIBRATION)))
 
 
-def _meeting(
-    target: Target, decide: Callable[[Target], Plan], ratio: Callable[[Plan], float], share: float
-) -> Plan | None:
-    """The plan for a share of the MACs, if it meets the target."""
-    plan = decide(Target(TargetKind.MACS, min(1.0, share)))
-    return plan if ratio(plan) <= target.value else None
+@dataclass(frozen=True, slots=True, eq=False)
+class TimedLayers:
+    """The layers' times at the batch that latencies are of, and the trace and the groups there."""
+
+    times: LayerTimes
+    subject: Subject
+    groups: tuple[Group, ...]
+
+    def costs(self, dense_ms: float) -> LatencyCosts:
+        """What widths cost, in shares of the dense model's time."""
+        trace = self.subject.trace
+        terms = mac_terms(self.subject.prepared, trace.facts.shapes)
+        return LatencyCosts(self.times, trace, self.groups, terms, dense_ms)
+
+
+def timed_layers(work: Work, groups: Sequence[Group]) -> TimedLayers:
+    """The times of the layers of these groups: from the user's cache, or measured now and put there."""
+    chosen, calibration = work.choices, work.calibration
+    assert calibration is not None
+    subject = _at_batch(work.subject, calibration, chosen.latency_batch)
+    by_id = {group.id: group for group in subject.trace.groups}
+    if not all(group.id in by_id for group in groups):  # an axis that the batch ties to others: as it was decided
+        subject, by_id = work.subject, {group.id: group for group in groups}
+    there = tuple(by_id[group.id] for group in groups)
+    timer = _timer(calibration)
+    with work.clock("time layers"):
+        layers = list(layers_of(subject.prepared, subject.trace, there))
+        ladders = [timed_widths(len(group), chosen.min_units, chosen.step) for group in groups]
+        return TimedLayers(time_layers(layers, there, ladders, timer, TABLE_SECONDS), subject, there)
+
+
+def block_times(subject: Subject, blocks: Sequence[Block], calibration: Calibration, batch: int) -> dict[str, float]:
+    """Milliseconds of the nodes of each block that multiply, by the block's name."""
+    there = _at_batch(subject, calibration, batch)
+    kernels = dense_kernels(there.prepared, there.trace)
+    wanted = sorted({index for block in blocks for index in block.nodes} & kernels.keys())
+    with calibration.clock("time layers"):
+        times = _timer(calibration)([kernels[index] for index in wanted], TABLE_SECONDS)
+    found = {index: ms for index in wanted if np.isfinite(ms := times[kernels[index]])}
+    return {block.name: sum(found.get(index, 0.0) for index in block.nodes) for block in blocks}
+
+
+def _timer(calibration: Calibration) -> Timer:
+    """Times from the user's cache, measured where they aren't in it."""
+    store = KernelTimes(calibration.runtime)
+
+    def timer(kernels: Sequence[Kernel], seconds: float) -> Mapping[Kernel, float]:
+        return store.of(kernels, seconds, lambda done, all_: calibration.progress("time layers", done, all_))
+
+    return timer
+
+
+def _at_batch(subject: Subject, calibration: Calibration, batch: int) -> Subject:
+    found = {name: tuple(np.shape(array)) for name, array in _feed(calibration, batch).items()}
+    shapes = {name: found[name] for name in subject.input_shapes}
+    if shapes == dict(subject.input_shapes):
+        return subject
+    dense, prepared, kinds = subject.dense, subject.prepared, subject.kinds
+    return trace_at(dense, prepared, subject.notes, shapes, calibration.runtime, kinds, subject.caches)
+
+
+def within_latency(work: Work, target: Target, paths: Sequence[Path]) -> Plan:
+    """The plan whose measured share of the dense latency is at most the target's value, and close to it."""
+    groups = [path.group for path in paths]
+    timed = timed_layers(work, groups)
+    ladders = timed.times.ladders
+    narrowest = smallest(ladders)
+    least = _timed(work, plan_of(work, target, decisions_at(paths, narrowest)))
+    if least.undisturbed > target.value:
+        raise TargetError(
+            f"--{target.option} {target.value:g} can't be reached: the smallest model takes {least.undisturbed:.3f} "
+            "of the dense time: allow more (--units channels,heads,blocks, --streams, --round-to)"
+        )
+    costs = timed.costs(least.undisturbed_ms)
+    costs.learn(narrowest, least.undisturbed)
+    deciding = Deciding(work, paths, costs, 1.0, ladders)
+    tried = {tuple(narrowest.tolist()): least.undisturbed}
+    plans = {tuple(narrowest.tolist()): plan_of(work, target, decisions_at(paths, narrowest))}
+    for _ in range(TRIES):
+        try:
+            plan = deciding.plan(target)
+        except TargetError:  # the prediction may be wrong where nothing was measured
+            break
+        found = widths(plan.decisions, groups)
+        place = tuple(found.tolist())
+        if place in tried:
+            break
+        plans[place], tried[place] = plan, _timed(work, plan).undisturbed
+        costs.learn(found, tried[place])
+        if target.value - CLOSE <= tried[place] <= target.value:
+            break
+    meeting = [place for place, ratio in tried.items() if ratio <= target.value]
+    return plans[max(meeting, key=lambda place: tried[place])]
+
+
+def _timed(work: Work, plan: Plan) -> Latency:
+    assert work.calibration is not None
+    with work.clock("time"):
+        model = cut_only(work, plan).model
+        return clocked(work.subject.dense.proto, model, work.calibration, work.choices.latency_batch)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx
 
 from snp_onnx.calibration.inputs import Array, input_specs
 from snp_onnx.calibration.samples import Part, Samples, open_samples
-from snp_onnx.calibration.sessions import open_session
+from snp_onnx.calibration.sessions import Runtime, open_session
 from snp_onnx.cost import Cost
 from snp_onnx.errors import CalibrationError, ModelError, PlanError
 from snp_onnx.tracing.padding import mask_of
 from snp_onnx.tracing.surface import Surface, surface_between
 from snp_onnx.verbs.fidelity import measure_fidelity
-from snp_onnx.verbs.latency import Latency, measure_latency
+from snp_onnx.verbs.latency import Latency, latency_of
 from snp_onnx.verbs.result import Comparison
 from snp_onnx.verbs.settings import DATA_OPTIONS, check_options, data_from, runtime_from
 from snp_onnx.verbs.subject import load_subject, resolve_shapes, trace_at
@@ -33,8 +33,8 @@ def compare(
 ) -> Comparison:
     """Run both models on every sample.
 
-    `latency` also times them in turn, with `latency_batch` rows (default 1). Options: input_array, label_array, mean,
-    std, scale, layout, samples, batch_size, input_shapes, seed, provider, threads, custom_ops.
+    `latency` also times them in turn, with one row and with `latency_batch` rows. Options: input_array, label_array,
+    mean, std, scale, layout, samples, batch_size, input_shapes, seed, provider, threads, custom_ops.
     """
     check_options(options, DATA_OPTIONS)
     data, runtime = data_from(calibration, options), runtime_from(options)
@@ -49,11 +49,12 @@ def compare(
         shapes = resolve_shapes(models[0][0].proto, data.input_shapes, samples.largest_shapes)
         both = (shapes, surface.cut_shapes(shapes))
         costs = [_cost(*model, own, runtime) for model, own in zip(models, both, strict=True)]
-        sessions = [open_session(model[0].proto, runtime, stays=latency) for model in models]
+        protos = [model[0].proto for model in models]
+        sessions = [open_session(proto, runtime) for proto in protos]
         batches, labels = samples.batches(data.batch_size, Part.ALL), samples.labels(Part.ALL)
         mask = mask_of(models[0][0].proto)
         fidelity = measure_fidelity(sessions[0], sessions[1], batches, labels, mask, surface)
-        timed = _latency(sessions, samples, latency_batch or 1, surface) if latency else ()
+        timed = _latency(protos, samples, latency_batch or 1, runtime) if latency else ()
         warnings = ("RANDOM samples: the figures say nothing about real inputs",) if samples.is_random else ()
         return Comparison(costs[0], costs[1], fidelity, shapes, timed, tuple(samples.notes), warnings)
 
@@ -82,6 +83,10 @@ def _names(specs: list[tuple[Any, ...]]) -> str:
     return ", ".join(f"{name} {shape}" for name, _, shape in specs)
 
 
-def _latency(sessions: list[Any], samples: Samples, batch: int, surface: Surface) -> tuple[Latency, ...]:
-    feed: Mapping[str, Array] = next(iter(samples.batches(batch, Part.ALL)))
-    return (measure_latency(sessions[0], sessions[1], feed, surface.cut(feed)),)
+def _latency(models: Sequence[onnx.ModelProto], samples: Samples, batch: int, runtime: Runtime) -> tuple[Latency, ...]:
+    found = {}
+    for rows in sorted({1, batch}):
+        feed: Mapping[str, Array] = next(iter(samples.batches(rows, Part.ALL)))
+        entry = latency_of(models[0], models[1], runtime, feed, surface_between(models[0], models[1]))
+        found[entry.batch] = entry  # a fixed batch is timed as it is
+    return tuple(found.values())

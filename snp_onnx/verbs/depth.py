@@ -24,6 +24,7 @@ from snp_onnx.subspace.similarity import Similarity
 from snp_onnx.tracing import find_blocks
 from snp_onnx.tracing.blocks import Block, BlockKind
 from snp_onnx.tracing.representation import Representation, find_representation
+from snp_onnx.verbs.clocked import block_times
 from snp_onnx.verbs.measure import Calibration, on_fewer_samples
 from snp_onnx.verbs.refit import refit_layers
 from snp_onnx.verbs.settle import held_back_fidelity, mean_error
@@ -39,6 +40,8 @@ class Descent:
     runtime: Runtime
     calibration: Calibration | None = None
     """Without samples blocks can be removed by name, and nothing is solved anew."""
+    is_clocked: bool = False
+    """Whether blocks count for the time that they take, not for their MACs."""
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -124,13 +127,20 @@ class Descent:
         assert self.calibration is not None
         with self.calibration.clock("rank"):
             scores = self._scores(subject, allowed)
-            saved = block_shares(subject, allowed)
+            saved = self._saved(subject, allowed)
         losses = {b.name: (1.0 - scores[b.name]) / max(saved[b.name], 1e-9) for b in allowed}
         if not self._is_alignment:
             losses = {name: -score for name, score in scores.items()}
         best = min(allowed, key=lambda block: losses[block.name])
         found = scores[best.name] if self._is_alignment and np.isfinite(scores[best.name]) else None
         return best, found
+
+    def _saved(self, subject: Subject, blocks: Sequence[Block]) -> Mapping[str, float]:
+        """What each block's going saves of what the target counts."""
+        if not self.is_clocked:
+            return block_shares(subject, blocks)
+        assert self.calibration is not None
+        return block_times(subject, blocks, self.calibration, self.choices.latency_batch)
 
     @property
     def _is_alignment(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import log_softmax
 
 from snp_onnx.calibration.sessions import run
 from snp_onnx.errors import ModelError
@@ -20,7 +21,8 @@ Array = npt.NDArray[Any]
 class Fidelity:
     """One output over all samples: mean cosine per sample, relative L2 error, and, for a classifier, top-1 figures.
 
-    `agreement` is the share of samples with the same largest entry; the accuracies are there when labels were given.
+    `agreement` is the share of samples with the same largest entry, `divergence` the mean Kullback-Leibler divergence
+    of the pruned model's classes from the dense model's in nats; the accuracies are there when labels were given.
     """
 
     output: str
@@ -30,6 +32,7 @@ class Fidelity:
     agreement: float | None = None
     dense_accuracy: float | None = None
     pruned_accuracy: float | None = None
+    divergence: float | None = None
 
 
 @dataclass(slots=True)
@@ -41,6 +44,7 @@ class _Sums:
     agreed: int = 0
     dense_right: int = 0
     pruned_right: int = 0
+    divergence: float = 0.0
     is_classifier: bool = True
 
     def add(self, dense: Array, pruned: Array, labels: Array | None) -> None:
@@ -57,6 +61,8 @@ class _Sums:
         if self.is_classifier:
             dense_top, pruned_top = a.argmax(axis=1), b.argmax(axis=1)
             self.agreed += int((dense_top == pruned_top).sum())
+            p, q = _log_classes(a), _log_classes(b)
+            self.divergence += float((np.exp(p) * (p - q)).sum())
             if labels is not None:
                 self.dense_right += int((dense_top == labels).sum())
                 self.pruned_right += int((pruned_top == labels).sum())
@@ -73,7 +79,16 @@ class _Sums:
             self.agreed / share if known else None,
             self.dense_right / share if labelled else None,
             self.pruned_right / share if labelled else None,
+            self.divergence / share if known else None,
         )
+
+
+def _log_classes(outputs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Log probabilities of classes, (n, C): of probabilities as they are, of anything else by a softmax."""
+    if (outputs >= 0.0).all() and np.allclose(outputs.sum(axis=1), 1.0, atol=1e-3):
+        return np.log(np.maximum(outputs, 1e-12))
+    found: npt.NDArray[np.float64] = log_softmax(outputs, axis=1)
+    return found
 
 
 def measure_fidelity(

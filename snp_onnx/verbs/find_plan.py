@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from snp_onnx.cost import Term, byte_terms, param_terms
 from snp_onnx.errors import TargetError
 from snp_onnx.model_io import bytes_on_disk
-from snp_onnx.planning.budget import Costs, smallest
+from snp_onnx.planning.budget import Ladders
 from snp_onnx.planning.cost_table import CostTable, WithRemainder
-from snp_onnx.planning.decide import decide, eligible
+from snp_onnx.planning.decide import eligible, ladders_of
 from snp_onnx.planning.options import Choices, Ratios, Target, TargetKind
 from snp_onnx.planning.paths import Path, find_paths
-from snp_onnx.planning.plan import Decision, Plan, widths
+from snp_onnx.planning.plan import Plan, widths
 from snp_onnx.planning.statistics import Statistics
 from snp_onnx.tracing import Group
 from snp_onnx.verbs.carry_out import Candidate, Work, carry_out, cut_only
-from snp_onnx.verbs.clocked import clocked, within_latency
+from snp_onnx.verbs.clocked import timed_layers, within_latency
+from snp_onnx.verbs.deciding import Deciding
 from snp_onnx.verbs.least import least_above
 from snp_onnx.verbs.sensitivity import weighed
 from snp_onnx.verbs.subject import Subject
@@ -35,31 +37,17 @@ def find_candidate(work: Work, target: Target) -> Candidate:
         if not paths:
             raise TargetError(_nothing_prunable(subject))
     paths = weighed(work, paths)
-    if target.kind is TargetKind.SIZE:
-        return _within_bytes(work, target, paths)
-    table = CostTable(_terms(subject, target), subject.trace, [path.group for path in paths])
-    dense = _dense_cost(subject, target)
-    if target.kind is TargetKind.FIDELITY:
-        narrowest = table.cost(smallest(paths, chosen.min_units, chosen.round_to))
-        return least_above(work, target, lambda macs: _decided(work, macs, paths, table, dense), narrowest / dense)
     if target.kind is TargetKind.LATENCY:
-        return carry_out(work, _within_latency(work, target, paths, table, dense))
-    return carry_out(work, _decided(work, target, paths, table, dense))
-
-
-def _within_latency(work: Work, target: Target, paths: tuple[Path, ...], table: Costs, dense: float) -> Plan:
-    """The plan with the most MACs that keeps the measured latency."""
-    subject, calibration, chosen = work.subject, work.calibration, work.choices
-    assert calibration is not None
-
-    def ratio(plan: Plan) -> float:
-        with work.clock("time"):
-            model = cut_only(work, plan).model
-            return clocked(subject.dense.proto, model, calibration, chosen.latency_batch).undisturbed
-
-    least = table.cost(smallest(paths, chosen.min_units, chosen.round_to)) / dense
-    most = subject.cost_now().macs / dense
-    return within_latency(target, lambda macs: _decided(work, macs, paths, table, dense), ratio, least, most)
+        return carry_out(work, within_latency(work, target, paths))
+    cut = [path.group for path in paths]
+    ladders = timed_layers(work, cut).times.ladders if chosen.is_rounded_by_clock else ladders_of(paths, chosen)
+    if target.kind is TargetKind.SIZE:
+        return _within_bytes(work, target, paths, ladders)
+    table = CostTable(_terms(subject, target), subject.trace, cut)
+    deciding = Deciding(work, paths, table, _dense_cost(subject, target), ladders)
+    if target.kind is TargetKind.FIDELITY:
+        return least_above(work, target, deciding.plan, deciding.least)
+    return carry_out(work, deciding.plan(target))
 
 
 def _with_implied_ratios(chosen: Choices, target: Target) -> Choices:
@@ -83,20 +71,7 @@ def _dense_cost(subject: Subject, target: Target) -> float:
     return float(cost.params if target.kind is TargetKind.PARAMS else cost.macs)
 
 
-def _decided(work: Work, target: Target, paths: tuple[Path, ...], costs: Costs, dense: float) -> Plan:
-    with work.clock("decide"):
-        return plan_of(work, target, decide(paths, target, costs, dense, work.choices))
-
-
-def plan_of(work: Work, target: Target, decisions: tuple[Decision, ...]) -> Plan:
-    """A plan of these decisions for a subject, with the blocks that are gone already."""
-    subject, record = work.subject, {"kind": str(target.kind), "value": target.value}
-    removed = subject.depth.decisions if subject.depth is not None else ()
-    shapes = dict(subject.input_shapes)
-    return Plan(subject.dense.sha256, decisions, record, work.choices.record(), shapes, removed=removed)
-
-
-def _within_bytes(work: Work, target: Target, paths: tuple[Path, ...]) -> Candidate:
+def _within_bytes(work: Work, target: Target, paths: Sequence[Path], ladders: Ladders) -> Candidate:
     """Bytes on disk are weights plus a remainder that the widths hardly change: it is measured, not modelled.
 
     The remainder is taken from the last cut until it no longer turns out smaller, so that nothing more would fit.
@@ -108,7 +83,7 @@ def _within_bytes(work: Work, target: Target, paths: tuple[Path, ...]) -> Candid
     remainder = bytes_on_disk(subject.prepared) - table.dense()
     best: tuple[int, Plan] | None = None
     for _ in range(_SIZE_TRIES):
-        plan = _decided(work, target, paths, WithRemainder(table, remainder), subject.dense.bytes)
+        plan = Deciding(work, paths, WithRemainder(table, remainder), subject.dense.bytes, ladders).plan(target)
         size = cut_only(work, plan).cost.bytes
         actual = size - table.cost(widths(plan.decisions, groups))
         if size <= limit and (best is None or size > best[0]):

@@ -124,6 +124,7 @@ def _statistics(
             list(dict.fromkeys(requests)),
             calibration.batches(Part.CALIBRATION),
             calibration.runtime,
+            calibration.executor,
             progress=lambda done: calibration.progress("bases", done, batches),
         )
     return HeadStatistics(readings, moments)

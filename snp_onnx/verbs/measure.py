@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -26,6 +27,7 @@ from snp_onnx.planning.rations import joined_rows
 from snp_onnx.planning.readings import Reading, readings, total_requests
 from snp_onnx.planning.statistics import Statistics
 from snp_onnx.tracing import Group, Linear
+from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.heads import Operand
 from snp_onnx.verbs.result import Stopwatch
 from snp_onnx.verbs.settings import Feed, Progress
@@ -56,7 +58,9 @@ class Measured:
 class Calibration:
     """The samples and where they run; `progress` hears how far each stage is.
 
-    Only one in `every` batches of those that decide is used.
+    Only one in `every` batches of those that decide is used. Passes that send batches out and take sums back run in the
+    `executor`, if there is one: measuring, and the moments that streams and heads are turned by. What keeps activations
+    from one step to the next stays here, where they are: the refit, the blocks of a large model, the ranking of blocks.
     """
 
     samples: Samples
@@ -67,10 +71,18 @@ class Calibration:
     every: int = 1
     is_trial: bool = False
     """Whether what is found with it is only compared, and found again on all samples."""
+    executor: Executor | None = None
 
     def batches(self, part: Part) -> Iterator[Feed]:
         step = self.every if part is Part.CALIBRATION else 1
         return islice(self.samples.batches(self.batch_size, part), 0, None, step)
+
+    def unused(self) -> Iterator[Feed]:
+        """The batches that decide nothing here: those held back and, in a trial, those that it does without."""
+        for place, batch in enumerate(self.samples.batches(self.batch_size, Part.CALIBRATION)):
+            if place % self.every:
+                yield batch
+        yield from self.samples.batches(self.batch_size, Part.HELD_OUT)
 
     @property
     def count(self) -> int:
@@ -84,6 +96,13 @@ def on_fewer_samples(calibration: Calibration) -> Calibration:
     return replace(calibration, every=every, is_trial=True)
 
 
+def in_larger_batches(calibration: Calibration, flow: Flow) -> Calibration:
+    """The same samples, more a batch where activations are small; a trial's batches are chosen by number and stay."""
+    if calibration.every > 1:
+        return calibration
+    return replace(calibration, batch_size=joined_rows(flow, calibration.batch_size, calibration.count))
+
+
 def measure(subject: Subject, groups: Sequence[Group], patches: bool, calibration: Calibration) -> Measured:
     """One pass over the calibration samples: moments at every consumer's input, of whole windows if `patches`."""
     wanted = readings(subject.trace, groups, calibration.count, patches)
@@ -95,7 +114,7 @@ def measure(subject: Subject, groups: Sequence[Group], patches: bool, calibratio
     requests = {reading.key: reading.request for reading in wanted.values()}
     requests |= {request.key: request for request in (*totals.values(), *outputs.values())}
     requests |= {reading.request.key: reading.request for several in heads.values() for reading in several}
-    calibration = replace(calibration, batch_size=joined_rows(flow, calibration.batch_size, calibration.count))
+    calibration = in_larger_batches(calibration, flow)
     batches = -(-calibration.count // calibration.batch_size)
 
     def heard(done: int) -> None:
@@ -113,9 +132,13 @@ def measure(subject: Subject, groups: Sequence[Group], patches: bool, calibratio
                 list(requests.values()),
                 calibration.batches(Part.CALIBRATION),
                 calibration.runtime,
-                progress=heard,
+                calibration.executor,
+                heard,
             )
-    return Measured(wanted, moments, totals, _warnings(wanted, moments), outputs, heads)
+    warnings = _warnings(wanted, moments)
+    if calibration.executor is not None and subject.dense.store is not None:
+        warnings = (*warnings, "the model is measured block by block, on this machine: the executor was not used")
+    return Measured(wanted, moments, totals, warnings, outputs, heads)
 
 
 def _in_blocks(

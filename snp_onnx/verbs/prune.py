@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,9 @@ def prune(
     units: Sequence[str] | None = None,
     plan: Plan | str | os.PathLike[str] | None = None,
     external_as: str | None = None,
+    latency: bool = False,
     progress: Progress | None = None,
+    executor: Executor | None = None,
     **options: Any,
 ) -> PruneResult:
     """Prune a model to a target, or by a plan made earlier.
@@ -56,7 +59,8 @@ def prune(
     calibration : any SOURCE: a path (.npz, .npy, folder, loader.py, "random"), arrays, an iterable of feeds, or an
         object with `get_next`.
     target_macs, target_params, target_size, target_latency : fraction of the dense model's cost to keep at most; the
-        latency is measured, with the provider and threads given.
+        latency is measured, with the provider and threads given; what layers take at other widths is measured once
+        on a machine and kept in the user's cache folder (SNP_ONNX_CACHE names another).
     variance : the paper's τ. min_fidelity : the cosine that every output must keep on the samples held back, by as few
         MACs as can be found. Exactly one target, unless `plan` is given.
     preset : "best", "fast" or "paper". units : kinds that may be removed, of "channels", "heads", "head-dims", "stream"
@@ -66,7 +70,9 @@ def prune(
     plan : a Plan or the path of a saved one, to carry out instead of deciding.
     external_as : the file name that the result will be saved under with external data; its bytes then count for
         `target_size`.
-    progress : called as `progress(stage, done, total)`.
+    latency : time the result against the dense model too, as a latency target does anyway: one row, and
+        `latency_batch` of them.
+    progress : called as `progress(stage, done, total)`. executor : whose workers measure (`calibration.workers`).
     options : order, fold, ratios, refine, ridge, error_power, weigh, streams, caches, include, exclude, min_units,
         round_to, similarity, representation, ranking_samples, min_blocks, latency_batch; input_array, label_array,
         mean, std, scale, layout, samples, batch_size, input_shapes, seed, provider, threads, custom_ops: as on the
@@ -89,7 +95,9 @@ def prune(
     if target is not None:
         _check_target(target, calibration, options.get("ratios"), chosen.kinds)
     data, runtime = data_from(calibration, options), runtime_from(options)
-    job = Job(chosen, target, data, runtime, progress or _silent, external_as)
+    is_timed = latency or (target is not None and target.kind is TargetKind.LATENCY)
+    shown = progress or _silent
+    job = Job(chosen, target, data, runtime, shown, external_as, is_timed, _checked(executor))
     return job.run(model, earlier)
 
 
@@ -125,6 +133,13 @@ def _check_blocks(target: Target, kinds: frozenset[Kind]) -> None:
     if target.kind not in known:
         names = " or ".join(f"--{kind.option}" for kind in known)
         raise PlanError(f"--{target.option} doesn't go with --units {','.join(sorted(kinds))}: give {names}")
+
+
+def _checked(executor: Executor | None) -> Executor | None:
+    if executor is None or isinstance(executor, Executor):
+        return executor
+    kind = type(executor).__name__
+    raise PlanError(f"the executor is a {kind}: give a concurrent.futures.Executor (of Dask, client.get_executor())")
 
 
 def _silent(stage: str, done: int, total: int) -> None:

@@ -23,7 +23,7 @@ from snp_onnx.calibration.walk import Walk
 from snp_onnx.planning.aims import Aim, Layer, find_aims
 from snp_onnx.planning.chains import Chain, find_chains, worth_a_step
 from snp_onnx.planning.detours import Detour
-from snp_onnx.planning.rations import joined_rows, joint_every, most_rows, most_samples
+from snp_onnx.planning.rations import joint_every, most_rows, most_samples
 from snp_onnx.subspace import refit, refit_error
 from snp_onnx.tracing import Linear
 from snp_onnx.tracing.flow import Flow
@@ -31,7 +31,7 @@ from snp_onnx.tracing.groups import Mask
 from snp_onnx.tracing.surface import surface_after
 from snp_onnx.tracing.weights import Weights
 from snp_onnx.verbs.gauss_newton import Joint, Pair
-from snp_onnx.verbs.measure import Calibration
+from snp_onnx.verbs.measure import Calibration, in_larger_batches
 
 Array = npt.NDArray[Any]
 Values = Mapping[str, Array]
@@ -59,6 +59,7 @@ def refit_layers(
     blocks are `gone`, `flow` is that of what is left of the dense model, and producers are solved anew together with
     consumers everywhere, unless this is a trial.
     """
+    calibration = in_larger_batches(calibration, flow)
     calibration = replace(calibration, every=max(calibration.every, -(-calibration.count // most_samples(flow))))
     aims: Sequence[Aim] = find_aims(flow, alive, calibration.count, gone)
     if not aims:
@@ -71,8 +72,8 @@ def refit_layers(
     pair = Pair.of(both)
     every = [joint_every(flow, found, calibration.count) for found in chains]
     steps = [_Step.of(pair, number, *given) for number, given in enumerate(zip(aims, chains, every, strict=True))]
-    rows = joined_rows(flow, calibration.batch_size, calibration.count)
-    small = replace(calibration, batch_size=min([rows, *(most_rows(flow, c) for found in chains for c in found)]))
+    rows = [calibration.batch_size, *(most_rows(flow, c) for found in chains for c in found)]
+    small = replace(calibration, batch_size=min(rows))
     feeds = feeds_beside(small.batches(Part.CALIBRATION), surface)
     with Walk(both, feeds, calibration.runtime, _sizes(flow, alive)) as walk:
         refitting = _Refitting(walk, pair.weights, REFIT_RIDGE * ridge, calibration.count, keep)

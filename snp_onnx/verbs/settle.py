@@ -28,6 +28,18 @@ def held_back_fidelity(
     return measure_fidelity(before, after, held_out, labels, mask_of(dense), surface_between(dense, pruned))
 
 
+def trial_error(dense: onnx.ModelProto, pruned: onnx.ModelProto, calibration: Calibration) -> float:
+    """How far a trial's outputs are from the dense model's on all samples that didn't decide it.
+
+    Of a classifier the divergence of its classes, otherwise the relative L2 error; the mean of all outputs.
+    """
+    before, after = (open_session(model, calibration.runtime) for model in (dense, pruned))
+    samples, surface = calibration.unused(), surface_between(dense, pruned)
+    found = measure_fidelity(before, after, samples, None, mask_of(dense), surface)
+    errors = [entry.relative_l2 if entry.divergence is None else entry.divergence for entry in found]
+    return float(np.mean(errors)) if errors and np.isfinite(errors).all() else float("inf")
+
+
 def mean_error(fidelity: Sequence[Fidelity]) -> float:
     """The mean relative L2 error of the outputs; infinite where one isn't finite."""
     errors = [entry.relative_l2 for entry in fidelity]

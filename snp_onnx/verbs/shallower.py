@@ -11,7 +11,7 @@ from snp_onnx.planning.options import Target, TargetKind
 from snp_onnx.verbs.carry_out import Candidate, Work
 from snp_onnx.verbs.clocked import clocked
 from snp_onnx.verbs.depth import Descent
-from snp_onnx.verbs.settle import held_back_fidelity, mean_error, worst_cosine
+from snp_onnx.verbs.settle import held_back_fidelity, trial_error, worst_cosine
 from snp_onnx.verbs.subject import Subject
 
 STRIDE = 8
@@ -53,7 +53,7 @@ def _above(descent: Descent, target: Target) -> Subject:
 
 
 def jointly(descent: Descent, target: Target, find: Find) -> tuple[Work, Candidate]:
-    """The depth whose widths, cut to the target, leave the smallest error on the samples held back.
+    """The depth whose widths, cut to the target, leave the smallest error on the samples that a trial doesn't see.
 
     In strides from none to as many blocks as the target needs alone, then the depths beside the best one: errors don't
     fall and rise once, because what a width saves in time comes in steps.
@@ -83,7 +83,7 @@ def _error(subject: Subject, find: Find) -> float:
     """The error that a depth has in a trial."""
     work, candidate = find(subject, True)
     assert work.calibration is not None
-    return mean_error(held_back_fidelity(subject.dense.proto, candidate.model, work.calibration))
+    return trial_error(subject.dense.proto, candidate.model, work.calibration)
 
 
 def _depths(descent: Descent, target: Target) -> Iterator[Subject]:

@@ -81,7 +81,7 @@ def _measured(subject: Subject, streams: Sequence[Stream], calibration: Calibrat
     requests = {norm.output: _request(subject, norm, calibration.count) for stream in streams for norm in stream.norms}
     batches = calibration.batches(Part.CALIBRATION)
     with calibration.clock("calibrate"):
-        moments = collect(plain, list(requests.values()), batches, calibration.runtime)
+        moments = collect(plain, list(requests.values()), batches, calibration.runtime, calibration.executor)
     return {
         stream.id: _axes(subject, stream, {norm.output: moments[requests[norm.output].key] for norm in stream.norms})
         for stream in streams

@@ -38,6 +38,8 @@ class Subject:
     bases: Bases = field(default_factory=dict)
     caches: bool = False
     """Whether heads of caches may go."""
+    kinds: frozenset[Kind] = PLAIN_KINDS
+    """The kinds of units that it was traced for."""
     depth: Depth | None = None
     """What went whole before."""
 
@@ -132,7 +134,9 @@ def trace_at(
         if unknown:
             observed = _observe(prepared, unknown, shapes, runtime)
             found = trace(prepared, shapes, observed, kinds, caches)
-    return Subject(dense, prepared, found, dict(shapes), notes, Flow(prepared, found), caches=caches)
+    return Subject(
+        dense, prepared, found, dict(shapes), notes, Flow(prepared, found), caches=caches, kinds=frozenset(kinds)
+    )
 
 
 def resolve_shapes(

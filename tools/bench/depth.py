@@ -4,9 +4,9 @@ One way down for each score, on 1,024 training images; where it passes a target 
 and top-1 is taken on the 5,000 test images.
 
     python -m tools.bench.depth [--scores cka,cosine] [--draws N]
-    python -m tools.bench.depth --latency 0.5
+    python -m tools.bench.depth --latency 0.5 [--batch 16]
 
-The second form: widths alone, blocks alone, and both, each to a share of the measured latency (one image, one thread).
+The second form: widths alone, blocks alone, and both, each to a share of the measured latency (one thread).
 """
 
 from __future__ import annotations
@@ -43,11 +43,12 @@ def main() -> None:
     parser.add_argument("--scores", default=",".join(BlockScore))
     parser.add_argument("--draws", type=int, default=1)
     parser.add_argument("--latency", type=float)
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--plot", type=Path, default=Path(__file__).parent / "depth_resnet56.svg")
     given = parser.parse_args()
     print(f"{datetime.now(UTC):%Y-%m-%d}; {material.machine()}; 1,024 training images\n")
     if given.latency is not None:
-        print(_at_latency(given.latency))
+        print(_at_latency(given.latency, given.batch))
         return
     rows, paths = [], {}
     for score in given.scores.split(","):
@@ -60,14 +61,15 @@ def main() -> None:
     print(material.table(("ranked by", *(f"{target} of the MACs" for target in TARGETS)), rows))
 
 
-def _at_latency(target: float) -> str:
+def _at_latency(target: float, batch: int) -> str:
     """Top-1 of the three ways to a latency, measured again at the end."""
     rows = []
     ways = {"widths": ["channels"], "blocks": ["blocks"], "both": ["channels", "blocks"]}
     for name, units in ways.items():
         data, dense = {"input": calibration_images(0)}, material.model(MODEL)
-        result = snp_onnx.prune(dense, data, target_latency=target, units=units, round_to=8, threads=1, **OPTIONS)
-        timed = snp_onnx.compare(dense, result.model, data, latency=True, samples=64, threads=1, **OPTIONS).latency[0]
+        options = {"latency_batch": batch, "threads": 1, **OPTIONS}
+        result = snp_onnx.prune(dense, data, target_latency=target, units=units, **options)
+        timed = snp_onnx.compare(dense, result.model, data, latency=True, samples=64, **options).latency[-1]
         ratio = f"{timed.undisturbed:.3f} ({timed.ratio:.3f}, {timed.ratio_low:.3f} .. {timed.ratio_high:.3f})"
         macs = result.report.pruned.macs / result.report.dense.macs
         rows.append((name, len(result.report.removed), f"{macs:.3f}", ratio, f"{top1(result.model):.2f}"))

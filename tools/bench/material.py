@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 from PIL import Image
 
 Images = npt.NDArray[np.uint8]
@@ -36,6 +38,18 @@ def folder() -> Path:
 def model(name: str) -> Path:
     """A model file."""
     return folder() / "models" / name
+
+
+def shaped(name: str) -> Path:
+    """A network of `models/` at its full size with drawn weights, exported once into the temporary folder."""
+    path = Path(tempfile.gettempdir()) / f"snp_onnx_bench_{name}.onnx"
+    if not path.is_file():
+        try:
+            from models import export_bytes
+        except ImportError:
+            sys.exit(f"error: {name} is exported by torch: pip install -e .[dev]")
+        onnx.save(export_bytes(name, seed=0), path)
+    return path
 
 
 def data(name: str) -> Path:

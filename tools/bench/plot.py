@@ -59,6 +59,26 @@ def draw_depth(paths: Mapping[str, tuple[Curve, Curve]], path: Path) -> None:
                 axes.grid(color="#e5e5e5", linewidth=0.6)
 
 
+def draw_scale(points: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
+    """An SVG of seconds against nodes and against units, logarithmic both ways, with lines of slope 1 and 3."""
+    with _figure(path) as figure:
+        if figure is not None:
+            by_nodes, by_units = figure.subplots(1, 2, sharey=True)
+            for at, (name, curve) in enumerate(points.items()):
+                axes, slope = (by_units, 3) if name == "wide" else (by_nodes, 1)
+                sizes, seconds = zip(*curve, strict=True)
+                axes.loglog(sizes, seconds, color=(*OWN_COLOURS[:1], *COLOURS)[at % 6], marker="o", label=name)
+                guide = [seconds[-1] * (size / sizes[-1]) ** slope for size in sizes]
+                axes.loglog(sizes, guide, color="#999999", linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+            by_nodes.set(xlabel="nodes (dashed: linear)", ylabel="seconds of one thread", ylim=(1e-3, None))
+            by_units.set(xlabel="units of one layer (dashed: cubic)")
+            by_nodes.set_title("trace + decide + rewrite", loc="left", fontsize=11)
+            for axes in (by_nodes, by_units):
+                axes.grid(color="#e5e5e5", linewidth=0.6)
+                if axes.get_legend_handles_labels()[0]:
+                    axes.legend(loc="upper left", fontsize=8.5, frameon=True, edgecolor="none")
+
+
 @contextmanager
 def _figure(path: Path) -> Iterator[Any]:
     """A figure that is written at the end; None without matplotlib."""
