@@ -34,7 +34,7 @@ PARTS = ACTIVATIONS | frozenset(("Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Exp
 """What exporters spell activations with."""
 
 WIDENING = 2
-"""A layer with so many times more outputs than inputs widens."""
+"""A convolution with so many times more outputs than inputs widens."""
 
 FUSED_ACTIVATIONS = frozenset(("Gelu", "QuickGelu", "FastGelu", "BiasGelu"))
 """Those of onnxruntime, two of which add a bias first."""
@@ -82,7 +82,7 @@ def find_chains(flow: Flow, alive: Mask, aim: Aim, samples: int, always: bool = 
 def worth_a_step(
     flow: Flow, alive: Mask, aims: Sequence[Aim], chains: Sequence[tuple[Chain, ...]]
 ) -> tuple[list[Aim], list[tuple[Chain, ...]]]:
-    """The aims, with their chains, but for those of layers that widen whole inputs and start a chain.
+    """The aims, with their chains, but for those of convolutions that widen whole inputs and start a chain.
 
     Such a layer is solved anew with its consumer; before that it can hardly make up for an input that changed.
     """
@@ -92,7 +92,11 @@ def worth_a_step(
         linear = aim.layer.linear
         whole = alive[flow.trace.axes[linear.weight][linear.in_axis]].all()
         outputs = flow.shape(linear.weight)[linear.out_axis]
-        if found or not (whole and linear in starts and outputs >= WIDENING * len(aim.layer.reading.columns)):
+        if (
+            found
+            or linear.op.type != "Conv"
+            or not (whole and linear in starts and outputs >= WIDENING * len(aim.layer.reading.columns))
+        ):
             left.append((aim, found))
     return [aim for aim, _ in left], [found for _, found in left]
 
