@@ -203,6 +203,9 @@ class Moments:
         return self.count
 
 
+ALMOST = 0.9
+"""A lattice that reads this share of what is wanted will do: the next one may read twice as much."""
+
 MANY = 1024
 """Samples from which on fewer positions of each do: more samples say more than more positions of one."""
 
@@ -222,7 +225,7 @@ def row_strides(
     extents = [extent for a, extent in enumerate(shape) if a not in (0, axis)]
     wanted = max(at_least * min(1.0, MANY / max(samples, 1)), per_unit * units / max(samples, 1))
     stride = 1
-    while stride < max(extents, default=1) and _reads(extents, stride + 1) >= wanted:
+    while stride < max(extents, default=1) and _reads(extents, stride + 1) >= ALMOST * wanted:
         stride += 1
     lattice = tuple(min(stride, extent) for extent in extents)
     return () if all(step <= 1 for step in lattice) else lattice
