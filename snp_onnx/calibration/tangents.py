@@ -117,6 +117,8 @@ class Tangent:
         if op.type == "MatMul":
             return self._emit("MatMul", tensor, self._emit("Transpose", op.input(1), perm=[1, 0]))
         window = self._windows[op.outputs[0]]
+        if max(window.strides) == 1 and op.version >= 10:
+            return self._turned(op, tensor, window)
         wide = self._emit(
             "ConvTranspose", tensor, op.input(1),
             group=op.attr("group", 1), strides=window.strides, dilations=window.dilations, pads=window.pads,
@@ -127,6 +129,29 @@ class Tangent:
         axes = self._ints(range(2, 2 + len(window.kernel)))
         ends = self._emit("Gather", self._emit("Shape", op.input(0)), axes, axis=0)
         return self._emit("Slice", wide, self._ints([0] * len(window.kernel)), ends, axes)
+
+    def _turned(self, op: Op, tensor: str, window: Window) -> str:
+        """The way back over a convolution without strides is one with its kernel turned round: the runtime's are fast.
+
+        It is of one group, or depthwise: then its weight keeps its axes.
+        """
+        rank, group = len(window.kernel), op.attr("group", 1)
+        axes = self._ints(range(2, 2 + rank))
+        ends = self._ints([np.iinfo(np.int64).min] * rank)
+        minus = self._ints([-1] * rank)
+        kernel = self._emit("Slice", op.input(1), minus, ends, axes, minus)
+        if group == 1:
+            kernel = self._emit("Transpose", kernel, perm=[1, 0, *range(2, 2 + rank)])
+        reach = [(size - 1) * dilation for size, dilation in zip(window.kernel, window.dilations, strict=True)] * 2
+        pads = [most - pad for most, pad in zip(reach, window.pads, strict=True)]
+        if min(pads) < 0:  # more padding than the window reaches: those rows are cut off again
+            before, after = pads[:rank], pads[rank:]
+            spans = [-min(0, pad) for pad in before], [min(0, pad) or np.iinfo(np.int64).max for pad in after]
+            tensor = self._emit("Slice", tensor, self._ints(spans[0]), self._ints(spans[1]), axes)
+        return self._emit(
+            "Conv", tensor, kernel,
+            group=group, dilations=window.dilations, pads=[max(0, pad) for pad in pads], kernel_shape=window.kernel,
+        )  # fmt: skip
 
     def _constant(self, value: float) -> str:
         return self._kept(np.array(value, dtype=np.float32))

@@ -22,6 +22,9 @@ BOUNDARY_TENSORS = 4
 WINDOW_BYTES = 256 * 2**20
 """A batch's windows at every position, which a joint step looks at, may fill so much memory."""
 
+PLENTY = 16
+"""Times as many positions as a joint step wants are very many."""
+
 JOINT_ROWS_PER_COLUMN = 400
 """Positions for each of a producer's inputs that a joint step wants to see."""
 
@@ -56,10 +59,14 @@ def most_rows(flow: Flow, chain: Chain) -> int:
 
 
 def joint_every(flow: Flow, chains: Sequence[Chain], samples: int) -> int:
-    """One in so many batches is enough for the joint steps of a layer: 4, fewer where a sample has few positions."""
+    """One in so many batches is enough for the joint steps of a layer: 4, fewer where a sample has few positions.
+
+    Where it has very many, up to 8, of which there are 32 samples left.
+    """
     wanted = [len(chain.producer.reading.columns) / _positions(flow, chain) for chain in chains]
     enough = JOINT_ROWS_PER_COLUMN * max(wanted, default=0.0)
-    return max(1, min(4, int(samples / max(enough, 1))))
+    plenty = min(8, samples // 32, int(samples / max(PLENTY * enough, 1)))
+    return max(1, min(4, int(samples / max(enough, 1))), plenty)
 
 
 def _positions(flow: Flow, chain: Chain) -> int:
