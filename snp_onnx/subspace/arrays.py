@@ -27,7 +27,7 @@ def as_gram(gram: ArrayLike) -> Matrix:
         raise ValueError(f"gram must be square, (C, C); it has shape {matrix.shape}")
     if not matrix.size:
         raise ValueError("gram is empty, shape (0, 0): give it at least one unit")
-    if np.abs(matrix - matrix.T).max() > ASYMMETRY * np.abs(matrix).max():
+    if (matrix - matrix.T).max() > ASYMMETRY * max(float(matrix.max()), -float(matrix.min())):
         raise ValueError(f"gram of shape {matrix.shape} is not symmetric: pass XᵀX/n")
     return (matrix + matrix.T) / 2.0
 

@@ -178,7 +178,7 @@ class _Remaining:
         width = self.blocks.shape[1]
         columns = (stay[:, None] * width + np.arange(width)).ravel()
         F = self.F[columns]
-        inverse = self.inverse[np.ix_(columns, columns)]
+        inverse = self.inverse.take(columns, axis=0).take(columns, axis=1)  # faster than both at once
         inverse -= F @ F.T
         return _remaining(inverse, self.weight[:, columns] - self.Y @ F.T, width)
 
@@ -247,8 +247,10 @@ def _start(consumer: Consumer, rho: float, affine: bool) -> _Remaining:
     gram, mean = np.asarray(consumer.gram), consumer.mean if affine else np.zeros_like(consumer.mean)
     owned = consumer.columns.ravel()
     ordered = np.concatenate([np.setdiff1d(np.arange(len(gram)), owned), owned])
-    covariance, tolerance = centred(gram[np.ix_(ordered, ordered)], mean[ordered])
-    _, factor = with_ridge(covariance, ridge_of(np.diag(gram), rho)[ordered], tolerance)
+    if not np.array_equal(ordered, np.arange(len(gram))):
+        mean, gram = mean[ordered], gram[np.ix_(ordered, ordered)]
+    covariance, tolerance = centred(gram, mean)
+    _, factor = with_ridge(covariance, ridge_of(np.diag(gram), rho), tolerance)
     # The corner of the factor is that of the Schur complement, whose inverse is [H⁻¹] on the columns of the units.
     corner = factor[-owned.size :, -owned.size :]
     return _remaining(inverse_of(corner), consumer.weight[:, owned], consumer.columns.shape[1])

@@ -60,7 +60,8 @@ def with_ridge(gram: Matrix, ridge: Vector, tolerance: float = 1e-4) -> tuple[Ma
     >>> ridged.tolist(), factor.tolist()
     ([[4.0]], [[2.0]])
     """
-    ridged: Matrix = gram + np.diag(ridge)
+    ridged: Matrix = gram.copy()
+    ridged[np.diag_indices(len(gram))] += ridge
     try:
         return ridged, np.asarray(np.linalg.cholesky(ridged), dtype=np.float64)
     except np.linalg.LinAlgError:
