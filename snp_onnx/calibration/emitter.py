@@ -44,6 +44,12 @@ class Emitter:
             return self.emit("ReduceSum", x, axes=list(axes), keepdims=0)
         return self.emit("ReduceSum", x, self.ints(axes), keepdims=0)
 
+    def squares(self, x: str) -> str:
+        """Sums of squares down the columns of a matrix."""
+        if self.opset < 18:
+            return self.emit("ReduceSumSquare", x, axes=[0], keepdims=0)
+        return self.emit("ReduceSumSquare", x, self.ints([0]), keepdims=0)
+
     def unsqueeze(self, x: str, axes: Sequence[int]) -> str:
         """Unsqueeze at these positions of the result."""
         return self._with_axes("Unsqueeze", x, axes)

@@ -3,6 +3,7 @@
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 import numpy as np
 import onnx
@@ -19,7 +20,10 @@ OLDEST_OPSET = 9
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Names of the graph outputs that answer one request; where `is_rows`, X itself stands for its Gram matrix."""
+    """Names of the graph outputs that answer one request.
+
+    X itself stands for its Gram matrix where `is_rows`; its column energies do where only they are wanted.
+    """
 
     gram: str
     sum: str
@@ -90,20 +94,19 @@ def _require_tensors(graph: onnx.GraphProto, requests: Iterable[MomentRequest]) 
 
 def _sums(emitter: Emitter, request: MomentRequest, is_rows: bool) -> Sums:
     """The nodes from the requested tensors to their sums."""
-    rows = emitter.transpose(request.tensor, [*request.row_axes, request.axis])
-    offset = _offset(emitter, request, rows)
-    mask = _mask(emitter, request, rows, offset)
-    x = _matrix(emitter, request, _columns(emitter, request, rows, offset), mask)
+    offset = _offset(emitter, request)
+    mask = _mask(emitter, request, offset)
+    x = _matrix(emitter, request, _columns(emitter, request, offset), mask)
     cross = None
     if request.cross_with is not None:
-        other = emitter.transpose(request.cross_with, [*request.row_axes, request.axis])
         if request.cross_window is not None:
-            wide = _windows(emitter, request.cross_window, (), _float(emitter, other), None)
+            wide = _windows(emitter, request, request.cross_with, request.cross_window, (), None)
         else:
-            wide = _float(emitter, _sampled(emitter, request, other, request.rank, offset))
+            wide = _positions(emitter, request, request.cross_with, offset)
         y = _matrix(emitter, request, wide, mask)
         cross = emitter.product(x, y)
-    gram = x if is_rows else emitter.product(x, x)
+    is_rows = is_rows and not request.only_energies
+    gram = emitter.squares(x) if request.only_energies else x if is_rows else emitter.product(x, x)
     return Sums(gram, emitter.sum(x, [0]), _count(emitter, request, x, mask), cross, is_rows)
 
 
@@ -115,14 +118,10 @@ def _count(emitter: Emitter, request: MomentRequest, x: str, mask: str | None) -
     return emitter.emit("Mul", counted, emitter.ints([len(request.slots) if request.slots else 1]))
 
 
-def _positions(request: MomentRequest) -> list[int]:
-    """Where the lattice axes lie once the units are the last axis."""
-    return [request.row_axes.index(a) for a in request.lattice_axes]
-
-
-def _extents(emitter: Emitter, request: MomentRequest, rows: str) -> str:
+def _extents(emitter: Emitter, request: MomentRequest) -> str:
     """How many row positions each lattice axis has: int64 vector."""
-    extents = emitter.emit("Gather", emitter.emit("Shape", rows), emitter.ints(_positions(request)), axis=0)
+    shape = emitter.emit("Shape", request.tensor)
+    extents = emitter.emit("Gather", shape, emitter.ints(request.lattice_axes), axis=0)
     window = request.window
     if window is None:
         return extents
@@ -134,7 +133,7 @@ def _extents(emitter: Emitter, request: MomentRequest, rows: str) -> str:
     return emitter.emit("Add", moves, emitter.ints([1] * rank))
 
 
-def _offset(emitter: Emitter, request: MomentRequest, rows: str) -> str | None:
+def _offset(emitter: Emitter, request: MomentRequest) -> str | None:
     """Where the lattice starts: the phase in mixed radix, one digit an axis, so that no two axes move together."""
     if not request.lattice or emitter.opset < 10:
         return None
@@ -142,33 +141,54 @@ def _offset(emitter: Emitter, request: MomentRequest, rows: str) -> str | None:
     shifted = emitter.emit("Div", PHASE, emitter.ints(radix.tolist()))
     digits = emitter.emit("Mod", shifted, emitter.ints(request.lattice))
     # an axis shorter than its stride must still be read
-    return emitter.emit("Mod", digits, _extents(emitter, request, rows))
+    return emitter.emit("Mod", digits, _extents(emitter, request))
 
 
-def _sampled(emitter: Emitter, request: MomentRequest, rows: str, rank: int, offset: str | None) -> str:
-    """The lattice positions of a tensor laid out as rows, with or without a unit axis behind them."""
-    axes = _positions(request)
+def _sampled(
+    emitter: Emitter, request: MomentRequest, x: str, axes: Sequence[int], rank: int, offset: str | None
+) -> str:
+    """The lattice positions of a tensor, whose lattice axes are these."""
     steps = request.lattice or (1,) * len(axes)
-    return emitter.every(rows, rank, axes, offset or [0] * len(axes), [END] * len(axes), steps)
+    return emitter.every(x, rank, axes, offset or [0] * len(axes), [END] * len(axes), steps)
 
 
-def _columns(emitter: Emitter, request: MomentRequest, rows: str, offset: str | None) -> str:
+def _positions(emitter: Emitter, request: MomentRequest, tensor: str, offset: str | None) -> str:
+    """The lattice positions of a tensor as rows, float32; what is left out isn't moved."""
+    if emitter.opset >= 10:
+        few = _float(emitter, _sampled(emitter, request, tensor, request.lattice_axes, request.rank, offset))
+    else:
+        few = _sampled(emitter, request, _float(emitter, tensor), request.lattice_axes, request.rank, offset)
+    return emitter.transpose(few, [*request.row_axes, request.axis])
+
+
+def _columns(emitter: Emitter, request: MomentRequest, offset: str | None) -> str:
     """The lattice positions with all their columns, float32."""
     if request.window is not None:
-        return _windows(emitter, request.window, request.lattice, _float(emitter, rows), offset)
-    if emitter.opset >= 10:
-        return _float(emitter, _sampled(emitter, request, rows, request.rank, offset))
-    return _sampled(emitter, request, _float(emitter, rows), request.rank, offset)
+        return _windows(emitter, request, request.tensor, request.window, request.lattice, offset)
+    return _positions(emitter, request, request.tensor, offset)
 
 
 def _float(emitter: Emitter, x: str) -> str:
     return emitter.emit("Cast", x, to=TensorProto.FLOAT)
 
 
-def _windows(emitter: Emitter, window: Window, lattice: Sequence[int], rows: str, offset: str | None) -> str:
-    """Shifted slices of the padded input, one for each window position, side by side on the last axis."""
+def _windows(
+    emitter: Emitter, request: MomentRequest, tensor: str, window: Window, lattice: Sequence[int], offset: str | None
+) -> str:
+    """Shifted slices of the padded input, one for each window position, side by side on the last axis.
+
+    Where they are fewer numbers than the input, they are laid out as rows after that, else before.
+    """
     rank = len(window.kernel)
-    padded = emitter.pad(rows, [0, *window.pads[:rank], 0, 0, *window.pads[rank:], 0])
+    layout = [*request.row_axes, request.axis]
+    is_sparse = prod(lattice) >= prod(window.kernel)
+    x = _float(emitter, tensor)
+    source = x if is_sparse else emitter.transpose(x, layout)
+    first = 2 if is_sparse else 1
+    margins = [0] * (rank + 2)
+    before, after = margins.copy(), margins.copy()
+    before[first : first + rank], after[first : first + rank] = window.pads[:rank], window.pads[rank:]
+    padded = emitter.pad(source, [*before, *after])
     steps = [stride * step for stride, step in zip(window.strides, lattice or (1,) * rank, strict=True)]
     origin = None if offset is None else emitter.emit("Mul", offset, emitter.ints(window.strides))
     taps = []
@@ -178,23 +198,25 @@ def _windows(emitter: Emitter, window: Window, lattice: Sequence[int], rows: str
         room = [d * (size - 1 - k) for d, size, k in zip(window.dilations, window.kernel, tap, strict=True)]
         starts = shift if origin is None else emitter.emit("Add", origin, emitter.ints(shift))
         ends = [-r if r else END for r in room]
-        taps.append(emitter.every(padded, rank + 2, range(1, rank + 1), starts, ends, steps))
-    return emitter.emit("Concat", *taps, axis=rank + 1) if len(taps) > 1 else taps[0]
+        taps.append(emitter.every(padded, rank + 2, range(first, first + rank), starts, ends, steps))
+    wide = emitter.emit("Concat", *taps, axis=1 if is_sparse else rank + 1) if len(taps) > 1 else taps[0]
+    return emitter.transpose(wide, layout) if is_sparse else wide
 
 
-def _mask(emitter: Emitter, request: MomentRequest, rows: str, offset: str | None) -> str | None:
+def _mask(emitter: Emitter, request: MomentRequest, offset: str | None) -> str | None:
     """Which lattice positions count: bool, the shape of the row axes."""
     if request.row_mask is None:
         return None
-    whole = _extents(emitter, request, rows)
+    whole = _extents(emitter, request)
     if 0 in request.row_axes:
-        batch = emitter.emit("Gather", emitter.emit("Shape", rows), emitter.ints([0]), axis=0)
+        batch = emitter.emit("Gather", emitter.emit("Shape", request.tensor), emitter.ints([0]), axis=0)
         whole = emitter.emit("Concat", batch, whole, axis=0)
     mask = emitter.emit("Cast", request.row_mask, to=TensorProto.BOOL)
     mask = emitter.emit("Cast", mask, to=TensorProto.FLOAT)  # the type that every runtime can expand and slice
     if request.rank == 2:
         mask = emitter.emit("Reshape", mask, emitter.ints([-1]))
-    mask = _sampled(emitter, request, emitter.emit("Expand", mask, whole), request.rank - 1, offset)
+    axes = [request.row_axes.index(axis) for axis in request.lattice_axes]
+    mask = _sampled(emitter, request, emitter.emit("Expand", mask, whole), axes, request.rank - 1, offset)
     return emitter.emit("Cast", mask, to=TensorProto.BOOL)
 
 
@@ -228,6 +250,8 @@ def _assemble(instrumented: Instrumented, model: onnx.ModelProto, emitter: Emitt
         result.graph.input.append(helper.make_tensor_value_info(PHASE, TensorProto.INT64, [1]))
     counts = {sums.count for sums in instrumented.sums}
     vectors = {sums.sum for sums in instrumented.sums}
+    for request, sums in zip(instrumented.requests, instrumented.sums, strict=True):
+        vectors |= {sums.gram} if request.only_energies else set()
     for name in instrumented.outputs:
         if name in instrumented.kept:
             result.graph.output.append(onnx.ValueInfoProto(name=name))

@@ -47,6 +47,7 @@ class MomentRequest:
     to them, where 0 means that the row does not count; of a tensor with one row axis it is flattened first.
     `cross_with` names a tensor Y with the same rows and unit axis;
     with `cross_window` a row of Y holds the units under the window whose output is the row of X, without a lattice.
+    `only_energies`: of the Gram matrix only the diagonal is wanted.
     """
 
     tensor: str
@@ -59,6 +60,7 @@ class MomentRequest:
     row_mask: str | None = None
     cross_with: str | None = None
     cross_window: Window | None = None
+    only_energies: bool = False
 
     def __post_init__(self) -> None:
         reason = self._refusal()
@@ -102,7 +104,8 @@ class MomentRequest:
     @property
     def key(self) -> str:
         """The same for equal requests, different for different ones, in every process."""
-        fields = (self.axis, self.rank, self.slots, str(self.view), self.lattice, self.row_mask, self.cross_with)
+        fields: tuple[object, ...] = (self.axis, self.rank, self.slots, str(self.view), self.lattice)
+        fields += (self.row_mask, self.cross_with, self.only_energies)
         windows = [w and (w.kernel, w.strides, w.dilations, w.pads) for w in (self.window, self.cross_window)]
         digest = hashlib.sha256(repr((self.tensor, fields, windows)).encode()).hexdigest()
         return f"{self.tensor}/{self.view}/{digest[:16]}"
@@ -115,6 +118,7 @@ class Moments:
     `gram_sum` (C, C) and `cross_sum` (C, D) in activation² units, `sum` (C,) in activation units, all float64. Columns
     of patches are ordered like `W.reshape(O, -1)`: unit by unit, window positions innermost. Where X has fewer rows
     than columns, `rows` (n, C) may be there in place of `gram_sum`, which is then made of them when asked for.
+    Where only the diagonal was wanted, `square_sum` (C,) is there in place of both.
     """
 
     gram_sum: NDArray[np.float64] | None
@@ -124,11 +128,15 @@ class Moments:
     rows: NDArray[np.float64] | None = None
     was_finite: bool | None = None
     """What `is_finite` found before the sums went to a file; None: not looked at yet."""
+    square_sum: NDArray[np.float64] | None = None
 
     def __add__(self, other: "Moments") -> "Moments":
         if self.rows is not None and other.rows is not None:
             rows = np.concatenate([self.rows, other.rows])
             return Moments(None, self.sum + other.sum, self.count + other.count, rows=rows)
+        if self.square_sum is not None and other.square_sum is not None:
+            squares = self.square_sum + other.square_sum
+            return Moments(None, self.sum + other.sum, self.count + other.count, square_sum=squares)
         if (self.cross_sum is None) != (other.cross_sum is None):
             raise PlanError("moments with and without a cross term cannot be added: ask both for the same")
         cross = None if self.cross_sum is None or other.cross_sum is None else self.cross_sum + other.cross_sum
@@ -151,6 +159,8 @@ class Moments:
     @property
     def energies(self) -> NDArray[np.float64]:
         """The diagonal of G, (C,)."""
+        if self.square_sum is not None:
+            return self.square_sum / self._rows()
         if self.gram_sum is None and self.rows is not None:
             return np.asarray(np.square(self.rows).sum(axis=0) / self._rows())
         return np.diag(self._squares()) / self._rows()
@@ -170,7 +180,7 @@ class Moments:
         """Whether every sum is: a model that overflows on the calibration data has no usable moments."""
         if self.was_finite is not None:
             return self.was_finite
-        parts = (self.gram_sum, self.sum, self.cross_sum, self.rows)
+        parts = (self.gram_sum, self.sum, self.cross_sum, self.rows, self.square_sum)
         return all(bool(np.isfinite(part).all()) for part in parts if part is not None)
 
     def _rows(self) -> int:
@@ -179,19 +189,24 @@ class Moments:
         return self.count
 
 
+MANY = 1024
+"""Samples from which on fewer positions of each do: more samples say more than more positions of one."""
+
+
 def row_strides(
     shape: Sequence[int], axis: int, samples: int, units: int, per_unit: int = 64, at_least: int = 16
 ) -> tuple[int, ...]:
     """A lattice that reads about max(at_least, per_unit · units / samples) positions of each sample.
 
-    The largest stride, the same on every row axis but never more than its extent, that still reads that many whatever
+    Of more than 1,024 samples `at_least` counts for so many alone, and is shared by all. The lattice has the largest
+    stride, the same on every row axis but never more than its extent, that still reads that many whatever
     the offset; () where all positions are needed. `shape` is the tensor's (for patches: the output positions').
 
     >>> row_strides((1, 16, 32, 32), axis=1, samples=512, units=144)
     (6, 6)
     """
     extents = [extent for a, extent in enumerate(shape) if a not in (0, axis)]
-    wanted = max(at_least, per_unit * units / max(samples, 1))
+    wanted = max(at_least * min(1.0, MANY / max(samples, 1)), per_unit * units / max(samples, 1))
     stride = 1
     while stride < max(extents, default=1) and _reads(extents, stride + 1) >= wanted:
         stride += 1

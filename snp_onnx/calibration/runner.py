@@ -112,6 +112,9 @@ def _row_moments(batches: Sequence[NDArray[Any]], count: int) -> Moments:
 def _moments(request: MomentRequest, gram: Any, total: Any, count: Any, cross: Any) -> Moments:
     """Columns of patches from window position by window position to unit by unit."""
     taps, size = request.taps, len(total)
+    if request.only_energies:
+        gram = gram.reshape(taps, -1).T.reshape(size)
+        return Moments(None, total.reshape(taps, -1).T.reshape(size), int(count.sum()), square_sum=gram)
     if taps > 1:
         gram = gram.reshape(taps, -1, taps, size // taps).transpose(1, 0, 3, 2).reshape(size, size)
         total = total.reshape(taps, -1).T.reshape(size)

@@ -148,6 +148,10 @@ class Frontier:
         """These nodes have been run, and all but those of `hold` need not be run again."""
         self._done.update(set(stretch.nodes) - self._free - set(hold))
 
+    def lasting(self, stretch: Stretch) -> list[int]:
+        """The nodes of a stretch that may be done with it."""
+        return [index for index in stretch.nodes if index not in self._free]
+
     def makers(self, tensors: Iterable[str]) -> tuple[int, ...]:
         """The nodes that give these tensors, none of them an input."""
         return tuple(self._producer[name] for name in tensors)

@@ -9,11 +9,13 @@ import onnx
 from numpy.typing import NDArray
 
 from snp_onnx.calibration.boundaries import Boundaries
+from snp_onnx.calibration.cut import Sizes, to_run_again
 from snp_onnx.calibration.moments import MomentRequest, Moments
 from snp_onnx.calibration.runner import collect
 from snp_onnx.calibration.segments import Frontier, Stretch, piece
 from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.external import tensor_of
+from snp_onnx.tracing.op import read_by
 
 Array = NDArray[Any]
 
@@ -22,11 +24,19 @@ class Walk:
     """One way through `model`, whose initialisers change in place; a context manager that removes what it stored.
 
     Every run starts from the tensors that earlier ones kept, so that a node is run once, or as often as it is asked
-    for anew. `feeds` are read once, at the start.
+    for anew; or again where `sizes` say that it costs less than to keep what it gives. `feeds` are read once, at the
+    start.
     """
 
-    def __init__(self, model: onnx.ModelProto, feeds: Iterable[Mapping[str, Array]], runtime: Runtime) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        feeds: Iterable[Mapping[str, Array]],
+        runtime: Runtime,
+        sizes: Mapping[str, float] | None = None,
+    ) -> None:
         self._model, self._runtime = model, runtime
+        self._sizes = Sizes(sizes or {}, {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer})
         self._frontier = Frontier(model.graph)
         self._initialisers = {tensor.name: tensor for tensor in model.graph.initializer}
         self._boundaries = Boundaries()
@@ -56,7 +66,7 @@ class Walk:
         fresh: list[str] = []
         later = tuple(later)
         if later:
-            self._frontier.advance(stretch, hold)
+            self._frontier.advance(stretch, self._again(stretch, hold, later))
             made = {name for index in stretch.nodes for name in self._model.graph.node[index].output}
             live = self._frontier.needed(later).sources
             fresh = [name for name in live if name in made]
@@ -72,6 +82,13 @@ class Walk:
         if later:
             self._boundaries.retain(live)
         return moments
+
+    def _again(self, stretch: Stretch, hold: Iterable[int], later: Sequence[str]) -> list[int]:
+        """The nodes of a stretch that run again: those of `hold`, and where keeping their results would cost more."""
+        nodes = {index: self._model.graph.node[index] for index in self._frontier.lasting(stretch)}
+        rest = set(self._frontier.needed(later).nodes) - nodes.keys()
+        read = {name for index in rest for name in read_by(self._model.graph.node[index])}
+        return to_run_again(nodes, set(hold), {*later, *read}, self._sizes)
 
     def redo(self, nodes: Iterable[int]) -> None:
         """What these nodes gave no longer holds: it is dropped, and they run again where it is needed.

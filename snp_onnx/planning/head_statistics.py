@@ -100,4 +100,5 @@ def output_request(flow: Flow, linear: Linear, samples: int) -> MomentRequest:
     output = flow.bias(linear)[1]
     shape, axis = flow.shape(output), linear.output_axis
     lattice = row_strides(shape, axis, samples, shape[axis], per_unit=4, at_least=4)
-    return MomentRequest(output, axis, len(shape), lattice=lattice, row_mask=flow.trace.row_mask(output, axis))
+    mask = flow.trace.row_mask(output, axis)
+    return MomentRequest(output, axis, len(shape), lattice=lattice, row_mask=mask, only_energies=True)

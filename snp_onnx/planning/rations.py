@@ -26,12 +26,28 @@ JOINT_ROWS_PER_COLUMN = 400
 """Positions for each of a producer's inputs that a joint step wants to see."""
 
 
+CACHED = 4 * 2**20
+"""Bytes of the largest activation up to which more samples a batch cost nothing, and every node's overhead less."""
+
+MOST_JOINED, LEAST_BATCHES = 64, 8
+"""How many samples a batch may be joined to, and how many batches should be left."""
+
+
+def joined_rows(flow: Flow, batch_size: int, samples: int) -> int:
+    """How many samples go into a batch of calibration: as told, or more where all activations are small."""
+    return max(batch_size, min(MOST_JOINED, samples // LEAST_BATCHES, CACHED // (4 * _largest(flow))))
+
+
 def most_samples(flow: Flow) -> int:
     """How many samples' boundary activations may be kept, the widest place of the graph taken for all."""
+    return min(MOST_SAMPLES, max(LEAST_SAMPLES, MOST_BYTES // (4 * BOUNDARY_TENSORS * _largest(flow))))
+
+
+def _largest(flow: Flow) -> int:
+    """Elements of one sample's largest activation."""
     shapes = flow.trace.facts.shapes
     activations = [shape for name, shape in shapes.items() if shape and not flow.weights.knows(name)]
-    largest = max((int(np.prod(shape[1:])) for shape in activations), default=1)
-    return min(MOST_SAMPLES, max(LEAST_SAMPLES, MOST_BYTES // max(1, 4 * BOUNDARY_TENSORS * largest)))
+    return max(1, *(int(np.prod(shape[1:])) for shape in activations))
 
 
 def most_rows(flow: Flow, chain: Chain) -> int:

@@ -182,7 +182,7 @@ def total_requests(flow: Flow, linears: Iterable[Linear], samples: int) -> dict[
         if shape[axis] <= WIDEST_TOTAL and is_product:
             lattice = row_strides(shape, axis, samples, shape[axis], per_unit=4, at_least=4)
             mask = flow.trace.row_mask(total, axis)
-            found[linear] = MomentRequest(total, axis, len(shape), lattice=lattice, row_mask=mask)
+            found[linear] = MomentRequest(total, axis, len(shape), lattice=lattice, row_mask=mask, only_energies=True)
     return found
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import linalg
+from scipy.linalg import lapack
 
 from snp_onnx.subspace.arrays import Indices, Matrix, Vector, as_finite, as_gram, as_indices
 from snp_onnx.subspace.dual import eliminate_few
@@ -24,7 +24,11 @@ from snp_onnx.subspace.few_rows import FewRows
 from snp_onnx.subspace.folding import as_mean, centred
 from snp_onnx.subspace.ridge import ridge_of, with_ridge
 
-ROUND = 64  # columns eliminated between two full updates: enough for fast matrix products, few enough to stay cheap
+ROUND = 64
+"""Columns eliminated between two full updates: enough for fast matrix products, few enough to stay cheap."""
+
+SHARE_OF_ROUND = 16
+"""Of more columns one in so many are eliminated in a round: each full update passes through the whole matrix."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,11 +101,10 @@ def eliminate(
     grams = [c.gram.dense() if isinstance(c.gram, FewRows) else c.gram for c in checked]
     checked = [replace(c, gram=gram) for c, gram in zip(checked, grams, strict=True)]
     remaining: list[_Part] = [*(_start(consumer, rho, affine) for consumer in checked), *losses]
-    size = max(1, ROUND // max((consumer.columns.shape[1] for consumer in checked), default=1))
     units: Indices = np.arange(counts[0])
     removed, costs = [], []
     while units.size:
-        picks, added = _round(remaining, min(size, units.size))
+        picks, added = _round(remaining, min([units.size, *(part.most_removals for part in remaining)]))
         removed.extend(units[picks].tolist())
         costs.extend(added)
         stay = np.setdiff1d(np.arange(units.size), picks)
@@ -140,6 +143,11 @@ class _Remaining:
     F: Matrix
     Y: Matrix
 
+    @property
+    def most_removals(self) -> int:
+        """How many units a round has room for."""
+        return self.F.shape[1] // self.blocks.shape[1]
+
     def costs(self) -> Vector:
         """(U,) tr(W_u ([H⁻¹]_uu)⁻¹ W_uᵀ); removed units cost 0."""
         if self.blocks.shape[1] == 1:
@@ -170,7 +178,8 @@ class _Remaining:
         width = self.blocks.shape[1]
         columns = (stay[:, None] * width + np.arange(width)).ravel()
         F = self.F[columns]
-        inverse = self.inverse[np.ix_(columns, columns)] - F @ F.T
+        inverse = self.inverse[np.ix_(columns, columns)]
+        inverse -= F @ F.T
         return _remaining(inverse, self.weight[:, columns] - self.Y @ F.T, width)
 
 
@@ -180,6 +189,11 @@ class _Loss:
 
     matrix: Matrix
     crossed: Vector
+
+    @property
+    def most_removals(self) -> int:
+        """A round may be as long as there are units."""
+        return len(self.matrix)
 
     def costs(self) -> Vector:
         """(U,) M_uu + 2 Σ_r M_ur; what is said of removed units means nothing."""
@@ -237,8 +251,7 @@ def _start(consumer: Consumer, rho: float, affine: bool) -> _Remaining:
     _, factor = with_ridge(covariance, ridge_of(np.diag(gram), rho)[ordered], tolerance)
     # The corner of the factor is that of the Schur complement, whose inverse is [H⁻¹] on the columns of the units.
     corner = factor[-owned.size :, -owned.size :]
-    root = linalg.solve_triangular(corner, np.eye(owned.size), lower=True, check_finite=False)
-    return _remaining(root.T @ root, consumer.weight[:, owned], consumer.columns.shape[1])
+    return _remaining(inverse_of(corner), consumer.weight[:, owned], consumer.columns.shape[1])
 
 
 def _remaining(inverse: Matrix, weight: Matrix, width: int) -> _Remaining:
@@ -248,9 +261,25 @@ def _remaining(inverse: Matrix, weight: Matrix, width: int) -> _Remaining:
     places = np.arange(units)
     blocks = inverse.reshape(units, width, units, width)[places, :, places, :]
     columns = weight.reshape(len(weight), units, width).transpose(1, 2, 0)
-    removals = min(units, max(1, ROUND // width)) * width
+    removals = min(units, max(1, max(ROUND, len(inverse) // SHARE_OF_ROUND) // width)) * width
     F, Y = np.zeros((len(inverse), removals)), np.zeros((len(weight), removals))
     return _Remaining(inverse, weight, blocks.copy(), columns @ columns.transpose(0, 2, 1), F, Y)
+
+
+def inverse_of(factor: Matrix) -> Matrix:
+    """(R Rᵀ)⁻¹ from a lower triangular R with a positive diagonal, at a third of the work of solving for it.
+
+    >>> inverse_of(np.array([[2.0, 0.0], [1.0, 1.0]])).tolist()
+    [[0.5, -0.5], [-0.5, 1.0]]
+    """
+    upper, _ = lapack.dpotri(factor.T, lower=0)  # a transposed array is in the order of LAPACK's
+    inverse: Matrix = upper.T
+    for start in range(0, len(inverse), ROUND):
+        stop = start + ROUND
+        inverse[start:stop, stop:] = inverse[stop:, start:stop].T
+        corner = inverse[start:stop, start:stop]
+        corner[...] = np.tril(corner) + np.tril(corner, -1).T
+    return inverse
 
 
 def _inverse_root(block: Matrix) -> Matrix:

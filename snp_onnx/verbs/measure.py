@@ -23,6 +23,7 @@ from snp_onnx.planning.head_statistics import (
     output_request,
     single_heads,
 )
+from snp_onnx.planning.rations import joined_rows
 from snp_onnx.planning.readings import Reading, readings, total_requests
 from snp_onnx.planning.statistics import Statistics
 from snp_onnx.tracing import Group, Linear
@@ -105,6 +106,7 @@ def measure(subject: Subject, groups: Sequence[Group], patches: bool, calibratio
     requests = {reading.key: reading.request for reading in wanted.values()}
     requests |= {request.key: request for request in (*totals.values(), *outputs.values())}
     requests |= {reading.request.key: reading.request for several in heads.values() for reading in several}
+    calibration = replace(calibration, batch_size=joined_rows(flow, calibration.batch_size, calibration.count))
     batches = -(-calibration.count // calibration.batch_size)
 
     def heard(done: int) -> None:

@@ -23,7 +23,7 @@ from snp_onnx.calibration.walk import Walk
 from snp_onnx.planning.aims import Aim, Layer, find_aims
 from snp_onnx.planning.chains import Chain, find_chains
 from snp_onnx.planning.detours import Detour
-from snp_onnx.planning.rations import joint_every, most_rows, most_samples
+from snp_onnx.planning.rations import joined_rows, joint_every, most_rows, most_samples
 from snp_onnx.subspace import refit, refit_error
 from snp_onnx.tracing import Linear
 from snp_onnx.tracing.flow import Flow
@@ -70,16 +70,26 @@ def refit_layers(
     pair = Pair.of(both)
     every = [joint_every(flow, found, calibration.count) for found in chains]
     steps = [_Step.of(pair, number, *given) for number, given in enumerate(zip(aims, chains, every, strict=True))]
-    small = replace(
-        calibration, batch_size=min([calibration.batch_size, *(most_rows(flow, c) for found in chains for c in found)])
-    )
+    rows = joined_rows(flow, calibration.batch_size, calibration.count)
+    small = replace(calibration, batch_size=min([rows, *(most_rows(flow, c) for found in chains for c in found)]))
     feeds = feeds_beside(small.batches(Part.CALIBRATION), surface)
-    with Walk(both, feeds, calibration.runtime) as walk:
+    with Walk(both, feeds, calibration.runtime, _sizes(flow, alive)) as walk:
         refitting = _Refitting(walk, pair.weights, REFIT_RIDGE * ridge, calibration.count, keep)
         for number, step in enumerate(steps):
             calibration.progress("refit", number, len(steps))
             refitting.take(step, [name for later in steps[number + 1 :] for name in later.wanted])
     return refitting.values
+
+
+def _sizes(flow: Flow, alive: Mask) -> dict[str, float]:
+    """Elements of one sample's activations, in the dense model and about as many as in the pruned one."""
+    found: dict[str, float] = {}
+    for name, shape in flow.trace.facts.shapes.items():
+        if shape and not flow.weights.knows(name):
+            found[DENSE + name] = float(np.prod(shape[1:]))
+            shares = [float(alive[labels].mean()) for labels in flow.trace.axes.get(name, ()) if len(labels)]
+            found[name] = found[DENSE + name] * float(np.prod(shares))
+    return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +107,9 @@ class _Step:
         name = f"aim::{number}"
         pair.graph.node.extend(_aim_nodes(name, aim, pair.graph))
         inputs = replace(aim.layer.reading.request, cross_with=name)
-        outputs = MomentRequest(name, inputs.axis, inputs.rank, lattice=inputs.lattice, row_mask=inputs.row_mask)
+        outputs = MomentRequest(
+            name, inputs.axis, inputs.rank, lattice=inputs.lattice, row_mask=inputs.row_mask, only_energies=True
+        )
         joints = tuple(
             Joint.of(pair, f"joint::{number}::{place}", chain, aim.layer, name, every)
             for place, chain in enumerate(chains)
@@ -187,7 +199,7 @@ class _Refitting:
             inputs.gram, inputs.mean, cross, aims.mean, present, fixed, self._anchor(step.layer, inputs)
         )
         self._write(step.layer.values(self.weights, weight, bias))
-        return refit_error(inputs.gram, inputs.mean, cross, aims.mean, float(np.trace(aims.gram)), weight, bias)
+        return refit_error(inputs.gram, inputs.mean, cross, aims.mean, float(aims.energies.sum()), weight, bias)
 
     def _anchor(self, layer: Layer, inputs: Moments) -> float:
         """The strength of the anchor for a layer with these inputs."""
