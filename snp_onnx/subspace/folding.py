@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import linalg
 
-from snp_onnx.subspace.arrays import Indices, Matrix, Vector, as_finite, as_gram, as_indices
+from snp_onnx.subspace.arrays import TILE, Indices, Matrix, Vector, as_finite, as_gram, as_indices
 from snp_onnx.subspace.few_rows import FewRows, FewRowsMap, fold_few
 from snp_onnx.subspace.ridge import ridge_of, with_ridge
 
@@ -124,22 +124,30 @@ def centred(gram: Matrix, mean: Vector, tolerance: float = 1e-4) -> tuple[Matrix
     >>> centred(np.array([[5.0]]), np.array([2.0]), tolerance=0.01)
     (array([[1.]]), 0.05)
     """
-    covariance: Matrix = gram - np.outer(mean, mean)
-    variance = np.diag(covariance).copy()
-    if np.any(variance < -tolerance * np.trace(gram)):
+    covariance = gram.copy()
+    return covariance, centre(covariance, mean, tolerance)
+
+
+def centre(gram: Matrix, mean: Vector, tolerance: float = 1e-4) -> float:
+    """`centred` with the covariance written over G, and the tolerance given back."""
+    total = float(np.trace(gram))
+    for start in range(0, len(gram), TILE):
+        gram[start : start + TILE] -= np.outer(mean[start : start + TILE], mean)
+    variance = np.diag(gram).copy()
+    if np.any(variance < -tolerance * total):
         worst = int(np.argmin(variance))
         raise ValueError(f"mean[{worst}]² exceeds gram[{worst}, {worst}]: pass the mean and XᵀX/n of the same X")
-    np.fill_diagonal(covariance, np.maximum(variance, 0.0))
-    left = float(np.trace(covariance))
-    return covariance, tolerance * float(np.trace(gram)) / left if left > 0.0 else float("inf")
+    np.fill_diagonal(gram, np.maximum(variance, 0.0))
+    left = float(np.trace(gram))
+    return tolerance * total / left if left > 0.0 else float("inf")
 
 
 def as_mean(mean: ArrayLike, count: int) -> Vector:
     """`mean` as a finite (C,) vector of the columns of a gram."""
-    centre = as_finite(mean, "mean")
-    if centre.shape != (count,):
-        raise ValueError(f"mean must be ({count},) to match the gram; it has shape {centre.shape}")
-    return centre
+    vector = as_finite(mean, "mean")
+    if vector.shape != (count,):
+        raise ValueError(f"mean must be ({count},) to match the gram; it has shape {vector.shape}")
+    return vector
 
 
 def fold_error(gram: ArrayLike, weight: ArrayLike, keep: ArrayLike, folded: ArrayLike) -> float:
