@@ -9,7 +9,7 @@ Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
-TILE = 1024
+TILE = 512
 """Rows and columns of the pieces that large matrices are worked on in, so that no second one is needed beside them."""
 
 ASYMMETRY = 1e-3  # of the largest entry: far above rounding of float32 sums, far below a transposed or mixed-up matrix
@@ -25,13 +25,20 @@ def as_finite(values: ArrayLike, name: str) -> NDArray[np.float64]:
     return array
 
 
-def as_gram(gram: ArrayLike) -> Matrix:
-    """`gram` as a finite symmetric float64 (C, C) matrix; rounding asymmetry is averaged out."""
+def as_gram(gram: ArrayLike, own: bool = True) -> Matrix:
+    """`gram` as a finite symmetric float64 (C, C) matrix; rounding asymmetry is averaged out.
+
+    Unless it is to be the caller's `own`, what is so already is given back as it is, not to be written to.
+    """
     matrix = as_finite(gram, "gram")
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"gram must be square, (C, C); it has shape {matrix.shape}")
     if not matrix.size:
         raise ValueError("gram is empty, shape (0, 0): give it at least one unit")
+    if not own and all(
+        np.array_equal(matrix[rows, columns], matrix[columns, rows].T) for rows, columns in tiles(len(matrix))
+    ):
+        return matrix
     symmetric, skew = np.empty_like(matrix), 0.0
     for rows, columns in tiles(len(matrix)):
         above, below = matrix[rows, columns], matrix[columns, rows].T
@@ -52,6 +59,17 @@ def tiles(size: int) -> Iterator[tuple[slice, slice]]:
     for top in range(0, size, TILE):
         for left in range(top, size, TILE):
             yield slice(top, min(size, top + TILE)), slice(left, min(size, left + TILE))
+
+
+def add_outer(matrix: Matrix, vector: Vector, times: float) -> Matrix:
+    """M + times · v vᵀ, written over M, and M.
+
+    >>> add_outer(np.eye(2), np.array([1.0, 2.0]), -1.0).tolist()
+    [[0.0, -2.0], [-2.0, -3.0]]
+    """
+    for top in range(0, len(matrix), TILE):
+        matrix[top : top + TILE] += times * np.outer(vector[top : top + TILE], vector)
+    return matrix
 
 
 def as_indices(indices: ArrayLike, count: int, name: str) -> Indices:
