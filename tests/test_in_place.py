@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from snp_onnx.subspace import Consumer, eliminate
+from snp_onnx.subspace import Consumer, affine_fold, eliminate, fold_map
 from snp_onnx.subspace.arrays import TILE, as_gram, tiles
 from snp_onnx.subspace.folding import centred
 from snp_onnx.subspace.in_place import factorise, inverse_of, narrow
@@ -100,3 +100,30 @@ def test_a_wide_layer_is_eliminated_exactly(affine: bool) -> None:
     for kept in (0, 17, 500, size - 25):
         expected = ridged_error(consumer, path.order[:kept].tolist(), rho, affine)
         assert path.errors[kept] == pytest.approx(expected, rel=1e-8)
+
+
+def vanishing(scale: float, size: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """The Gram matrix of activations so small that their squares underflow in float32; and their mean."""
+    x = (scale * np.random.default_rng(0).standard_normal((64, size))).astype(np.float32) + np.float32(scale)
+    with np.errstate(under="ignore"):
+        return np.asarray((x.T @ x).astype(np.float64) / 64), x.astype(np.float64).mean(axis=0)
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e-21, 1e-22, 3e-23, 1e-24])
+@pytest.mark.parametrize("affine", [True, False])
+def test_activations_whose_squares_underflow(scale: float, affine: bool) -> None:
+    gram, mean = vanishing(scale)
+    path = eliminate([Consumer(gram, mean, np.ones((2, 8)), np.arange(8)[:, None])], 1e-3, affine)
+    assert sorted(path.order) == list(range(8))
+    assert np.isfinite(path.errors).all()
+    mapping, shift = affine_fold(gram, mean, np.arange(5))
+    assert np.isfinite(mapping).all()
+    assert np.isfinite(shift).all()
+    assert np.isfinite(fold_map(gram, np.arange(5))).all()
+
+
+def test_a_large_negative_eigenvalue_is_still_an_error() -> None:
+    with pytest.raises(ValueError, match="not positive semi-definite"):
+        with_ridge(np.diag([1.0, -1e-3]), np.full(2, 1e-9))
+    with pytest.raises(ValueError, match="exceeds gram"):
+        centred(np.eye(2), np.array([2.0, 0.0]))

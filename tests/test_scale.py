@@ -10,6 +10,7 @@ import onnx
 import pytest
 from threadpoolctl import threadpool_limits
 
+import snp_onnx
 from tools.bench import scale
 
 FEW, MANY = 300, 1200
@@ -66,3 +67,15 @@ def test_the_bench_prints_and_draws(
         assert not drawn.exists()
     else:
         assert drawn.read_text().count("<svg") == 1
+
+
+@pytest.mark.parametrize("preset", ["paper", "fast", "best"])
+def test_a_network_whose_signal_dies_away(preset: str) -> None:
+    """Deep down activations are 1e-22, and their squares no numbers of float32: nothing to tell units by, no error."""
+    drawing, x = scale.Drawing(), "x"
+    for _ in range(100):
+        x = drawing.node("Relu", drawing.node("MatMul", x, drawing.weight(8, 8, gain=0.8)))
+    model = drawing.model(x, 8, 8)
+    rows = np.random.default_rng(1).standard_normal((64, 8)).astype(np.float32)
+    result = snp_onnx.prune(model, {"x": rows}, target_macs=0.6, preset=preset, threads=1)
+    assert result.report.pruned.macs <= 0.6 * result.report.dense.macs

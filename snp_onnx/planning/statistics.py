@@ -13,6 +13,7 @@ from snp_onnx.planning.head_statistics import HeadStatistics
 from snp_onnx.planning.readings import Reading
 from snp_onnx.subspace import FewRows, few_rows, shrink
 from snp_onnx.subspace.arrays import add_outer
+from snp_onnx.subspace.ridge import UNDERFLOW
 from snp_onnx.tracing import Group, Linear
 from snp_onnx.tracing.labels import Labels
 
@@ -94,7 +95,7 @@ class Statistics:
             slots = unit_columns(reading.columns, group.labels)
             part: Matrix = np.sum([gram[np.ix_(columns, columns)] for columns in slots], axis=0)
             energy = float(np.trace(part))
-            if energy > 0.0:
+            if energy > UNDERFLOW * len(part):
                 part = part / energy
             joint = part if joint is None else joint + part
         return joint

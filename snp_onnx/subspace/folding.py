@@ -9,7 +9,7 @@ from scipy import linalg
 from snp_onnx.subspace.arrays import Indices, Matrix, Vector, add_outer, as_finite, as_gram, as_indices
 from snp_onnx.subspace.few_rows import FewRows, FewRowsMap, fold_few
 from snp_onnx.subspace.in_place import factorise
-from snp_onnx.subspace.ridge import ridge_of
+from snp_onnx.subspace.ridge import UNDERFLOW, ridge_of
 
 
 @overload
@@ -134,7 +134,7 @@ def centre(gram: Matrix, mean: Vector, tolerance: float = 1e-4) -> float:
     total = float(np.trace(gram))
     add_outer(gram, mean, -1.0)
     variance = np.diag(gram).copy()
-    if np.any(variance < -tolerance * total):
+    if np.any(variance < -max(tolerance * total, UNDERFLOW)):
         worst = int(np.argmin(variance))
         raise ValueError(f"mean[{worst}]² exceeds gram[{worst}, {worst}]: pass the mean and XᵀX/n of the same X")
     np.fill_diagonal(gram, np.maximum(variance, 0.0))
