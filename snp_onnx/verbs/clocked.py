@@ -8,7 +8,6 @@ until the clock agrees.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +76,8 @@ def timed_layers(work: Work, groups: Sequence[Group]) -> TimedLayers:
     assert calibration is not None
     subject = _at_batch(work.subject, calibration, chosen.latency_batch)
     by_id = {group.id: group for group in subject.trace.groups}
+    if not all(group.id in by_id for group in groups):  # an axis that the batch ties to others: as it was decided
+        subject, by_id = work.subject, {group.id: group for group in groups}
     there = tuple(by_id[group.id] for group in groups)
     timer = _timer(calibration)
     with work.clock("time layers"):
@@ -133,8 +134,10 @@ def within_latency(work: Work, target: Target, paths: Sequence[Path]) -> Plan:
     tried = {tuple(narrowest.tolist()): least.undisturbed}
     plans = {tuple(narrowest.tolist()): plan_of(work, target, decisions_at(paths, narrowest))}
     for _ in range(TRIES):
-        with suppress(TargetError):  # the prediction may be wrong where it wasn't measured
+        try:
             plan = deciding.plan(target)
+        except TargetError:  # the prediction may be wrong where nothing was measured
+            break
         found = widths(plan.decisions, groups)
         place = tuple(found.tolist())
         if place in tried:

@@ -1,12 +1,14 @@
 """What the clock says: models pruned to a share of their latency, and to a share of their MACs, timed afterwards.
 
     python -m tools.bench.latency [--models resnet50,vgg16] [--batches 1,8] [--threads 1,2]
+    python -m tools.bench.latency --curve [--models resnet50]
     python -m tools.bench.latency --accuracy 0.6
 
 The first form prunes every model once for each batch size and thread count, to 0.6 of the latency and to half of the
 MACs with widths chosen by the clock, and times the result anew. ResNet-50 and VGG-16 have drawn weights, MiniLM drawn
 tokens: it is their time that counts, so units are ordered and folded as in the paper, which is quick, and shared out by
-the budget. The second form prunes ResNet-56 to a share of its latency, then to the share of the MACs that takes as
+the budget. The second form times what shares of the MACs leave, with any width and with widths chosen by the clock (one
+row, one thread). The third prunes ResNet-56 to a share of its latency, then to the share of the MACs that takes as
 long, and takes top-1 of both on the 5,000 test images (one thread).
 """
 
@@ -30,6 +32,7 @@ from tools.bench.accuracy import calibration_images
 from tools.bench.depth import top1
 
 LATENCY, MACS = 0.6, 0.5
+CURVE = (0.8, 0.65, 0.5, 0.35)
 QUICK: dict[str, Any] = {"preset": "paper", "ratios": "budget"}
 PICTURES = 24
 STEPS = 6
@@ -41,11 +44,16 @@ def main() -> None:
     parser.add_argument("--models", default="resnet50,mobilenetv2,vgg16,minilm")
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--curve", action="store_true")
     parser.add_argument("--accuracy", type=float)
     given = parser.parse_args()
     print(f"{datetime.now(UTC):%Y-%m-%d}; {material.machine()}\n")
     if given.accuracy is not None:
         print(_accuracy(given.accuracy))
+        return
+    if given.curve:
+        curves = [row for name in given.models.split(",") for row in _curve(name)]
+        print(material.table(("model", "round to", *(f"{share} of the MACs" for share in CURVE)), curves))
         return
     batches, threads = ([int(number) for number in text.split(",")] for text in (given.batches, given.threads))
     rows = []
@@ -70,6 +78,18 @@ def _rows(name: str, batch: int, threads: int) -> Iterator[tuple[object, ...]]:
         row = (name, batch, threads, asked, f"{macs:.3f}", f"{timed.undisturbed:.3f}", quartiles, f"{spent:.0f}")
         print(*row, file=sys.stderr, flush=True)
         yield row
+
+
+def _curve(name: str) -> Iterator[tuple[object, ...]]:
+    """The latency ratio at each share of the MACs."""
+    model, source = _case(name)
+    for step in ("1", "auto"):
+        found = []
+        for share in CURVE:
+            result = snp_onnx.prune(model, source, target_macs=share, round_to=step, threads=1, **QUICK)
+            found.append(f"{_timed(model, result.model, source, 1, 1).undisturbed:.3f}")
+        print(name, step, *found, file=sys.stderr, flush=True)
+        yield (name, step, *found)
 
 
 def _case(name: str) -> tuple[Any, dict[str, Any]]:
