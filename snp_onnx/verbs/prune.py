@@ -88,13 +88,10 @@ def prune(
     target = _target(plan, given | {"variance": variance, "fidelity": min_fidelity})
     earlier = _read_plan(plan)
     chosen = _chosen(preset, options | {"kinds": units}, earlier)
-    if target is not None:
-        _check_target(target, calibration, options.get("ratios"), chosen.kinds)
-    data, runtime = data_from(calibration, options), runtime_from(options)
+    _check_target(target, calibration, options.get("ratios"), chosen.kinds)
+    data, runtime, workers = data_from(calibration, options), runtime_from(options), _checked(executor)
     is_timed = latency or (target is not None and target.kind is TargetKind.LATENCY)
-    shown = progress or _silent
-    job = Job(chosen, target, data, runtime, shown, external_as, is_timed, _checked(executor))
-    return job.run(model, earlier)
+    return Job(chosen, target, data, runtime, progress or _silent, external_as, is_timed, workers).run(model, earlier)
 
 
 def _chosen(preset: str, options: Mapping[str, Any], earlier: Saved | None) -> Choices:
@@ -115,7 +112,9 @@ def _target(plan: object, given: Mapping[str, float | None]) -> Target | None:
     return None
 
 
-def _check_target(target: Target, calibration: Any, ratios: Any, kinds: frozenset[Kind]) -> None:
+def _check_target(target: Target | None, calibration: Any, ratios: Any, kinds: frozenset[Kind]) -> None:
+    if target is None:
+        return
     if calibration is None:
         raise CalibrationError("no calibration samples given: pass a SOURCE (--calibration data.npz)")
     if target.kind is TargetKind.VARIANCE and ratios not in (None, Ratios.VARIANCE):
