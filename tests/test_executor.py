@@ -32,7 +32,7 @@ BATCH = 4
 
 
 def pruned(executor: Executor | None = None, **options: Any) -> PruneResult:
-    """A small network cut to 0.6 of its MACs; 44 of its 48 samples decide, in eleven batches."""
+    """A small network cut to 0.6 of its MACs; 44 of its 48 samples decide, in about ten batches."""
     return snp_onnx.prune(small(), {"x": images()}, target_macs=0.6, batch_size=BATCH, executor=executor, **options)
 
 
@@ -83,6 +83,13 @@ class Around(Executor):
         return self.inner.submit(*self.change(fn, args[0]))
 
 
+def assert_every_batch(around: Around) -> None:
+    """All batches were sent out: eleven, or a few less where small ones are joined."""
+    seen = {task.index for task in around.tasks}
+    assert seen == set(range(len(seen)))
+    assert 8 <= len(seen) <= 11
+
+
 # the same result
 
 
@@ -90,13 +97,13 @@ def test_threads(local: PruneResult) -> None:
     with ThreadPoolExecutor(3) as executor:
         around = Around(executor)
         assert_same(pruned(around), local)
-    assert {task.index for task in around.tasks} == set(range(11))
+    assert_every_batch(around)
 
 
 def test_processes(local: PruneResult, pool: ProcessPoolExecutor) -> None:
     around = Around(pool)
     assert_same(pruned(around), local)
-    assert {task.index for task in around.tasks} == set(range(11))
+    assert_every_batch(around)
 
 
 def test_a_cluster(local: PruneResult, client: Any) -> None:
@@ -154,7 +161,7 @@ def killed(folder: Path) -> Callable[[str, int, int], None]:
 def test_a_killed_worker_of_a_cluster_changes_nothing(local: PruneResult, client: Any, tmp_path: Path) -> None:
     executor = Around(client.get_executor(), lambda fn, task: (stuck, fn, task, str(tmp_path)))
     assert_same(pruned(executor, progress=killed(tmp_path)), local)
-    assert {task.index for task in executor.tasks} == set(range(11))
+    assert_every_batch(executor)
     first, *others = [int(path.read_text()) for path in sorted(tmp_path.iterdir())]
     assert others
     assert first not in others

@@ -149,22 +149,43 @@ _FINE = 5e-3
 def _narrowed(
     ladders: Sequence[_Ladder], dense: Widths, floors: Widths, costs: Costs, limit: float
 ) -> tuple[Widths | None, int | None]:
-    """Rungs within the limit, none below its floor, and the group that was narrowed last; None where that can't be."""
+    """Rungs within the limit, none below its floor, and the group that was narrowed last; None where that can't be.
+
+    About `_MARGINAL_UPDATES` times on the way what a unit frees is computed anew, and the cost with it; where that is
+    within the limit, the last steps are gone through one by one for the first that was.
+    """
     rungs = dense.copy()
     refresh = max(1, int(rungs.sum()) // _MARGINAL_UPDATES)
-    count, chosen = 0, None
     slopes = np.array([ladder.slope(rung, low) for ladder, rung, low in zip(ladders, rungs, floors, strict=True)])
-    widths = _at(ladders, rungs)
+    widths, chosen = _at(ladders, rungs), None
     while costs.cost(widths) > limit:
-        if count % refresh == 0:
-            price = np.maximum(costs.marginal(widths), np.finfo(np.float64).tiny)
-        count += 1
-        chosen = int(np.argmin(slopes / price))
-        if np.isinf(slopes[chosen]):
+        price = np.maximum(costs.marginal(widths), np.finfo(np.float64).tiny)
+        steps: list[int] = []
+        while len(steps) < refresh:
+            chosen = int(np.argmin(slopes / price))
+            if np.isinf(slopes[chosen]):
+                break
+            steps.append(chosen)
+            rungs[chosen] -= 1
+            slopes[chosen] = ladders[chosen].slope(int(rungs[chosen]), int(floors[chosen]))
+        if not steps:
             return None, chosen
+        before, widths = widths, _at(ladders, rungs)
+        if costs.cost(widths) <= limit:
+            return _first_within(ladders, rungs, steps, before, costs, limit)
+    return rungs, chosen
+
+
+def _first_within(
+    ladders: Sequence[_Ladder], rungs: Widths, steps: Sequence[int], widths: Widths, costs: Costs, limit: float
+) -> tuple[Widths, int]:
+    """Of steps down that led to `rungs` from these widths, no more than it takes."""
+    rungs = rungs + np.bincount(steps, minlength=len(rungs))
+    for chosen in steps:
         rungs[chosen] -= 1
-        slopes[chosen] = ladders[chosen].slope(int(rungs[chosen]), int(floors[chosen]))
         widths[chosen] = ladders[chosen].widths[rungs[chosen]]
+        if costs.cost(widths) <= limit:
+            break
     return rungs, chosen
 
 
@@ -188,6 +209,10 @@ class _Ladder:
             return float("inf")
         rise = self.errors[rung - 1] - self.errors[rung]
         return float(rise) / (self.widths[rung] - self.widths[rung - 1])
+
+    def rise(self, rung: int) -> float:
+        """Error per unit that the step up from a rung saves; minus infinity on the highest."""
+        return self.slope(rung + 1) if rung < len(self.widths) - 1 else float("-inf")
 
 
 def _convex(places: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -214,16 +239,17 @@ def _at(ladders: Sequence[_Ladder], rungs: Widths) -> Widths:
 
 def _filled(ladders: Sequence[_Ladder], rungs: Widths, costs: Costs, limit: float) -> Widths:
     """Steps up again, the best error for its cost first, until none fits; a refused group stays refused."""
-    open_groups = {number for number, ladder in enumerate(ladders) if rungs[number] < len(ladder.widths) - 1}
-    while open_groups:
-        widths = _at(ladders, rungs)
+    widths = _at(ladders, rungs)
+    slopes = np.array([ladder.rise(int(rung)) for ladder, rung in zip(ladders, rungs, strict=True)])
+    while not np.isneginf(slopes).all():
         price = np.maximum(costs.marginal(widths), np.finfo(np.float64).tiny)
-        best = max(
-            sorted(open_groups), key=lambda number: ladders[number].slope(int(rungs[number]) + 1) / price[number]
-        )
-        widths[best] = ladders[best].widths[rungs[best] + 1]
-        fits = costs.cost(widths) <= limit
-        rungs[best] += fits
-        if not fits or rungs[best] == len(ladders[best].widths) - 1:
-            open_groups.discard(best)
-    return _at(ladders, rungs)
+        best = int(np.argmax(slopes / price))
+        wider = widths.copy()
+        wider[best] = ladders[best].widths[rungs[best] + 1]
+        if costs.cost(wider) <= limit:
+            widths = wider
+            rungs[best] += 1
+            slopes[best] = ladders[best].rise(int(rungs[best]))
+        else:
+            slopes[best] = -np.inf
+    return widths

@@ -99,7 +99,8 @@ def _eliminated(flow: Flow, group: Group, statistics: Statistics, choices: Choic
         return None
     ridge = choices.ridge * statistics.caution(group.consumers)
     found = eliminate(consumers, ridge, alone=np.sum(losses, axis=0) if losses else None)
-    variance = 1.0 - found.errors[1:] / max(found.energy, np.finfo(np.float64).tiny)
+    captured = 1.0 - found.errors[1:] / max(found.energy, np.finfo(np.float64).tiny)
+    variance = np.maximum(captured, -1.0)  # of a layer that gives nothing the ridge alone has an error
     return Path(group, found.order, variance, _threshold(variance, choices.ratios), found.energy)
 
 

@@ -12,6 +12,8 @@ from snp_onnx.calibration.moments import MomentRequest, Moments
 from snp_onnx.planning.head_statistics import HeadStatistics
 from snp_onnx.planning.readings import Reading
 from snp_onnx.subspace import FewRows, few_rows, shrink
+from snp_onnx.subspace.arrays import add_outer
+from snp_onnx.subspace.ridge import UNDERFLOW
 from snp_onnx.tracing import Group, Linear
 from snp_onnx.tracing.labels import Labels
 
@@ -93,7 +95,7 @@ class Statistics:
             slots = unit_columns(reading.columns, group.labels)
             part: Matrix = np.sum([gram[np.ix_(columns, columns)] for columns in slots], axis=0)
             energy = float(np.trace(part))
-            if energy > 0.0:
+            if energy > UNDERFLOW * len(part):
                 part = part / energy
             joint = part if joint is None else joint + part
         return joint
@@ -107,8 +109,9 @@ def _settled(moments: Moments) -> Matrix:
     """The Gram matrix; where it has fewer rows than columns, its part around the mean is shrunk."""
     if moments.count >= len(moments.sum):
         return moments.gram
-    outer = np.outer(moments.mean, moments.mean)
-    return shrink(moments.gram - outer, moments.count) + outer
+    mean = moments.mean
+    gram = add_outer(moments.gram, mean, -1.0)
+    return add_outer(shrink(gram, moments.count), mean, 1.0)
 
 
 def unit_columns(columns: Labels, units: Labels) -> npt.NDArray[np.int64]:

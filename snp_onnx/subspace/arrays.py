@@ -1,11 +1,16 @@
 """The border of this package: what comes in is checked once and becomes float64."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 Indices = NDArray[np.intp]
+
+TILE = 512
+"""Rows and columns of the pieces that large matrices are worked on in, so that no second one is needed beside them."""
 
 ASYMMETRY = 1e-3  # of the largest entry: far above rounding of float32 sums, far below a transposed or mixed-up matrix
 
@@ -20,16 +25,51 @@ def as_finite(values: ArrayLike, name: str) -> NDArray[np.float64]:
     return array
 
 
-def as_gram(gram: ArrayLike) -> Matrix:
-    """`gram` as a finite symmetric float64 (C, C) matrix; rounding asymmetry is averaged out."""
+def as_gram(gram: ArrayLike, own: bool = True) -> Matrix:
+    """`gram` as a finite symmetric float64 (C, C) matrix; rounding asymmetry is averaged out.
+
+    Unless it is to be the caller's `own`, what is so already is given back as it is, not to be written to.
+    """
     matrix = as_finite(gram, "gram")
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"gram must be square, (C, C); it has shape {matrix.shape}")
     if not matrix.size:
         raise ValueError("gram is empty, shape (0, 0): give it at least one unit")
-    if (matrix - matrix.T).max() > ASYMMETRY * max(float(matrix.max()), -float(matrix.min())):
+    if not own and all(
+        np.array_equal(matrix[rows, columns], matrix[columns, rows].T) for rows, columns in tiles(len(matrix))
+    ):
+        return matrix
+    symmetric, skew = np.empty_like(matrix), 0.0
+    for rows, columns in tiles(len(matrix)):
+        above, below = matrix[rows, columns], matrix[columns, rows].T
+        skew = max(skew, float(np.abs(above - below).max()))
+        symmetric[rows, columns] = (above + below) / 2.0
+        symmetric[columns, rows] = symmetric[rows, columns].T
+    if skew > ASYMMETRY * max(float(matrix.max()), -float(matrix.min())):
         raise ValueError(f"gram of shape {matrix.shape} is not symmetric: pass XᵀX/n")
-    return (matrix + matrix.T) / 2.0
+    return symmetric
+
+
+def tiles(size: int) -> Iterator[tuple[slice, slice]]:
+    """The upper half of a (size, size) matrix, diagonal included, piece by piece: rows and columns of each.
+
+    >>> [(rows.start, columns.start) for rows, columns in tiles(2 * TILE)] == [(0, 0), (0, TILE), (TILE, TILE)]
+    True
+    """
+    for top in range(0, size, TILE):
+        for left in range(top, size, TILE):
+            yield slice(top, min(size, top + TILE)), slice(left, min(size, left + TILE))
+
+
+def add_outer(matrix: Matrix, vector: Vector, times: float) -> Matrix:
+    """M + times · v vᵀ, written over M, and M.
+
+    >>> add_outer(np.eye(2), np.array([1.0, 2.0]), -1.0).tolist()
+    [[0.0, -2.0], [-2.0, -3.0]]
+    """
+    for top in range(0, len(matrix), TILE):
+        matrix[top : top + TILE] += times * np.outer(vector[top : top + TILE], vector)
+    return matrix
 
 
 def as_indices(indices: ArrayLike, count: int, name: str) -> Indices:

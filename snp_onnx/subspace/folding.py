@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import linalg
 
-from snp_onnx.subspace.arrays import Indices, Matrix, Vector, as_finite, as_gram, as_indices
+from snp_onnx.subspace.arrays import Indices, Matrix, Vector, add_outer, as_finite, as_gram, as_indices
 from snp_onnx.subspace.few_rows import FewRows, FewRowsMap, fold_few
-from snp_onnx.subspace.ridge import ridge_of, with_ridge
+from snp_onnx.subspace.in_place import factorise
+from snp_onnx.subspace.ridge import UNDERFLOW, ridge_of
 
 
 @overload
@@ -43,13 +44,13 @@ def fold_map(gram: ArrayLike | FewRows, keep: ArrayLike, rho: float = 1e-6) -> M
     """
     if isinstance(gram, FewRows):
         return fold_few(gram, _ascending(keep, len(gram)), rho, affine=False)[0]
-    matrix = as_gram(gram)
+    matrix = as_gram(gram, own=False)
     kept = _ascending(keep, len(matrix))
     pruned = np.setdiff1d(np.arange(len(matrix)), kept)
     ridge = ridge_of(np.diag(matrix), rho)[kept]
     mapping = np.zeros((len(matrix), len(kept)))
     mapping[kept] = np.eye(len(kept))
-    _, factor = with_ridge(matrix[np.ix_(kept, kept)], ridge)
+    factor = factorise(matrix[np.ix_(kept, kept)], ridge)
     mapping[pruned] = linalg.cho_solve((factor, True), matrix[np.ix_(kept, pruned)], check_finite=False).T
     return mapping
 
@@ -92,19 +93,19 @@ def affine_fold(
     """
     if isinstance(gram, FewRows):
         return fold_few(gram, _ascending(keep, len(gram)), rho, affine=True)
-    matrix = as_gram(gram)
-    centre = as_mean(mean, len(matrix))
+    matrix = as_gram(gram, own=False)
+    middle = as_mean(mean, len(matrix))
     kept = _ascending(keep, len(matrix))
     pruned = np.setdiff1d(np.arange(len(matrix)), kept)
     ridge = ridge_of(np.diag(matrix), rho)[kept]
     mapping, shift = np.zeros((len(matrix), len(kept))), np.zeros(len(matrix))
     mapping[kept] = np.eye(len(kept))
     if kept.size and pruned.size:
-        covariance, tolerance = centred(matrix[np.ix_(kept, kept)], centre[kept])
-        _, factor = with_ridge(covariance, ridge, tolerance)
-        target = matrix[np.ix_(kept, pruned)] - np.outer(centre[kept], centre[pruned])
+        covariance = matrix[np.ix_(kept, kept)]
+        factor = factorise(covariance, ridge, centre(covariance, middle[kept]))
+        target = matrix[np.ix_(kept, pruned)] - np.outer(middle[kept], middle[pruned])
         mapping[pruned] = linalg.cho_solve((factor, True), target, check_finite=False).T
-    shift[pruned] = centre[pruned] - mapping[pruned] @ centre[kept]
+    shift[pruned] = middle[pruned] - mapping[pruned] @ middle[kept]
     return mapping, shift
 
 
@@ -124,22 +125,29 @@ def centred(gram: Matrix, mean: Vector, tolerance: float = 1e-4) -> tuple[Matrix
     >>> centred(np.array([[5.0]]), np.array([2.0]), tolerance=0.01)
     (array([[1.]]), 0.05)
     """
-    covariance: Matrix = gram - np.outer(mean, mean)
-    variance = np.diag(covariance).copy()
-    if np.any(variance < -tolerance * np.trace(gram)):
+    covariance = gram.copy()
+    return covariance, centre(covariance, mean, tolerance)
+
+
+def centre(gram: Matrix, mean: Vector, tolerance: float = 1e-4) -> float:
+    """`centred` with the covariance written over G, and the tolerance given back."""
+    total = float(np.trace(gram))
+    add_outer(gram, mean, -1.0)
+    variance = np.diag(gram).copy()
+    if np.any(variance < -max(tolerance * total, UNDERFLOW)):
         worst = int(np.argmin(variance))
         raise ValueError(f"mean[{worst}]² exceeds gram[{worst}, {worst}]: pass the mean and XᵀX/n of the same X")
-    np.fill_diagonal(covariance, np.maximum(variance, 0.0))
-    left = float(np.trace(covariance))
-    return covariance, tolerance * float(np.trace(gram)) / left if left > 0.0 else float("inf")
+    np.fill_diagonal(gram, np.maximum(variance, 0.0))
+    left = float(np.trace(gram))
+    return tolerance * total / left if left > 0.0 else float("inf")
 
 
 def as_mean(mean: ArrayLike, count: int) -> Vector:
     """`mean` as a finite (C,) vector of the columns of a gram."""
-    centre = as_finite(mean, "mean")
-    if centre.shape != (count,):
-        raise ValueError(f"mean must be ({count},) to match the gram; it has shape {centre.shape}")
-    return centre
+    vector = as_finite(mean, "mean")
+    if vector.shape != (count,):
+        raise ValueError(f"mean must be ({count},) to match the gram; it has shape {vector.shape}")
+    return vector
 
 
 def fold_error(gram: ArrayLike, weight: ArrayLike, keep: ArrayLike, folded: ArrayLike) -> float:
@@ -164,7 +172,7 @@ def fold_error(gram: ArrayLike, weight: ArrayLike, keep: ArrayLike, folded: Arra
     >>> fold_error(np.eye(2), weight=[[1.0, 1.0]], keep=[0], folded=[[1.0]])
     0.5
     """
-    matrix = as_gram(gram)
+    matrix = as_gram(gram, own=False)
     kept = _ascending(keep, len(matrix))
     dense, small = as_finite(weight, "weight"), as_finite(folded, "folded")
     if dense.ndim != 2 or dense.shape[1] != len(matrix):

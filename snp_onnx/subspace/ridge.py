@@ -5,6 +5,9 @@ from numpy.typing import ArrayLike
 
 from snp_onnx.subspace.arrays import Matrix, Vector, as_gram, as_rho
 
+UNDERFLOW = float(np.finfo(np.float32).tiny)
+"""Squares below this are rounded to multiples of 1e-45, or to 0: activations of 1e-20 have no Gram matrix to use."""
+
 
 def ridge_diagonal(gram: ArrayLike, rho: float, floor: float = 1e-3) -> Vector:
     """The diagonal of the ridge Λ.
@@ -46,7 +49,7 @@ def with_ridge(gram: Matrix, ridge: Vector, tolerance: float = 1e-4) -> tuple[Ma
     """G + Λ and its lower Cholesky factor, for a G that is positive semi-definite but for rounding.
 
     Sums in float32 can leave redundant units with eigenvalues below -Λ; those are set to 0 in G first. An eigenvalue
-    below -`tolerance` times the largest is no rounding: ValueError.
+    below -`tolerance` times the largest is no rounding, unless it is as small as float32 underflows: ValueError.
 
     Parameters
     ----------
@@ -60,13 +63,12 @@ def with_ridge(gram: Matrix, ridge: Vector, tolerance: float = 1e-4) -> tuple[Ma
     >>> ridged.tolist(), factor.tolist()
     ([[4.0]], [[2.0]])
     """
-    ridged: Matrix = gram.copy()
-    ridged[np.diag_indices(len(gram))] += ridge
+    ridged: Matrix = gram + np.diag(ridge)
     try:
         return ridged, np.asarray(np.linalg.cholesky(ridged), dtype=np.float64)
     except np.linalg.LinAlgError:
         values, vectors = np.linalg.eigh(gram)
-    if values[0] < -tolerance * values[-1]:
+    if values[0] < -max(tolerance * values[-1], UNDERFLOW * len(gram)):
         span = f"{values[0]:.3g} to {values[-1]:.3g}"
         raise ValueError(f"gram is not positive semi-definite, its eigenvalues go from {span}: pass XᵀX/n")
     ridged = (vectors * np.maximum(values, 0.0)) @ vectors.T + np.diag(ridge)

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from snp_onnx.subspace.arrays import Matrix, as_gram
+from snp_onnx.subspace.arrays import TILE, Matrix, as_gram
 
 
 def shrink(gram: ArrayLike, rows: int) -> Matrix:
@@ -35,13 +35,15 @@ def shrink(gram: ArrayLike, rows: int) -> Matrix:
     units = len(matrix)
     if rows >= units or units < 2:
         return matrix
-    scale = np.sqrt(np.diag(matrix))
-    live = scale > 0.0
-    correlation = matrix[np.ix_(live, live)] / np.outer(scale[live], scale[live])
-    weight = shrinkage_weight(float(np.square(correlation).sum()), int(live.sum()), rows)
-    shrunk: Matrix = (1.0 - weight) * matrix
-    np.fill_diagonal(shrunk, np.diag(matrix))
-    return shrunk
+    diagonal = np.diag(matrix).copy()
+    live = diagonal > 0.0
+    inverse = np.divide(1.0, diagonal, out=np.zeros(units), where=live)
+    rows_of = (slice(top, top + TILE) for top in range(0, units, TILE))
+    # of the correlations, which needn't be there
+    energy = sum(float(inverse[part] @ np.square(matrix[part]) @ inverse) for part in rows_of)
+    matrix *= 1.0 - shrinkage_weight(energy, int(live.sum()), rows)
+    np.fill_diagonal(matrix, diagonal)
+    return matrix
 
 
 def shrinkage_weight(energy: float, units: int, rows: int) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 
 from snp_onnx.errors import CalibrationError, PlanError
-from snp_onnx.planning.options import Ratios, Target, TargetKind, choices
+from snp_onnx.planning.options import Choices, Ratios, Target, TargetKind, choices
 from snp_onnx.planning.plan import Plan, Saved, load_plan
 from snp_onnx.tracing import Kind
 from snp_onnx.verbs.job import Job
@@ -87,18 +87,20 @@ def prune(
     given = {"macs": target_macs, "params": target_params, "size": target_size, "latency": target_latency}
     target = _target(plan, given | {"variance": variance, "fidelity": min_fidelity})
     earlier = _read_plan(plan)
-    given_choices = {name: options.get(name) for name in CHOICE_OPTIONS} | {"kinds": units}
-    if earlier is not None:  # a plan is folded as it was made, unless told otherwise
-        as_planned = {name: earlier.plan.options.get(name) for name in ("fold", "ridge", "refine", "kinds", "caches")}
-        given_choices |= {name: value for name, value in as_planned.items() if given_choices[name] is None}
-    chosen = choices(preset, seed=options.get("seed"), **given_choices)
-    if target is not None:
-        _check_target(target, calibration, options.get("ratios"), chosen.kinds)
-    data, runtime = data_from(calibration, options), runtime_from(options)
+    chosen = _chosen(preset, options | {"kinds": units}, earlier)
+    _check_target(target, calibration, options.get("ratios"), chosen.kinds)
+    data, runtime, workers = data_from(calibration, options), runtime_from(options), _checked(executor)
     is_timed = latency or (target is not None and target.kind is TargetKind.LATENCY)
-    shown = progress or _silent
-    job = Job(chosen, target, data, runtime, shown, external_as, is_timed, _checked(executor))
-    return job.run(model, earlier)
+    return Job(chosen, target, data, runtime, progress or _silent, external_as, is_timed, workers).run(model, earlier)
+
+
+def _chosen(preset: str, options: Mapping[str, Any], earlier: Saved | None) -> Choices:
+    """The choices that were given; a plan is folded as it was made, unless told otherwise."""
+    given = {name: options.get(name) for name in [*CHOICE_OPTIONS, "kinds"]}
+    if earlier is not None:
+        as_planned = {name: earlier.plan.options.get(name) for name in ("fold", "ridge", "refine", "kinds", "caches")}
+        given |= {name: value for name, value in as_planned.items() if given[name] is None}
+    return choices(preset, seed=options.get("seed"), **given)
 
 
 def _target(plan: object, given: Mapping[str, float | None]) -> Target | None:
@@ -110,7 +112,9 @@ def _target(plan: object, given: Mapping[str, float | None]) -> Target | None:
     return None
 
 
-def _check_target(target: Target, calibration: Any, ratios: Any, kinds: frozenset[Kind]) -> None:
+def _check_target(target: Target | None, calibration: Any, ratios: Any, kinds: frozenset[Kind]) -> None:
+    if target is None:
+        return
     if calibration is None:
         raise CalibrationError("no calibration samples given: pass a SOURCE (--calibration data.npz)")
     if target.kind is TargetKind.VARIANCE and ratios not in (None, Ratios.VARIANCE):
