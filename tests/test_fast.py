@@ -24,8 +24,8 @@ from snp_onnx.planning.cost_table import CostTable, WithRemainder
 from snp_onnx.planning.decide import decide, ladders_of
 from snp_onnx.planning.folding import fold, own_bias
 from snp_onnx.planning.options import FAST, Target, TargetKind
-from snp_onnx.planning.paths import Path
-from snp_onnx.planning.readings import PATCH_COLUMNS, conv_window, readings
+from snp_onnx.planning.paths import Path, find_paths
+from snp_onnx.planning.readings import PATCH_COLUMNS, conv_window, readings, shows_spread
 from snp_onnx.planning.statistics import Statistics
 from snp_onnx.tracing import Group, Kind, Trace
 from snp_onnx.tracing.flow import Flow
@@ -288,6 +288,25 @@ def test_patch_folds_are_least_squares_with_a_constant(stride: int, pad: int, bi
     cut[:, kept] = dense[:, kept]
     errors = [np.square(x @ w.T + s - target).sum() for w, s in ((now, shift), (channel, 0), (cut, 0))]
     assert errors[0] < errors[1] < errors[2]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_errors_are_in_units_of_the_spread_that_the_inputs_show(bias: bool) -> None:
+    """No tap on the output: its variance follows from the moments of the windows."""
+    model = pair(3, bias, pads=[1] * 4)
+    feed = feed_for(model, 50)
+    found = traced(model, feed_for(model, 1))
+    flow = Flow(model, found)
+    (consumer,) = found.groups[0].consumers
+    wanted = readings(found, found.groups, 50, patches=True)
+    assert shows_spread(flow, consumer, wanted[consumer])
+    measured = statistics(model, found, feed, patches=True)
+    (path,) = find_paths(flow, found.groups, measured, replace(FAST, error_power=1.0))
+    output = run(model, feed)[0].astype(np.float64)
+    variance = output.var(axis=(0, 2, 3)).sum()
+    offset = Weights(model).array("b2").astype(np.float64).reshape(1, -1, 1, 1) if bias else 0.0
+    energy = np.square(output - offset).mean(axis=(0, 2, 3)).sum()
+    assert path.energy == pytest.approx(energy / variance, rel=1e-3)
 
 
 def consumer_bias(net: Net) -> str | None:

@@ -12,6 +12,7 @@ from snp_onnx.planning.folding import own_bias
 from snp_onnx.planning.heads import logits_loss
 from snp_onnx.planning.options import Choices, Ratios
 from snp_onnx.planning.parallel import side_by_side
+from snp_onnx.planning.readings import shows_spread
 from snp_onnx.planning.statistics import Statistics, unit_columns
 from snp_onnx.subspace import (
     Consumer,
@@ -114,12 +115,18 @@ def _consumer(flow: Flow, group: Group, linears: list[Linear], statistics: Stati
     mean = statistics.mean(linears) if is_affine else np.zeros(len(reading.columns))
     gram, spread = statistics.gram(linears), statistics.spread(linear)
     if spread is None:
-        if isinstance(gram, FewRows):
-            spread = gram.output_energy(weight)
-        else:
-            spread = float(np.einsum("oc,oc->", weight @ gram, weight))
+        spread = _output_energy(weight, gram)
+        if shows_spread(flow, linear, reading):
+            spread -= float(np.square(weight @ statistics.mean(linears)).sum())
     scale = spread ** (-0.5 * power) if spread > 0.0 else 1.0
     return Consumer(gram, mean, scale * weight, unit_columns(reading.columns, group.labels).T)
+
+
+def _output_energy(weight: npt.NDArray[np.float64], gram: npt.NDArray[np.float64] | FewRows) -> float:
+    """tr(W G Wᵀ)."""
+    if isinstance(gram, FewRows):
+        return gram.output_energy(weight)
+    return float(np.einsum("oc,oc->", weight @ gram, weight))
 
 
 def _threshold(variance: Vector, ratios: Ratios) -> Vector:

@@ -184,6 +184,16 @@ def _reading(trace: Trace, linear: Linear, samples: int) -> Reading:
     return Reading(request, columns, slots, is_exact, TOKENS_PER_UNIT if reads_tokens(trace, linear) else 0)
 
 
+def shows_spread(flow: Flow, linear: Linear, reading: Reading) -> bool:
+    """Whether a reading says how far a convolution's output spreads, so that this needn't be measured.
+
+    What is computed from a tensor that is measured costs nothing; a tap before an activation splits what the runtime
+    would fuse.
+    """
+    alone = linear.op.type == "Conv" and flow.residual(flow.bias(linear)[1]) is None
+    return alone and reading.is_exact and len(reading.slots) == 1
+
+
 def total_requests(flow: Flow, linears: Iterable[Linear], samples: int) -> dict[Linear, MomentRequest]:
     """For every layer the moments of what it is part of: the sum after its residual Add, or its own output."""
     found = {}

@@ -24,7 +24,7 @@ from snp_onnx.planning.head_statistics import (
     single_heads,
 )
 from snp_onnx.planning.rations import joined_rows
-from snp_onnx.planning.readings import Reading, readings, total_requests
+from snp_onnx.planning.readings import Reading, readings, shows_spread, total_requests
 from snp_onnx.planning.statistics import Statistics
 from snp_onnx.tracing import Group, Linear
 from snp_onnx.tracing.flow import Flow
@@ -110,7 +110,8 @@ def measure(subject: Subject, groups: Sequence[Group], patches: bool, calibratio
     outputs = {part.output: output_request(flow, part.output, calibration.count) for part in logits}
     sides = [side.operand for part in logits for side in (part.queries, part.keys)]
     heads = {operand: head_readings(flow, operand, calibration.count) for operand in sides}
-    totals = total_requests(flow, [*wanted, *outputs], calibration.count) if patches else {}
+    parts = [*(linear for linear, reading in wanted.items() if not shows_spread(flow, linear, reading)), *outputs]
+    totals = total_requests(flow, parts, calibration.count) if patches else {}
     requests = {reading.key: reading.request for reading in wanted.values()}
     requests |= {request.key: request for request in (*totals.values(), *outputs.values())}
     requests |= {reading.request.key: reading.request for several in heads.values() for reading in several}
