@@ -216,11 +216,21 @@ def test_windows_of_convolutions(case: str) -> None:
         assert difference([dense], run(model, feed_for(model, 1))) < 1e-6
 
 
+def test_a_wide_window_needs_rows() -> None:
+    model = pair(3, units=128)  # 1,152 columns
+    found = traced(model, feed_for(model, 1))
+    positions = int(np.prod(found.facts.shapes[found.groups[0].consumers[0].output][2:]))
+    enough = -(-4 * 1152 // positions)
+    for samples, view in ((enough, View.PATCHES), (enough - 1, View.CHANNELS)):
+        (reading,) = readings(found, found.groups, samples, patches=True).values()
+        assert reading.request.view is view
+
+
 def test_windows_of_too_many_columns_are_read_by_channel() -> None:
     for units, view in ((PATCH_COLUMNS // 9, View.PATCHES), (PATCH_COLUMNS // 9 + 1, View.CHANNELS)):
         model = pair(3, units=units)
         found = traced(model, feed_for(model, 1))
-        assert [r.request.view for r in readings(found, found.groups, 5, patches=True).values()] == [view]
+        assert [r.request.view for r in readings(found, found.groups, 5000, patches=True).values()] == [view]
 
 
 # folding

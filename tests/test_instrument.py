@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from snp_onnx.calibration.instrument import PHASE, instrument
-from snp_onnx.calibration.moments import MomentRequest, Moments, View, Window, row_strides
+from snp_onnx.calibration.moments import MomentRequest, Moments, Squares, View, Window, row_strides
 from snp_onnx.calibration.runner import Runtime, collect, open_session, run
 from snp_onnx.calibration.spill import is_large, spill
 from snp_onnx.calibration.workers import Program, Task, answer, versions
@@ -86,6 +86,35 @@ def test_moments_equal_numpy_at_every_opset(opset: int, shape: tuple[int, ...], 
     batches = feeds(*shape)
     moments = collect_one(relu_model(len(shape), opset), MomentRequest("h", axis, len(shape)), batches)
     assert_moments(moments, relu_rows(batches, axis))
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize(("shape", "axis"), [((6, 5), 1), ((6, 5, 4), 2), ((2, 4, 3, 5), 1)])
+@pytest.mark.parametrize("squares", [Squares.ENERGIES, Squares.NONE])
+def test_less_than_the_gram_matrix(opset: int, shape: tuple[int, ...], axis: int, squares: Squares) -> None:
+    batches = feeds(*shape)
+    request = MomentRequest("h", axis, len(shape), cross_with="y", squares=squares)
+    assert request.key not in {MomentRequest("h", axis, len(shape), cross_with="y").key}
+    found = collect_one(relu_model(len(shape), opset), request, batches)
+    rows = relu_rows(batches, axis)
+    assert found.gram_sum is None
+    assert found.is_finite
+    assert found.count == len(rows)
+    np.testing.assert_allclose(found.mean, rows.mean(axis=0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.cross, -rows.T @ rows / len(rows), rtol=1e-5, atol=1e-5)
+    if squares is Squares.ENERGIES:
+        np.testing.assert_allclose(found.energies, np.square(rows).mean(axis=0), rtol=1e-5)
+        np.testing.assert_allclose((found + found).energies, found.energies, rtol=1e-12)
+
+
+def test_energies_of_patches_are_the_diagonal() -> None:
+    batches = feeds(2, 3, 6, 5)
+    window = Window((3, 2), (1, 2), (1, 1), (1, 0, 1, 1))
+    whole = MomentRequest("h", 1, 4, view=View.PATCHES, window=window, lattice=(2, 1))
+    part = MomentRequest("h", 1, 4, view=View.PATCHES, window=window, lattice=(2, 1), squares=Squares.ENERGIES)
+    found = collect(relu_model(4), [whole, part], batches, CPU)
+    np.testing.assert_allclose(found[part.key].energies, found[whole.key].energies, rtol=1e-5)
+    np.testing.assert_allclose(found[part.key].mean, found[whole.key].mean, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("rank", "axis"), [(rank, axis) for rank in (2, 3, 4, 5) for axis in {0, 1, rank - 1}])

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from snp_onnx.calibration.moments import MomentRequest, Moments, View
+from snp_onnx.calibration.moments import MomentRequest, Moments, Squares, View
 from snp_onnx.calibration.segments import Frontier
 from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.calibration.walk import Walk
@@ -65,7 +65,7 @@ def _wanted(request: MomentRequest) -> list[str]:
 
 def _is_few(request: MomentRequest, shapes: Shapes, samples: int) -> bool:
     """Whether the rows take less room than the Gram matrix and the dual form can be used."""
-    if request.view is not View.CHANNELS or request.slots or request.cross_with or request.only_energies:
+    if request.view is not View.CHANNELS or request.slots or request.cross_with or request.squares is not Squares.GRAM:
         return False
     if request.tensor not in shapes:
         return False
@@ -92,7 +92,7 @@ def _blocks(
         read = {name for index in stretch.nodes for name in read_by(graph.node[index])}
         columns = shapes[request.tensor][request.axis] * request.taps if request.tensor in shapes else 0
         own = sum(sizes.get(name, 0) for name in read)
-        own += 0 if request.key in few or request.only_energies else FLOATS * 4 * columns * columns
+        own += 0 if request.key in few or request.squares is not Squares.GRAM else FLOATS * 4 * columns * columns
         if block and taken + own > BLOCK:
             yield block
             block, taken = [], 0

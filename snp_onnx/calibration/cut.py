@@ -6,7 +6,7 @@ follow from what is kept. So a narrow tensor is kept in place of the wide one th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,11 +52,16 @@ class Sizes:
 
 
 def to_run_again(
-    nodes: Mapping[int, onnx.NodeProto], held: Collection[int], needed: Collection[str], sizes: Sizes
+    nodes: Mapping[int, onnx.NodeProto],
+    held: Collection[int],
+    asked: Set[str],
+    read: Collection[str],
+    sizes: Sizes,
 ) -> list[int]:
     """Which of these nodes, just run, had better be run again: all of `held`, and what is cheaper so.
 
-    `needed` are the tensors among their outputs that others read later, or that are asked for.
+    Among their outputs, others read those of `read` later. Those of `asked` are wanted themselves, and often: they are
+    kept, unless they change.
     """
     if not sizes.elements:
         return sorted(held)
@@ -64,11 +69,12 @@ def to_run_again(
     tensors = {name: len(place) + 2 + number for number, name in enumerate(_outputs(nodes))}
     edges: list[tuple[int, int, float]] = []
     for index, node in nodes.items():
-        edges.append((START, place[index], max(1.0, sizes.making(node))))
+        is_kept = index not in held and not asked.isdisjoint(node.output)
+        edges.append((START, place[index], np.inf if is_kept else max(1.0, sizes.making(node))))
         edges += [(place[index], tensors[name], max(1.0, sizes.keeping(name))) for name in node.output if name]
         edges += [(tensors[name], place[index], np.inf) for name in read_by(node) if name in tensors]
     edges += [(place[index], END, np.inf) for index in held if index in place]
-    edges += [(tensors[name], END, np.inf) for name in needed if name in tensors]
+    edges += [(tensors[name], END, np.inf) for name in {*asked, *read} if name in tensors]
     after = _before_the_end(edges, len(place) + len(tensors) + 2)
     return sorted({*held, *(index for index in nodes if place[index] in after)})
 

@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from snp_onnx.calibration.displacements import cross_products, is_by_displacement, products
 from snp_onnx.calibration.emitter import END, PREFIX, Emitter
-from snp_onnx.calibration.moments import MomentRequest, Window
+from snp_onnx.calibration.moments import MomentRequest, Squares, Window
 from snp_onnx.errors import ModelError
 from snp_onnx.tracing.op import read_by
 
@@ -22,14 +23,16 @@ OLDEST_OPSET = 9
 class Sums:
     """Names of the graph outputs that answer one request.
 
-    X itself stands for its Gram matrix where `is_rows`; its column energies do where only they are wanted.
+    X itself stands for its Gram matrix where `is_rows`; its column energies, or nothing, where no more is wanted.
+    Where `is_displaced`, Gram matrix and sum are in the form of `displacements`.
     """
 
-    gram: str
+    gram: str | None
     sum: str
     count: str
     cross: str | None
     is_rows: bool = False
+    is_displaced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,10 @@ def _require_tensors(graph: onnx.GraphProto, requests: Iterable[MomentRequest]) 
 
 def _sums(emitter: Emitter, request: MomentRequest, is_rows: bool) -> Sums:
     """The nodes from the requested tensors to their sums."""
+    if request.is_product and request.cross_with is not None:
+        return _product_sums(emitter, request, request.cross_with)
+    if is_by_displacement(request, emitter.opset):
+        return _displaced_sums(emitter, request)
     offset = _offset(emitter, request)
     mask = _mask(emitter, request, offset)
     x = _matrix(emitter, request, _columns(emitter, request, offset), mask)
@@ -103,11 +110,46 @@ def _sums(emitter: Emitter, request: MomentRequest, is_rows: bool) -> Sums:
             wide = _windows(emitter, request, request.cross_with, request.cross_window, (), None)
         else:
             wide = _positions(emitter, request, request.cross_with, offset)
-        y = _matrix(emitter, request, wide, mask)
-        cross = emitter.product(x, y)
-    is_rows = is_rows and not request.only_energies
-    gram = emitter.squares(x) if request.only_energies else x if is_rows else emitter.product(x, x)
-    return Sums(gram, emitter.sum(x, [0]), _count(emitter, request, x, mask), cross, is_rows)
+        cross = emitter.product(x, _matrix(emitter, request, wide, mask))
+    is_rows = is_rows and request.squares is Squares.GRAM
+    return Sums(
+        _squares(emitter, request, x, is_rows),
+        emitter.sum(x, [0]),
+        _count(emitter, request, x, mask),
+        cross,
+        is_rows,
+    )
+
+
+def _squares(emitter: Emitter, request: MomentRequest, x: str, is_rows: bool) -> str | None:
+    """What is wanted of XᵀX, or X itself."""
+    if request.squares is Squares.NONE:
+        return None
+    if request.squares is Squares.ENERGIES:
+        return emitter.squares(x)
+    return x if is_rows else emitter.product(x, x)
+
+
+def _displaced_sums(emitter: Emitter, request: MomentRequest) -> Sums:
+    """Every position of a plain window: what is alike in many blocks of the Gram matrix is computed once."""
+    layout = [*request.row_axes, request.axis]
+    maps = emitter.transpose(_float(emitter, request.tensor), layout)
+    gram, total = products(emitter, maps)
+    extents = emitter.emit("Gather", emitter.emit("Shape", maps), emitter.ints([0, 1, 2]), axis=0)
+    cross = None
+    if request.cross_with is not None:
+        cross = cross_products(emitter, maps, emitter.transpose(_float(emitter, request.cross_with), layout))
+    return Sums(gram, total, emitter.emit("ReduceProd", extents, keepdims=1), cross, is_displaced=True)
+
+
+def _product_sums(emitter: Emitter, request: MomentRequest, other: str) -> Sums:
+    """XᵀY sample by sample, then summed: nothing is laid out anew but the last two axes of the narrower tensor."""
+    flat = emitter.ints([0, 0, -1])
+    x, y = (emitter.emit("Reshape", _float(emitter, tensor), flat) for tensor in (request.tensor, other))
+    each = emitter.emit("MatMul", x, emitter.emit("Transpose", y, perm=[0, 2, 1]))
+    extents = emitter.emit("Gather", emitter.emit("Shape", x), emitter.ints([0, 2]), axis=0)
+    count = emitter.emit("ReduceProd", extents, keepdims=1)
+    return Sums(None, emitter.sum(x, [0, 2]), count, emitter.sum(each, [0]))
 
 
 def _count(emitter: Emitter, request: MomentRequest, x: str, mask: str | None) -> str:
@@ -251,7 +293,10 @@ def _assemble(instrumented: Instrumented, model: onnx.ModelProto, emitter: Emitt
     counts = {sums.count for sums in instrumented.sums}
     vectors = {sums.sum for sums in instrumented.sums}
     for request, sums in zip(instrumented.requests, instrumented.sums, strict=True):
-        vectors |= {sums.gram} if request.only_energies else set()
+        if request.squares is Squares.ENERGIES and sums.gram is not None:
+            vectors.add(sums.gram)
+        if sums.is_displaced:
+            vectors.discard(sums.sum)
     for name in instrumented.outputs:
         if name in instrumented.kept:
             result.graph.output.append(onnx.ValueInfoProto(name=name))

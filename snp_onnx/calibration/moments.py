@@ -20,6 +20,14 @@ class View(StrEnum):
     PATCHES = "patches"
 
 
+class Squares(StrEnum):
+    """What is wanted of XᵀX: all, its diagonal, or nothing."""
+
+    GRAM = "gram"
+    ENERGIES = "energies"
+    NONE = "none"
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """The window of a convolution, ONNX attribute order; `auto_pad` is resolved by the caller."""
@@ -47,7 +55,7 @@ class MomentRequest:
     to them, where 0 means that the row does not count; of a tensor with one row axis it is flattened first.
     `cross_with` names a tensor Y with the same rows and unit axis;
     with `cross_window` a row of Y holds the units under the window whose output is the row of X, without a lattice.
-    `only_energies`: of the Gram matrix only the diagonal is wanted.
+    `squares` says what is wanted of XᵀX; with the cross product alone the rows needn't be written out.
     """
 
     tensor: str
@@ -60,7 +68,7 @@ class MomentRequest:
     row_mask: str | None = None
     cross_with: str | None = None
     cross_window: Window | None = None
-    only_energies: bool = False
+    squares: Squares = Squares.GRAM
 
     def __post_init__(self) -> None:
         reason = self._refusal()
@@ -97,6 +105,12 @@ class MomentRequest:
         return tuple(a for a in self.row_axes if a != 0)
 
     @property
+    def is_product(self) -> bool:
+        """Whether only XᵀY and the sums are wanted, of all positions of maps with units on axis 1."""
+        plain = self.slots is None and self.row_mask is None and self.window is None and self.cross_window is None
+        return plain and self.squares is Squares.NONE and self.axis == 1 and self.rank > 3 and not self.lattice
+
+    @property
     def taps(self) -> int:
         """Columns of X per unit: the size of the window, 1 for channels."""
         return prod(self.window.kernel) if self.window is not None else 1
@@ -105,7 +119,7 @@ class MomentRequest:
     def key(self) -> str:
         """The same for equal requests, different for different ones, in every process."""
         fields: tuple[object, ...] = (self.axis, self.rank, self.slots, str(self.view), self.lattice)
-        fields += (self.row_mask, self.cross_with, self.only_energies)
+        fields += (self.row_mask, self.cross_with, str(self.squares))
         windows = [w and (w.kernel, w.strides, w.dilations, w.pads) for w in (self.window, self.cross_window)]
         digest = hashlib.sha256(repr((self.tensor, fields, windows)).encode()).hexdigest()
         return f"{self.tensor}/{self.view}/{digest[:16]}"
@@ -118,7 +132,7 @@ class Moments:
     `gram_sum` (C, C) and `cross_sum` (C, D) in activation² units, `sum` (C,) in activation units, all float64. Columns
     of patches are ordered like `W.reshape(O, -1)`: unit by unit, window positions innermost. Where X has fewer rows
     than columns, `rows` (n, C) may be there in place of `gram_sum`, which is then made of them when asked for.
-    Where only the diagonal was wanted, `square_sum` (C,) is there in place of both.
+    Where only the diagonal was wanted, `square_sum` (C,) is there in place of both; where nothing was, none of them.
     """
 
     gram_sum: NDArray[np.float64] | None
@@ -189,6 +203,9 @@ class Moments:
         return self.count
 
 
+ALMOST = 0.9
+"""A lattice that reads this share of what is wanted will do: the next one may read twice as much."""
+
 MANY = 1024
 """Samples from which on fewer positions of each do: more samples say more than more positions of one."""
 
@@ -208,7 +225,7 @@ def row_strides(
     extents = [extent for a, extent in enumerate(shape) if a not in (0, axis)]
     wanted = max(at_least * min(1.0, MANY / max(samples, 1)), per_unit * units / max(samples, 1))
     stride = 1
-    while stride < max(extents, default=1) and _reads(extents, stride + 1) >= wanted:
+    while stride < max(extents, default=1) and _reads(extents, stride + 1) >= ALMOST * wanted:
         stride += 1
     lattice = tuple(min(stride, extent) for extent in extents)
     return () if all(step <= 1 for step in lattice) else lattice

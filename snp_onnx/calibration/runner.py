@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from snp_onnx.calibration.displacements import gram_of, sum_of
 from snp_onnx.calibration.instrument import Instrumented, instrument
-from snp_onnx.calibration.moments import MomentRequest, Moments
+from snp_onnx.calibration.moments import MomentRequest, Moments, Squares
 from snp_onnx.calibration.sessions import Runtime, open_session, run
 from snp_onnx.calibration.workers import answers, forget, program_of, ready
 from snp_onnx.errors import CalibrationError
@@ -52,7 +53,7 @@ def collect(
         if progress is not None:
             progress(0)
         try:
-            apart = {*instrumented.kept, *(sums.gram for sums in instrumented.sums if sums.is_rows)}
+            apart = {*instrumented.kept, *(sums.gram for sums in instrumented.sums if sums.is_rows and sums.gram)}
             found = _handed_on(instrumented.kept, answers(program, batches, runtime, executor, apart), kept)
             return _added_up(instrumented, found, progress)
         finally:
@@ -76,7 +77,7 @@ def _added_up(
     instrumented: Instrumented, answers: Iterator[dict[str, NDArray[Any]]], progress: Callable[[int], None] | None
 ) -> dict[str, Moments]:
     totals: dict[str, NDArray[Any]] = {}
-    rows: dict[str, list[NDArray[Any]]] = {sums.gram: [] for sums in instrumented.sums if sums.is_rows}
+    rows: dict[str, list[NDArray[Any]]] = {sums.gram: [] for sums in instrumented.sums if sums.is_rows and sums.gram}
     for done, sums in enumerate(answers, 1):
         for name, value in sums.items():
             if name in rows:
@@ -93,11 +94,13 @@ def _added_up(
         raise CalibrationError("there is no calibration batch: the source gave none")
     found = {}
     for request, s in zip(instrumented.requests, instrumented.sums, strict=True):
-        if s.is_rows:
+        if s.is_rows and s.gram:
             found[request.key] = _row_moments(rows[s.gram], int(totals[s.count].sum()))
         else:
-            parts = (totals[name] if name else None for name in (s.gram, s.sum, s.count, s.cross))
-            found[request.key] = _moments(request, *parts)
+            gram, total, count, cross = (totals[name] if name else None for name in (s.gram, s.sum, s.count, s.cross))
+            if s.is_displaced and gram is not None and total is not None:
+                gram, total = gram_of(gram), sum_of(total)
+            found[request.key] = _moments(request, gram, total, count, cross)
     return found
 
 
@@ -112,14 +115,22 @@ def _row_moments(batches: Sequence[NDArray[Any]], count: int) -> Moments:
 def _moments(request: MomentRequest, gram: Any, total: Any, count: Any, cross: Any) -> Moments:
     """Columns of patches from window position by window position to unit by unit."""
     taps, size = request.taps, len(total)
-    if request.only_energies:
-        gram = gram.reshape(taps, -1).T.reshape(size)
-        return Moments(None, total.reshape(taps, -1).T.reshape(size), int(count.sum()), square_sum=gram)
+    rows = int(count.sum())
     if taps > 1:
-        gram = gram.reshape(taps, -1, taps, size // taps).transpose(1, 0, 3, 2).reshape(size, size)
         total = total.reshape(taps, -1).T.reshape(size)
         cross = None if cross is None else cross.reshape(taps, size // taps, -1).swapaxes(0, 1).reshape(size, -1)
     if request.cross_window is not None and cross is not None:
         others = int(np.prod(request.cross_window.kernel))
         cross = cross.reshape(size, others, -1).swapaxes(1, 2).reshape(size, -1)
-    return Moments(gram, total, int(count.sum()), cross)
+    if request.squares is Squares.GRAM:
+        return Moments(_by_unit(gram, taps), total, rows, cross)
+    squares = None if gram is None else gram.reshape(taps, -1).T.reshape(size)
+    return Moments(None, total, rows, cross, square_sum=squares)
+
+
+def _by_unit(gram: Any, taps: int) -> Any:
+    """A Gram matrix of patches, unit by unit."""
+    size = len(gram)
+    if taps == 1:
+        return gram
+    return gram.reshape(taps, -1, taps, size // taps).transpose(1, 0, 3, 2).reshape(size, size)

@@ -88,7 +88,7 @@ class Walk:
         nodes = {index: self._model.graph.node[index] for index in self._frontier.lasting(stretch)}
         rest = set(self._frontier.needed(later).nodes) - nodes.keys()
         read = {name for index in rest for name in read_by(self._model.graph.node[index])}
-        return to_run_again(nodes, set(hold), {*later, *read}, self._sizes)
+        return to_run_again(nodes, set(hold), set(later), read, self._sizes)
 
     def redo(self, nodes: Iterable[int]) -> None:
         """What these nodes gave no longer holds: it is dropped, and they run again where it is needed.

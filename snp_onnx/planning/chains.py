@@ -8,7 +8,7 @@ which the other one's output counts as given.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -32,6 +32,9 @@ ACTIVATIONS = frozenset(
 
 PARTS = ACTIVATIONS | frozenset(("Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Exp", "Reciprocal", "Max", "Min"))
 """What exporters spell activations with."""
+
+WIDENING = 2
+"""A convolution with so many times more outputs than inputs widens."""
 
 FUSED_ACTIVATIONS = frozenset(("Gelu", "QuickGelu", "FastGelu", "BiasGelu"))
 """Those of onnxruntime, two of which add a bias first."""
@@ -74,6 +77,28 @@ def find_chains(flow: Flow, alive: Mask, aim: Aim, samples: int, always: bool = 
         links.append(found)
         tensor = found.source if isinstance(found, Region) else found.input(0)
     return ()
+
+
+def worth_a_step(
+    flow: Flow, alive: Mask, aims: Sequence[Aim], chains: Sequence[tuple[Chain, ...]]
+) -> tuple[list[Aim], list[tuple[Chain, ...]]]:
+    """The aims, with their chains, but for those of convolutions that widen whole inputs and start a chain.
+
+    Such a layer is solved anew with its consumer; before that it can hardly make up for an input that changed.
+    """
+    starts = {chain.producer.linear for found in chains for chain in found}
+    left = []
+    for aim, found in zip(aims, chains, strict=True):
+        linear = aim.layer.linear
+        whole = alive[flow.trace.axes[linear.weight][linear.in_axis]].all()
+        outputs = flow.shape(linear.weight)[linear.out_axis]
+        if (
+            found
+            or linear.op.type != "Conv"
+            or not (whole and linear in starts and outputs >= WIDENING * len(aim.layer.reading.columns))
+        ):
+            left.append((aim, found))
+    return [aim for aim, _ in left], [found for _, found in left]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from snp_onnx.calibration.moments import MomentRequest, Moments, row_strides
+from snp_onnx.calibration.moments import MomentRequest, Moments, Squares, row_strides
 from snp_onnx.calibration.single_heads import SingleHead
 from snp_onnx.tracing import Group, Trace
 from snp_onnx.tracing.facts import Shape
@@ -101,4 +101,4 @@ def output_request(flow: Flow, linear: Linear, samples: int) -> MomentRequest:
     shape, axis = flow.shape(output), linear.output_axis
     lattice = row_strides(shape, axis, samples, shape[axis], per_unit=4, at_least=4)
     mask = flow.trace.row_mask(output, axis)
-    return MomentRequest(output, axis, len(shape), lattice=lattice, row_mask=mask, only_energies=True)
+    return MomentRequest(output, axis, len(shape), lattice=lattice, row_mask=mask, squares=Squares.ENERGIES)

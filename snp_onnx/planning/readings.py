@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from snp_onnx.calibration.moments import MomentRequest, View, Window, row_strides
+from snp_onnx.calibration.moments import MomentRequest, Squares, View, Window, row_strides
 from snp_onnx.tracing import Group, Linear, Trace
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.labels import Labels
@@ -17,7 +17,12 @@ Slots = npt.NDArray[np.int64]
 Array = npt.NDArray[np.float64]
 
 FULL_ROWS_PER_COLUMN = 4
-"""A flattened axis is measured position by position if there are at least so many rows a column, else by channel."""
+"""A flattened axis is measured position by position if there are at least so many rows a column, else by channel.
+
+So is a wide window of a convolution."""
+
+WIDE_WINDOW = 1024
+"""Columns from which on a window must have that many rows: its Gram matrix costs more than the layer itself."""
 
 ROWS_PER_UNIT = 16
 """Rows a column that sub-sampling aims at: the least-squares error from the sample is then about 1/16 of the rest."""
@@ -74,7 +79,7 @@ class Reading:
 def readings(trace: Trace, groups: Iterable[Group], samples: int, patches: bool = False) -> dict[Linear, Reading]:
     """The reading of every consumer of the groups; consumers that read a tensor alike share it.
 
-    `patches` asks for the moments of whole windows at the inputs of convolutions.
+    `patches` asks for the moments of whole windows at the inputs of convolutions, where there are rows enough.
     """
     wanted = trace.alive([group.labels for group in groups])
     found: dict[tuple[str, int, Window | None], Reading] = {}
@@ -82,6 +87,8 @@ def readings(trace: Trace, groups: Iterable[Group], samples: int, patches: bool 
     for linear in trace.linears:
         if linear.mixes and not wanted[trace.axes[linear.weight][linear.in_axis]].all():
             window = conv_window(trace, linear) if patches else None
+            if window is not None and not _has_rows(trace, linear, window, samples):
+                window = None
             place = (linear.input, linear.input_axis, window)
             if place not in found:
                 found[place] = (
@@ -89,6 +96,13 @@ def readings(trace: Trace, groups: Iterable[Group], samples: int, patches: bool 
                 )
             result[linear] = found[place]
     return result
+
+
+def _has_rows(trace: Trace, linear: Linear, window: Window, samples: int) -> bool:
+    """Whether the samples have enough positions for all the weights of a whole window."""
+    positions = int(np.prod(trace.facts.shapes[linear.output][2:]))
+    columns = trace.facts.shapes[linear.weight][1] * int(np.prod(window.kernel))
+    return columns < WIDE_WINDOW or samples * positions >= FULL_ROWS_PER_COLUMN * columns
 
 
 def reads_tokens(trace: Trace, linear: Linear) -> bool:
@@ -182,7 +196,9 @@ def total_requests(flow: Flow, linears: Iterable[Linear], samples: int) -> dict[
         if shape[axis] <= WIDEST_TOTAL and is_product:
             lattice = row_strides(shape, axis, samples, shape[axis], per_unit=4, at_least=4)
             mask = flow.trace.row_mask(total, axis)
-            found[linear] = MomentRequest(total, axis, len(shape), lattice=lattice, row_mask=mask, only_energies=True)
+            found[linear] = MomentRequest(
+                total, axis, len(shape), lattice=lattice, row_mask=mask, squares=Squares.ENERGIES
+            )
     return found
 
 

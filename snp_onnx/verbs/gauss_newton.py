@@ -20,7 +20,7 @@ import onnx
 from onnx import numpy_helper
 from scipy import linalg
 
-from snp_onnx.calibration.moments import MomentRequest, Moments
+from snp_onnx.calibration.moments import MomentRequest, Moments, Squares
 from snp_onnx.calibration.tangents import Link, Region, Tangent
 from snp_onnx.calibration.walk import Walk
 from snp_onnx.planning.aims import Layer
@@ -33,7 +33,7 @@ from snp_onnx.tracing.weights import Weights
 
 Array = npt.NDArray[Any]
 
-CURVATURE_EVERY = 2
+CURVATURE_EVERY = 4
 """Products with the curvature use one in so many of the batches that the gradient uses: it needs less of them."""
 
 ITERATIONS = 3
@@ -175,4 +175,5 @@ def _request(producer: Layer, tensor: str) -> MomentRequest:
         row_mask=reading.row_mask,
         cross_with=producer.linear.input,
         cross_window=reading.window,
+        squares=Squares.NONE,
     )

@@ -27,6 +27,7 @@ from snp_onnx.planning.rations import joined_rows
 from snp_onnx.planning.readings import Reading, readings, total_requests
 from snp_onnx.planning.statistics import Statistics
 from snp_onnx.tracing import Group, Linear
+from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.heads import Operand
 from snp_onnx.verbs.result import Stopwatch
 from snp_onnx.verbs.settings import Feed, Progress
@@ -95,6 +96,13 @@ def on_fewer_samples(calibration: Calibration) -> Calibration:
     return replace(calibration, every=every, is_trial=True)
 
 
+def in_larger_batches(calibration: Calibration, flow: Flow) -> Calibration:
+    """The same samples, more a batch where activations are small; a trial's batches are chosen by number and stay."""
+    if calibration.every > 1:
+        return calibration
+    return replace(calibration, batch_size=joined_rows(flow, calibration.batch_size, calibration.count))
+
+
 def measure(subject: Subject, groups: Sequence[Group], patches: bool, calibration: Calibration) -> Measured:
     """One pass over the calibration samples: moments at every consumer's input, of whole windows if `patches`."""
     wanted = readings(subject.trace, groups, calibration.count, patches)
@@ -106,7 +114,7 @@ def measure(subject: Subject, groups: Sequence[Group], patches: bool, calibratio
     requests = {reading.key: reading.request for reading in wanted.values()}
     requests |= {request.key: request for request in (*totals.values(), *outputs.values())}
     requests |= {reading.request.key: reading.request for several in heads.values() for reading in several}
-    calibration = replace(calibration, batch_size=joined_rows(flow, calibration.batch_size, calibration.count))
+    calibration = in_larger_batches(calibration, flow)
     batches = -(-calibration.count // calibration.batch_size)
 
     def heard(done: int) -> None:

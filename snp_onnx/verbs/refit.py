@@ -16,14 +16,14 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from snp_onnx.calibration.moments import MomentRequest, Moments
+from snp_onnx.calibration.moments import MomentRequest, Moments, Squares
 from snp_onnx.calibration.samples import Part
 from snp_onnx.calibration.segments import DENSE, beside, feeds_beside
 from snp_onnx.calibration.walk import Walk
 from snp_onnx.planning.aims import Aim, Layer, find_aims
-from snp_onnx.planning.chains import Chain, find_chains
+from snp_onnx.planning.chains import Chain, find_chains, worth_a_step
 from snp_onnx.planning.detours import Detour
-from snp_onnx.planning.rations import joined_rows, joint_every, most_rows, most_samples
+from snp_onnx.planning.rations import joint_every, most_rows, most_samples
 from snp_onnx.subspace import refit, refit_error
 from snp_onnx.tracing import Linear
 from snp_onnx.tracing.flow import Flow
@@ -31,7 +31,7 @@ from snp_onnx.tracing.groups import Mask
 from snp_onnx.tracing.surface import surface_after
 from snp_onnx.tracing.weights import Weights
 from snp_onnx.verbs.gauss_newton import Joint, Pair
-from snp_onnx.verbs.measure import Calibration
+from snp_onnx.verbs.measure import Calibration, in_larger_batches
 
 Array = npt.NDArray[Any]
 Values = Mapping[str, Array]
@@ -59,19 +59,21 @@ def refit_layers(
     blocks are `gone`, `flow` is that of what is left of the dense model, and producers are solved anew together with
     consumers everywhere, unless this is a trial.
     """
+    calibration = in_larger_batches(calibration, flow)
     calibration = replace(calibration, every=max(calibration.every, -(-calibration.count // most_samples(flow))))
-    aims = find_aims(flow, alive, calibration.count, gone)
+    aims: Sequence[Aim] = find_aims(flow, alive, calibration.count, gone)
     if not aims:
         return {}
     always = bool(gone and gone.moved) and not calibration.is_trial
     chains = [find_chains(flow, alive, aim, calibration.count, always) for aim in aims]
+    aims, chains = worth_a_step(flow, alive, aims, chains)
     surface = surface_after(dense, flow.trace, alive)
     both = beside(dense, pruned, surface)
     pair = Pair.of(both)
     every = [joint_every(flow, found, calibration.count) for found in chains]
     steps = [_Step.of(pair, number, *given) for number, given in enumerate(zip(aims, chains, every, strict=True))]
-    rows = joined_rows(flow, calibration.batch_size, calibration.count)
-    small = replace(calibration, batch_size=min([rows, *(most_rows(flow, c) for found in chains for c in found)]))
+    rows = [calibration.batch_size, *(most_rows(flow, c) for found in chains for c in found)]
+    small = replace(calibration, batch_size=min(rows))
     feeds = feeds_beside(small.batches(Part.CALIBRATION), surface)
     with Walk(both, feeds, calibration.runtime, _sizes(flow, alive)) as walk:
         refitting = _Refitting(walk, pair.weights, REFIT_RIDGE * ridge, calibration.count, keep)
@@ -108,7 +110,7 @@ class _Step:
         pair.graph.node.extend(_aim_nodes(name, aim, pair.graph))
         inputs = replace(aim.layer.reading.request, cross_with=name)
         outputs = MomentRequest(
-            name, inputs.axis, inputs.rank, lattice=inputs.lattice, row_mask=inputs.row_mask, only_energies=True
+            name, inputs.axis, inputs.rank, lattice=inputs.lattice, row_mask=inputs.row_mask, squares=Squares.ENERGIES
         )
         joints = tuple(
             Joint.of(pair, f"joint::{number}::{place}", chain, aim.layer, name, every)
