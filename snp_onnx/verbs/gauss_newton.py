@@ -33,7 +33,7 @@ from snp_onnx.tracing.weights import Weights
 
 Array = npt.NDArray[Any]
 
-CURVATURE_EVERY = 4
+CURVATURE_EVERY = 2
 """Products with the curvature use one in so many of the batches that the gradient uses: it needs less of them."""
 
 ITERATIONS = 3
