@@ -117,25 +117,25 @@ def _accuracy(target: float) -> str:
     model, source = material.model("resnet56_cifar10_ts.onnx"), {"input": calibration_images(0)}
     options: dict[str, Any] = {"threads": 1, "layout": "nhwc", **material.CIFAR}
 
-    def row(name: str, **goal: Any) -> tuple[Any, float, tuple[object, ...]]:
+    def row(name: str, **goal: Any) -> tuple[float, tuple[object, ...]]:
         result = snp_onnx.prune(model, source, **goal, **options)
         found = snp_onnx.compare(model, result.model, source, latency=True, samples=64, **options).latency[0]
         macs = result.report.pruned.macs / result.report.dense.macs
-        cells = (name, f"{macs:.3f}", f"{found.undisturbed:.3f}", f"{found.ratio_low:.3f} .. {found.ratio_high:.3f}")
-        return result.model, found.undisturbed, cells
+        quartiles = f"{found.ratio_low:.3f} .. {found.ratio_high:.3f}"
+        cells = (name, f"{macs:.3f}", f"{found.undisturbed:.3f}", quartiles, f"{top1(result.model):.2f}")
+        print(*cells, file=sys.stderr, flush=True)
+        return found.undisturbed, cells
 
-    pruned, reached, cells = row(f"--{TargetKind.LATENCY.option} {target}", target_latency=target)
-    rows = [(*cells, f"{top1(pruned):.2f}")]
-    print(*rows[-1], file=sys.stderr, flush=True)
+    reached, cells = row(f"--{TargetKind.LATENCY.option} {target}", target_latency=target)
+    rows = [cells]
     low, high = 0.1, 1.0
     for _ in range(STEPS):
         share = 0.5 * (low + high)
-        pruned, ratio, cells = row(f"--target-macs {share:.3f}", target_macs=share)
-        print(*cells, file=sys.stderr, flush=True)
+        ratio, cells = row(f"--target-macs {share:.3f}", target_macs=share)
+        rows.append(cells)
         low, high = (low, share) if ratio > reached else (share, high)
         if abs(ratio - reached) < 0.01:
             break
-    rows.append((*cells, f"{top1(pruned):.2f}"))
     return material.table(("target", "MACs kept", "latency ratio", "quartiles of pairs", "top-1"), rows)
 
 
