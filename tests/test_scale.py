@@ -18,16 +18,16 @@ FEW, MANY = 300, 1200
 
 @pytest.mark.parametrize("kind", ["chain", "residual"])
 def test_stages_are_close_to_linear_in_the_nodes(kind: str) -> None:
-    """Four times the nodes take less than eight times as long: 4 is linear, 16 quadratic. CPU time, the best of two."""
+    """Four times the nodes take less than eight times as long: 4 is linear, 16 quadratic. CPU time, the best of three."""
+    best = dict.fromkeys(scale.STAGES, np.inf)
     with threadpool_limits(1):
         scale.measured(kind, 100)  # imports, and whatever else only comes once
-        for last in (False, True):
-            few = [scale.measured(kind, FEW) for _ in range(2)]
-            many = scale.measured(kind, MANY)
-            ratios = {stage: many[stage] / min(found[stage] for found in few) for stage in scale.STAGES}
-            if last or max(ratios.values()) < 8.0:  # a machine under load is given a second chance
+        for _ in range(3):  # a machine under load is given other chances
+            few, many = scale.measured(kind, FEW), scale.measured(kind, MANY)
+            best = {stage: min(found, many[stage] / few[stage]) for stage, found in best.items()}
+            if max(best.values()) < 8.0:
                 break
-    assert max(ratios.values()) < 8.0, ratios
+    assert max(best.values()) < 8.0, best
 
 
 @pytest.mark.parametrize(("kind", "size"), [("chain", 100), ("residual", 101), ("wide", 24)])
