@@ -18,7 +18,7 @@ FEW, MANY = 300, 1200
 
 @pytest.mark.parametrize("kind", ["chain", "residual"])
 def test_stages_are_close_to_linear_in_the_nodes(kind: str) -> None:
-    """Four times the nodes take less than eight times as long: 4 is linear, 16 quadratic. CPU time, the best of three."""
+    """Four times the nodes take less than eight times as long (16 is quadratic); CPU time, the best of three."""
     best = dict.fromkeys(scale.STAGES, np.inf)
     with threadpool_limits(1):
         scale.measured(kind, 100)  # imports, and whatever else only comes once
