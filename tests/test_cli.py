@@ -377,3 +377,14 @@ def test_a_layer_that_is_not_finite_is_left_alone(tmp_path: Path, capsys: Captur
     (line,) = found.outcome.lines
     assert line.startswith("warning: layer ")
     assert "not finite" in line
+
+
+def test_widths_by_the_clock_and_what_is_timed(here: Bench, capsys: Capture) -> None:
+    report = here.folder / "report.json"
+    options = ("--preset", "paper", "--round-to", "auto", "--latency-batch", 2, "--report", report)
+    assert here.prune(capsys, *options).code == 0
+    found = json.loads(report.read_text())
+    assert found["options"]["round_to"] == "auto"
+    assert [entry["batch"] for entry in found["latency"]] == [1, 2]
+    assert here.prune(capsys, *options, "--no-latency").code == 0
+    assert json.loads(report.read_text())["latency"] == []
