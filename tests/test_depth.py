@@ -20,10 +20,13 @@ from snp_onnx.calibration.samples import Preprocess, open_samples
 from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.passes import EliminateDead, prepare, rewrite
 from snp_onnx.planning.detours import detour
+from snp_onnx.planning.options import choices
 from snp_onnx.planning.plan import BlockDecision, Plan, save_plan
 from snp_onnx.tracing import find_blocks
 from snp_onnx.tracing.flow import Flow
+from snp_onnx.verbs import depth as depth_module
 from snp_onnx.verbs.clocked import block_times
+from snp_onnx.verbs.depth import Descent
 from snp_onnx.verbs.fidelity import Fidelity
 from snp_onnx.verbs.measure import Calibration
 from snp_onnx.verbs.result import Stopwatch
@@ -309,3 +312,23 @@ def test_blocks_count_for_the_time_they_take() -> None:
     assert len(times) == 4
     thin, wide = (sorted(times[block.name] for block in blocks[start : start + 2]) for start in (0, 2))
     assert 0.0 < thin[-1] < wide[0]
+
+
+def test_the_slowest_of_equals_goes_first_where_time_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All blocks save the same MACs; which goes follows the times as soon as the descent is clocked."""
+    dense, prepared, notes = load_subject(network())
+    data = images(40)
+    with open_samples(data, input_specs(dense.proto), Preprocess()) as samples:
+        calibration = Calibration(samples, 8, Runtime(threads=1), Stopwatch(), lambda *_: None)
+        whole = trace_at(dense, prepared, notes, {"x": (1, 3, 8, 8)}, calibration.runtime)
+        blocks = [block.name for block in find_blocks(prepared, whole.flow) if block.is_removable]
+        plain = Descent(whole, choices(kinds=["blocks"]), calibration.runtime, calibration)
+        by_macs = next(plain.steps()).depth
+        assert by_macs is not None
+        for slow in blocks[:2]:
+            times = {name: 1e9 if name == slow else 1.0 for name in blocks}
+            monkeypatch.setattr(depth_module, "block_times", lambda *_, times=times: times)
+            clocked = next(replace(plain, is_clocked=True).steps()).depth
+            assert clocked is not None
+            assert clocked.decisions[0].block == slow
+        assert next(plain.steps()).depth.decisions == by_macs.decisions  # type: ignore[union-attr]

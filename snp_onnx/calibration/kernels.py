@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx
 
 from snp_onnx.calibration.binding import bind
-from snp_onnx.calibration.sessions import Runtime, open_session
+from snp_onnx.calibration.sessions import CPU, Runtime, open_session
 from snp_onnx.errors import SnpError
 
 Times = npt.NDArray[np.float64]
@@ -33,12 +33,11 @@ _LAYOUT = ("ReorderInput", "ReorderOutput")
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """An input of a kernel; the values are drawn, unless they are what shapes are made of."""
+    """An input of a kernel: its type and shape; the values are drawn."""
 
     dtype: int
     shape: tuple[int, ...]
     is_weight: bool
-    values: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ class Kernel:
 def _operand_text(operand: Operand) -> str:
     kind = "w" if operand.is_weight else "x"
     extents = "x".join(map(str, operand.shape))
-    return f"{kind}{operand.dtype}[{extents}]{operand.values.hex()}"
+    return f"{kind}{operand.dtype}[{extents}]"
 
 
 def kernel_of(node: onnx.NodeProto, opset: int, operands: Sequence[Operand | None]) -> Kernel:
@@ -142,7 +141,7 @@ class _Timed:
             bound.run()
         except SnpError:  # what the runtime can't run alone isn't timed
             return None
-        timed = cls(session, bound.run, session.get_providers()[0] == "CPUExecutionProvider")
+        timed = cls(session, bound.run, session.get_providers()[0] == CPU)
         timed._counts.append(False)
         timed._seconds.append(0.0)
         return timed
@@ -209,8 +208,6 @@ def _model(kernel: Kernel) -> tuple[onnx.ModelProto, dict[str, Any]]:
 
 def _drawn(operand: Operand, rng: np.random.Generator) -> npt.NDArray[Any]:
     dtype = onnx.helper.tensor_dtype_to_np_dtype(operand.dtype)
-    if operand.values:
-        return np.frombuffer(operand.values, dtype=dtype).reshape(operand.shape)
     if dtype.kind == "f":
         return rng.standard_normal(operand.shape, dtype=np.float32).astype(dtype)
     return np.zeros(operand.shape, dtype=dtype)

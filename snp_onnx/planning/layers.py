@@ -66,7 +66,7 @@ class Layer:
         return kernel_of(self._regrouped(operands), self.op.version, operands)
 
     def _operand(self, operand: Operand, axes: Sequence[_Axis], values: Sequence[float]) -> Operand:
-        return Operand(operand.dtype, tuple(axis.at(values) for axis in axes), operand.is_weight, operand.values)
+        return Operand(operand.dtype, tuple(axis.at(values) for axis in axes), operand.is_weight)
 
     def _regrouped(self, operands: Sequence[Operand | None]) -> onnx.NodeProto:
         """A grouped convolution loses whole groups."""
@@ -77,10 +77,6 @@ class Layer:
             if attribute.name == "group" and attribute.i > 1 and first is not None and now is not None:
                 attribute.i = max(1, attribute.i * now.shape[1] // first.shape[1])
         return node
-
-    def share(self, values: Sequence[float]) -> float:
-        """Roughly what part of the dense work is left."""
-        return float(np.prod([value / dense for value, dense in zip(values, self.dense, strict=True)]))
 
 
 def layers_of(model: onnx.ModelProto, trace: Trace, groups: Sequence[Group]) -> Iterator[Layer]:
