@@ -42,6 +42,18 @@ def _same(net: Net) -> None:
     net.output(net.op("Conv", x, net.weight(4, 6, 3, 3, fan_in=54), auto_pad="SAME_UPPER", strides=[2, 2]))
 
 
+def _padded(net: Net) -> None:
+    """More zeros on three sides than the window reaches over, without strides."""
+    x = net.conv_relu(net.image(), 3, 6)
+    net.output(net.op("Conv", x, net.weight(4, 6, 2, 3, fan_in=36), pads=[3, 4, 0, 3]))
+
+
+def _padded_depthwise(net: Net) -> None:
+    x = net.Relu(net.conv(net.image(), 3, 6, k=1))
+    x = net.op("Conv", x, net.weight(6, 1, 2, 2, fan_in=4), group=6, pads=[2, 1, 1, 4], dilations=[2, 1])
+    net.output(net.conv(x, 6, 4, k=1))
+
+
 def _separable(net: Net) -> None:
     """As in MobileNet: Conv, Clip, depthwise Conv with a stride, Clip, pointwise Conv."""
 
@@ -93,6 +105,9 @@ CHAINS: dict[str, tuple[Callable[[Net], None], int]] = {
     "strided": (_strided, 17),
     "strided-point": (_strided_point, 17),
     "same": (_same, 17),
+    "padded": (_padded, 17),
+    "padded-opset-11": (_padded, 11),
+    "padded-depthwise": (_padded_depthwise, 17),
     "separable": (_separable, 17),
     "separable-opset-11": (_separable, 11),
     "no-bias": (_no_bias, 17),

@@ -42,7 +42,7 @@ DATA = (
     _option("scale", float, 1.0, "Factor before mean and std, such as 0.00392156862745098."),
     _option("layout", str | None, None, "Layout of the data: nchw or nhwc."),
     _option("samples", int | None, None, "Use the first N samples."),
-    _option("batch_size", int, 16, "Rows a run, where the model's batch is dynamic."),
+    _option("batch_size", int, 16, "Rows a run, where the batch is dynamic; more while measuring small activations."),
     INPUT_SHAPE,
     _option("seed", int, 0, "For random orders and random calibration."),
     _option("provider", str, "cpu", "cpu, cuda, or a provider of onnxruntime by name."),

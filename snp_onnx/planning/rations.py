@@ -50,7 +50,7 @@ def _largest(flow: Flow) -> int:
     """Elements of one sample's largest activation."""
     shapes = flow.trace.facts.shapes
     activations = [shape for name, shape in shapes.items() if shape and not flow.weights.knows(name)]
-    return max(1, *(int(np.prod(shape[1:])) for shape in activations))
+    return max([1, *(int(np.prod(shape[1:])) for shape in activations)])
 
 
 def most_rows(flow: Flow, chain: Chain) -> int:
