@@ -43,10 +43,10 @@ def is_by_displacement(request: MomentRequest, opset: int) -> bool:
     return whole and is_plain and opset >= OLDEST_OPSET
 
 
-def products(emitter: Emitter, x: str) -> tuple[str, str]:
-    """Of maps (N, H, W, C): the products (29 C, C) and the sums (9, C) that `gram_of` and `sum_of` take."""
+def products(emitter: Emitter, x: str, whole: str) -> tuple[str, str]:
+    """Of maps (N, H, W, C), which add up to `whole`: what `gram_of` (29 C, C) and `sum_of` (9, C) take."""
     blocks = [_product_at(emitter, x, x, shift) for shift in AHEAD]
-    parts = [x]
+    parts = []
     for axis, end in SIDES:
         rim = _rim(emitter, x, axis, end)
         parts.append(rim)
@@ -55,13 +55,42 @@ def products(emitter: Emitter, x: str) -> tuple[str, str]:
         corner = _rim(emitter, _rim(emitter, x, 0, down), 1, right)
         parts.append(corner)
         blocks.append(_product_at(emitter, corner, corner, (0, 0)))
-    sums = [emitter.unsqueeze(emitter.sum(part, [0, 1, 2]), [0]) for part in parts]
+    sums = [emitter.unsqueeze(part, [0]) for part in (whole, *(emitter.sum(part, [0, 1, 2]) for part in parts))]
     return emitter.emit("Concat", *blocks, axis=0), emitter.emit("Concat", *sums, axis=0)
 
 
 def cross_products(emitter: Emitter, x: str, y: str) -> str:
     """Of maps (N, H, W, C) and (N, H, W, D): patches of x with y, (9 C, D), tap by tap."""
     return emitter.emit("Concat", *(_product_at(emitter, y, x, tap, turned=True) for tap in TAPS), axis=0)
+
+
+def is_by_shifts(request: MomentRequest, opset: int) -> bool:
+    """Whether a request is for nothing but the product with the windows of another map, next to each other."""
+    window = request.cross_window
+    if window is None or request.view is not View.CHANNELS or request.squares is not Squares.NONE:
+        return False
+    is_plain = request.row_mask is None and request.slots is None and set(window.strides) == {1}
+    return is_plain and opset >= OLDEST_OPSET
+
+
+def shifted_products(emitter: Emitter, x: str, y: str, window: Window) -> str:
+    """Of maps (N, ..., C) and (N, ..., D): x with the windows of y, (C, taps D), without writing these out.
+
+    An output position p sees p + shift of the input under a tap; where that is outside, p is left out.
+    """
+    rank = len(window.kernel)
+    found = []
+    for tap in product(*(range(size) for size in window.kernel)):
+        spans_x, spans_y = [], []
+        for axis, place in enumerate(tap):
+            before, after = window.pads[axis], window.pads[axis + rank]
+            shift = place * window.dilations[axis] - before
+            beyond = shift + before + after - (window.kernel[axis] - 1) * window.dilations[axis]
+            spans_x.append((max(0, -shift), -max(0, beyond)))
+            spans_y.append((max(0, shift), -max(0, -beyond)))
+        sides = (_rows(emitter, _inside(emitter, maps, spans), rank) for maps, spans in ((x, spans_x), (y, spans_y)))
+        found.append(emitter.product(*sides))
+    return emitter.emit("Concat", *found, axis=1) if len(found) > 1 else found[0]
 
 
 def gram_of(found: Array) -> Array:
@@ -100,13 +129,18 @@ def _product_at(emitter: Emitter, x: str, y: str, shift: tuple[int, ...], turned
     here = _inside(emitter, x, [(max(0, -step), -max(0, step)) for step in shift])
     there = _inside(emitter, y, [(max(0, step), -max(0, -step)) for step in shift])
     left, right = (there, here) if turned else (here, there)
-    return emitter.product(emitter.emit("Flatten", left, axis=3), emitter.emit("Flatten", right, axis=3))
+    return emitter.product(_rows(emitter, left, 2), _rows(emitter, right, 2))
+
+
+def _rows(emitter: Emitter, maps: str, rank: int) -> str:
+    """Maps (N, ..., C) with so many axes of positions as rows."""
+    return emitter.emit("Flatten", maps, axis=1 + rank)
 
 
 def _inside(emitter: Emitter, x: str, spans: list[tuple[int, int]]) -> str:
     """The part of a map between these starts and ends, the ends counted from the back."""
     starts, ends = [start for start, _ in spans], [end or END for _, end in spans]
-    return emitter.every(x, 4, [1, 2], starts, ends, [1, 1])
+    return emitter.every(x, 2 + len(spans), range(1, 1 + len(spans)), starts, ends, [1] * len(spans))
 
 
 def _rim(emitter: Emitter, x: str, axis: int, end: int) -> str:

@@ -9,7 +9,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from snp_onnx.calibration.displacements import cross_products, is_by_displacement, products
+from snp_onnx.calibration.displacements import (
+    cross_products,
+    is_by_displacement,
+    is_by_shifts,
+    products,
+    shifted_products,
+)
 from snp_onnx.calibration.emitter import END, PREFIX, Emitter
 from snp_onnx.calibration.moments import MomentRequest, Squares, Window
 from snp_onnx.errors import ModelError
@@ -101,6 +107,8 @@ def _sums(emitter: Emitter, request: MomentRequest, is_rows: bool) -> Sums:
         return _product_sums(emitter, request, request.cross_with)
     if is_by_displacement(request, emitter.opset):
         return _displaced_sums(emitter, request)
+    if request.cross_with is not None and request.cross_window is not None and is_by_shifts(request, emitter.opset):
+        return _shifted_sums(emitter, request, request.cross_with, request.cross_window)
     offset = _offset(emitter, request)
     mask = _mask(emitter, request, offset)
     x = _matrix(emitter, request, _columns(emitter, request, offset), mask)
@@ -112,13 +120,11 @@ def _sums(emitter: Emitter, request: MomentRequest, is_rows: bool) -> Sums:
             wide = _positions(emitter, request, request.cross_with, offset)
         cross = emitter.product(x, _matrix(emitter, request, wide, mask))
     is_rows = is_rows and request.squares is Squares.GRAM
-    return Sums(
-        _squares(emitter, request, x, is_rows),
-        emitter.sum(x, [0]),
-        _count(emitter, request, x, mask),
-        cross,
-        is_rows,
+    is_whole = request.rank > 2 and mask is None and not request.lattice and not request.window and not request.slots
+    total, count = (
+        _whole_sum(emitter, request) if is_whole else (emitter.sum(x, [0]), _count(emitter, request, x, mask))
     )
+    return Sums(_squares(emitter, request, x, is_rows), total, count, cross, is_rows)
 
 
 def _squares(emitter: Emitter, request: MomentRequest, x: str, is_rows: bool) -> str | None:
@@ -134,12 +140,27 @@ def _displaced_sums(emitter: Emitter, request: MomentRequest) -> Sums:
     """Every position of a plain window: what is alike in many blocks of the Gram matrix is computed once."""
     layout = [*request.row_axes, request.axis]
     maps = emitter.transpose(_float(emitter, request.tensor), layout)
-    gram, total = products(emitter, maps)
-    extents = emitter.emit("Gather", emitter.emit("Shape", maps), emitter.ints([0, 1, 2]), axis=0)
+    whole, count = _whole_sum(emitter, request)
+    gram, total = products(emitter, maps, whole)
     cross = None
     if request.cross_with is not None:
         cross = cross_products(emitter, maps, emitter.transpose(_float(emitter, request.cross_with), layout))
-    return Sums(gram, total, emitter.emit("ReduceProd", extents, keepdims=1), cross, is_displaced=True)
+    return Sums(gram, total, count, cross, is_displaced=True)
+
+
+def _shifted_sums(emitter: Emitter, request: MomentRequest, other: str, window: Window) -> Sums:
+    """XᵀY with the windows of another map, tap by tap."""
+    layout = [*request.row_axes, request.axis]
+    maps, others = (emitter.transpose(_float(emitter, name), layout) for name in (request.tensor, other))
+    total, count = _whole_sum(emitter, request)
+    return Sums(None, total, count, shifted_products(emitter, maps, others, window))
+
+
+def _whole_sum(emitter: Emitter, request: MomentRequest) -> tuple[str, str]:
+    """The sum of every position, and how many there are: in the order the runtime has them, in which it adds fast."""
+    x = _float(emitter, request.tensor)
+    extents = emitter.emit("Gather", emitter.emit("Shape", x), emitter.ints(request.row_axes), axis=0)
+    return emitter.sum(x, request.row_axes), emitter.emit("ReduceProd", extents, keepdims=1)
 
 
 def _product_sums(emitter: Emitter, request: MomentRequest, other: str) -> Sums:
