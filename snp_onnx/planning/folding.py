@@ -99,7 +99,8 @@ def _fold_one(
     unfolded = reading.unfold(dense, linear)
     folded = np.zeros_like(unfolded)
     for positions in reading.slots:
-        folded[..., positions[keep]] = unfolded[..., positions] @ absorb
+        rows = unfolded[..., positions].reshape(-1, len(positions))  # of several matrices numpy multiplies each alone
+        folded[..., positions[keep]] = (rows @ absorb).reshape(*unfolded.shape[:-1], -1)
     root = weights.array(work.path.root)
     refolded = reading.refold(folded, linear, dense.shape)
     values = {work.path.root: work.path.undo(refolded, root.shape, root.dtype)}

@@ -159,6 +159,8 @@ class _Remaining:
 
     def remove(self, unit: int, count: int, gone: Sequence[int]) -> float:
         """Eliminate `unit` as number `count` of this round; `gone` are this round's earlier units. Returns its cost."""
+        if self.blocks.shape[1] == 1:
+            return self._remove_column(unit, count, gone)
         units, width = self.blocks.shape[:2]
         own, done = slice(unit * width, (unit + 1) * width), count * width
         earlier_F, earlier_Y = self.F[:, :done], self.Y[:, :done]
@@ -175,6 +177,26 @@ class _Remaining:
         self.blocks[...] -= by_unit @ transposed
         self.grams[unit], self.blocks[unit] = 0.0, np.eye(width)
         return float(np.sum(y * y))
+
+    def _remove_column(self, unit: int, count: int, gone: Sequence[int]) -> float:
+        """The same where every unit has one column: no blocks to solve with."""
+        blocks, grams = self.blocks.reshape(-1), self.grams.reshape(-1)
+        F, Y = self.F[:, :count], self.Y[:, :count]
+        shrink = 1.0 / np.sqrt(max(blocks[unit], np.finfo(np.float64).tiny))
+        f = (self.inverse[unit] - F @ F[unit]) * shrink
+        y = (self.weight[:, unit] - Y @ F[unit]) * shrink
+        f[unit] = 0.0  # rounding leaves something there
+        f[gone] = 0.0
+        products = y @ self.weight - F @ (y @ Y)  # WᵀY
+        cost = float(y @ y)
+        products *= -2.0
+        products += cost * f
+        products *= f
+        grams += products
+        blocks -= np.square(f)
+        self.F[:, count], self.Y[:, count] = f, y
+        grams[unit], blocks[unit] = 0.0, 1.0
+        return cost
 
     def survivors(self, stay: Indices) -> "_Remaining":
         """The next round: every update applied, the removed columns dropped."""
