@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -27,6 +28,7 @@ from snp_onnx.planning.layers import Grid, Layer, grid_from_cross, inner_places,
 from snp_onnx.planning.options import choices
 from snp_onnx.planning.paths import Path
 from snp_onnx.tracing import Group, Trace, trace
+from snp_onnx.verbs import clocked
 from snp_onnx.verbs.latency import measure_latency
 from tests.graphs import Net, feed_for
 from tests.oracles import traced
@@ -319,3 +321,21 @@ def test_rounding_by_the_clock_takes_the_runtimes_steps() -> None:
     assert all(width % 4 == 0 for width in widths)  # of 64 every fourth width is timed
     assert choices(round_to="8").step == 8
     assert choices(round_to="auto").step == 1
+
+
+def test_a_clock_that_varies_costs_some_time_not_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is cut takes a little more than predicted, except the narrowest: that isn't what comes back."""
+    model, source = network()
+    honest, seen = clocked._timed, list[float]()
+
+    def noisy(work: Any, plan: Any) -> Any:
+        found = honest(work, plan)
+        ratio = 0.2 if not seen else 0.6 + 0.04 / len(seen)
+        seen.append(ratio)
+        return replace(found, undisturbed=ratio)
+
+    monkeypatch.setattr(clocked, "_timed", noisy)
+    result = snp_onnx.prune(model, source, target_latency=0.6, threads=1, preset="fast", latency=False)
+    assert len(seen) > 2
+    assert sum(decision.after for decision in result.plan.decisions) > 3 * len(result.plan.decisions)
+    assert result.plan.target == {"kind": "latency", "value": 0.6}

@@ -3,7 +3,8 @@
 import re
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,29 @@ NO_FOLDING = ["ConstantFolding"]
 """A weight that is cast or transposed would stay in memory in both forms."""
 
 
+SHARED_MEMORY = "session.use_env_allocators"
+
+
+@contextmanager
+def one_memory() -> Iterator[None]:
+    """Sessions for one pass take their memory from one pool while this lasts, and don't make it anew each.
+
+    The pool is the runtime's for the whole process; at the end an empty one takes its place, which frees it.
+    """
+    ort = runtime_module()
+    place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+
+    def renew() -> None:
+        with suppress(Exception):  # a runtime that knows no second pool keeps the first one
+            ort.create_and_register_allocator(place, None)
+
+    renew()
+    try:
+        yield
+    finally:
+        renew()
+
+
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """Where models run: `cpu`, `cuda`, or any provider of the installed onnxruntime by name.
@@ -56,11 +80,12 @@ def open_session(
     """A session for a model in memory, serialised, or at a path; `weights_folder` has the external data of the former.
 
     `for_one_pass` does without the memory plan that the runtime makes in the first run: over a few batches it costs
-    more than it saves. A model in memory whose weights lie in files gets a session that is there only while it runs,
-    so that two of them never have their weights in memory together; `stays` asks for one that stays. A model in
-    bfloat16 that the runtime can't load is run in float32. On CUDA the same bits come out every time, unless the
-    session is to be `timed`: then the runtime looks for the fastest convolutions, as it does for its users. `profile`
-    is the prefix of the file that the runtime writes the times of its nodes to.
+    more than it saves; and it takes memory from the pool of `one_memory`, if there is one. A model in memory whose
+    weights lie in files gets a session that is there only while it runs, so that two of them never have their weights
+    in memory together; `stays` asks for one that stays. A model in bfloat16 that the runtime can't load is run in
+    float32. On CUDA the same bits come out every time, unless the session is to be `timed`: then the runtime looks for
+    the fastest convolutions, as it does for its users. `profile` is the prefix of the file that the runtime writes the
+    times of its nodes to.
     """
     if isinstance(model, onnx.ModelProto) and weights_folder is None and has_external(model):
         if stays or for_one_pass:
@@ -72,6 +97,8 @@ def open_session(
     ort = runtime_module()
     options = _options(ort, runtime, weights_folder)
     options.enable_mem_pattern = not for_one_pass
+    if for_one_pass and weights_folder is None:
+        options.add_session_config_entry(SHARED_MEMORY, "1")
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
     if weights_folder is not None:

@@ -13,7 +13,7 @@ import onnx
 from snp_onnx import model_io
 from snp_onnx.calibration.inputs import input_specs
 from snp_onnx.calibration.samples import Part, Samples, open_samples
-from snp_onnx.calibration.sessions import Runtime
+from snp_onnx.calibration.sessions import Runtime, one_memory
 from snp_onnx.passes import summarise
 from snp_onnx.planning.architecture import architecture
 from snp_onnx.planning.decide import eligible
@@ -22,7 +22,7 @@ from snp_onnx.planning.plan import Saved
 from snp_onnx.tracing import Group, Kind
 from snp_onnx.verbs.bases import change_bases
 from snp_onnx.verbs.carry_out import Candidate, Work, candidate_from_plan, carry_out, tidied
-from snp_onnx.verbs.clocked import clocked
+from snp_onnx.verbs.clocked import MISSED, clocked
 from snp_onnx.verbs.deciding import plan_of
 from snp_onnx.verbs.depth import Descent
 from snp_onnx.verbs.fidelity import Fidelity
@@ -35,9 +35,6 @@ from snp_onnx.verbs.settle import held_back_fidelity
 from snp_onnx.verbs.shallower import by_blocks_alone, jointly
 from snp_onnx.verbs.subject import Subject, load_subject, resolve_shapes, trace_at
 from snp_onnx.verbs.verify import verify
-
-MISSED = 0.05
-"""A share of the latency so far above the target is worth a warning."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +52,10 @@ class Job:
     executor: Executor | None = None
 
     def run(self, model: str | os.PathLike[str] | onnx.ModelProto, earlier: Saved | None) -> PruneResult:
+        with one_memory():
+            return self._run(model, earlier)
+
+    def _run(self, model: str | os.PathLike[str] | onnx.ModelProto, earlier: Saved | None) -> PruneResult:
         clock = Stopwatch()
         self.progress("prepare", 0, 0)
         with clock("prepare"):
