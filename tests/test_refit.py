@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from scipy import linalg
 
 import snp_onnx
-import snp_onnx.verbs.refit as refit_module
+import snp_onnx.planning.course as course_module
 from snp_onnx import PruneResult
 from snp_onnx.calibration.inputs import input_specs
 from snp_onnx.calibration.preprocess import Preprocess
@@ -95,7 +95,7 @@ def shown(model: onnx.ModelProto, feed: dict[str, Array], *tensors: str) -> list
 @contextmanager
 def without_chains() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(refit_module, "find_chains", lambda *_: ())
+        patch.setattr(course_module, "find_chains", lambda *_: ())
         yield
 
 
@@ -258,7 +258,7 @@ def test_a_joint_step_that_does_harm_is_taken_back(name: str, monkeypatch: pytes
 def test_a_step_taken_back_behind_a_gate_leaves_the_first_one_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second producer's step is rejected after the first one's was kept: what only that needs is run again."""
     case = drawn(_gated_twice, 300)
-    honest, every = Joint.step, refit_module.find_chains
+    honest, every = Joint.step, course_module.find_chains
 
     def harmful(self: Joint, walk: Any, weights: Any, *given: Any) -> dict[str, Array]:
         found = honest(self, walk, weights, *given)
@@ -269,7 +269,7 @@ def test_a_step_taken_back_behind_a_gate_leaves_the_first_one_in_force(monkeypat
     monkeypatch.setattr(Joint, "step", harmful)
     values = case.values()
     monkeypatch.setattr(Joint, "step", honest)
-    monkeypatch.setattr(refit_module, "find_chains", lambda *given: every(*given)[:1])
+    monkeypatch.setattr(course_module, "find_chains", lambda *given: every(*given)[:1])
     after, wanted = (run(case.with_values(found), case.seen())[0] for found in (values, case.values()))
     np.testing.assert_allclose(after, wanted, rtol=1e-4, atol=1e-5)
 

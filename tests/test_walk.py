@@ -390,3 +390,61 @@ def test_bodies_see_the_tensors_of_their_own_half() -> None:
         dense, pruned = outputs_of(both, [DENSE + "y", "y"], feed)
         assert (dense == 1 + shifts[0]).all()
         assert (pruned == 1 + shifts[1]).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 9])
+def test_batches_left_behind_catch_up(count: int) -> None:
+    """First one in four takes part, then one in two, then all: what is asked then is of all of them."""
+    net = Net()
+    x = net.conv_relu(net.image(), 3, 4)
+    y = net.conv_relu(x, 4, 4)
+    net.output(net.Add(net.conv(y, 4, 4), x))
+    model = net.model()
+    feeds = [feed_for(model, 1 + number % 2) for number in range(count)]
+    tensors = [node.output[0] for node in model.graph.node]
+    requests = [MomentRequest(name, 1, 4) for name in tensors]
+    every = {request.key: collect(model, [request], feeds, CPU)[request.key] for request in requests}
+
+    def check(found: Mapping[str, Moments], used: Sequence[int]) -> None:
+        for key, moments in found.items():
+            (request,) = (request for request in requests if request.key == key)
+            expected = collect(model, [request], [feeds[number] for number in used], CPU)[key]
+            assert moments.count == expected.count
+            np.testing.assert_allclose(moments.gram, expected.gram, rtol=1e-5, atol=1e-6)
+
+    with Walk(model, iter(feeds), CPU, every=4) as walk:
+        check(walk.run(requests[:2], later=tensors[2:]), range(0, count, 4))
+        walk.rejoin(2)
+        check(walk.run(requests[2:3], later=tensors[2:]), range(0, count, 2))
+        walk.rejoin()
+        found = walk.run(requests[2:], later=tensors[-1:])
+        check(found, range(count))
+        assert {key: found[key].count for key in found} == {key: every[key].count for key in found}
+
+
+def test_batches_left_behind_catch_up_with_the_weights_as_they_are_now() -> None:
+    """And with the model's inputs, where later runs read them."""
+    net = Net()
+    x = net.image()
+    h = net.conv_relu(x, 3, 4)
+    net.output(net.Concat(net.conv(h, 4, 4), x, axis=1))
+    model = net.model()
+    feeds = [feed_for(model, 2) for _ in range(4)]
+    outputs = [node.output[0] for node in model.graph.node]
+    hidden, last = MomentRequest(outputs[1], 1, 4), MomentRequest(outputs[-1], 1, 4)
+    weight = next(tensor.name for tensor in model.graph.initializer if tensor.name == "w1")
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    with Walk(model, feeds, CPU, every=2) as walk:
+        walk.run([hidden], later=[hidden.tensor], hold=range(2))
+        values = np.full((4, 3, 3, 3), 0.1, np.float32)
+        walk.write({weight: values})
+        walk.run([hidden], later=outputs[2:])
+        walk.rejoin()
+        found = walk.run([last], later=[outputs[-1]])[last.key]
+    for tensor in changed.graph.initializer:
+        if tensor.name == weight:
+            tensor.CopyFrom(numpy_helper.from_array(values, weight))
+    expected = collect(changed, [last], feeds, CPU)[last.key]
+    assert found.count == expected.count
+    np.testing.assert_allclose(found.gram, expected.gram, rtol=1e-5, atol=1e-6)

@@ -87,6 +87,16 @@ class Boundaries:
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
+    @property
+    def names(self) -> list[str]:
+        """The tensors that are kept."""
+        return list(self._tensors)
+
+    @property
+    def count(self) -> int:
+        """How many batches there are of each of them."""
+        return max((len(tensor.batches) for tensor in self._tensors.values()), default=0)
+
     def dtype(self, name: str) -> np.dtype[Any]:
         """The element type of a tensor that is kept."""
         return self._tensors[name].dtype

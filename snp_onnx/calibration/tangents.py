@@ -20,6 +20,9 @@ from snp_onnx.tracing.op import Op
 STEP = 2.0**-7
 """Half the distance over which the slope of an activation is taken."""
 
+EQUAL_OF_FLOATS = 11
+"""The opset that can compare floating-point numbers for equality."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Region:
@@ -92,10 +95,12 @@ class Tangent:
         return self._emit("Mul", moved, self._slopes[region.output])
 
     def _slope(self, region: Region) -> str:
-        """df/dz by central differences, or the step of a Relu itself."""
+        """df/dz by central differences, or the steps of a Relu or a Clip themselves."""
         z = region.source
         if region.type == "Relu":
             return self._emit("Cast", self._emit("Greater", z, self._constant(0.0)), to=onnx.TensorProto.FLOAT)
+        if region.type == "Clip" and region.ops[0].version >= EQUAL_OF_FLOATS:
+            return self._emit("Cast", self._emit("Equal", z, region.output), to=onnx.TensorProto.FLOAT)
         step = self._constant(STEP)
         above, below = (self._copied(region, self._emit(way, z, step)) for way in ("Add", "Sub"))
         return self._emit("Mul", self._emit("Sub", above, below), self._constant(0.5 / STEP))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Self
 
 import onnx
 from numpy.typing import NDArray
 
-from snp_onnx.calibration.boundaries import Boundaries
+from snp_onnx.calibration.boundaries import IN_MEMORY, Boundaries
 from snp_onnx.calibration.cut import Sizes, to_run_again
 from snp_onnx.calibration.moments import MomentRequest, Moments
 from snp_onnx.calibration.runner import collect
@@ -25,7 +26,7 @@ class Walk:
 
     Every run starts from the tensors that earlier ones kept, so that a node is run once, or as often as it is asked
     for anew; or again where `sizes` say that it costs less than to keep what it gives. `feeds` are read once, at the
-    start.
+    start; one in `every` of them takes part until `rejoin`.
     """
 
     def __init__(
@@ -34,18 +35,22 @@ class Walk:
         feeds: Iterable[Mapping[str, Array]],
         runtime: Runtime,
         sizes: Mapping[str, float] | None = None,
+        every: int = 1,
     ) -> None:
         self._model, self._runtime = model, runtime
         self._sizes = Sizes(sizes or {}, {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer})
         self._frontier = Frontier(model.graph)
         self._initialisers = {tensor.name: tensor for tensor in model.graph.initializer}
         self._boundaries = Boundaries()
+        self._behind = {offset: Boundaries(IN_MEMORY // every) for offset in range(1, every)}
         names = {value.name for value in model.graph.input}
         try:
-            for batch, feed in enumerate(feeds):
-                self._boundaries.add(batch, {name: values for name, values in feed.items() if name in names})
+            for number, feed in enumerate(feeds):
+                batch, offset = divmod(number, every)
+                place = self._behind[offset] if offset else self._boundaries
+                place.add(batch, {name: values for name, values in feed.items() if name in names})
         except BaseException:
-            self._boundaries.close()
+            self._close()
             raise
 
     def run(
@@ -71,7 +76,7 @@ class Walk:
             live = self._frontier.needed(later).sources
             fresh = [name for name in live if name in made]
         moments = collect(
-            self._segment(stretch),
+            self._segment(stretch, self._boundaries),
             requests,
             self._boundaries.feeds(stretch.sources, every),
             self._runtime,
@@ -102,18 +107,50 @@ class Walk:
         while lost := [name for name in self._frontier.needed(given).sources if name not in self._boundaries]:
             self._frontier.undo(self._frontier.makers(lost))
 
+    def rejoin(self, every: int = 1) -> None:
+        """Let one in so many of all batches take part, a divisor of how few did; those that join catch up at once.
+
+        What they catch up through must not change any more.
+        """
+        joining = [self._behind.pop(offset) for offset in sorted(self._behind) if offset % every == 0]
+        joining = [group for group in joining if group.count]
+        if not joining:
+            return
+        kept = self._boundaries.names
+        stretch = Frontier(self._model.graph).needed(kept)
+        start = self._boundaries.count
+        try:
+            collect(
+                self._segment(stretch, joining[0]),
+                [],
+                chain.from_iterable(group.feeds(stretch.sources) for group in joining),
+                self._runtime,
+                keep=[name for name in kept if name not in stretch.sources],
+                kept=lambda batch, tensors: self._boundaries.add(start + batch, tensors),
+            )
+            inputs = [name for name in kept if name in stretch.sources]
+            for batch, tensors in enumerate(chain.from_iterable(group.feeds(inputs) for group in joining)):
+                self._boundaries.add(start + batch, tensors)
+        finally:
+            for group in joining:
+                group.close()
+
     def write(self, values: Mapping[str, Array]) -> None:
         """Give initialisers other values."""
         for name, array in values.items():
             self._initialisers[name].CopyFrom(tensor_of(name, array))
 
-    def _segment(self, stretch: Stretch) -> onnx.ModelProto:
+    def _segment(self, stretch: Stretch, boundaries: Boundaries) -> onnx.ModelProto:
         """The nodes of a stretch as a model of its own, without outputs; weights as they are now."""
         nodes = [self._model.graph.node[index] for index in stretch.nodes]
-        return piece(self._model, nodes, {name: self._boundaries.dtype(name) for name in stretch.sources})
+        return piece(self._model, nodes, {name: boundaries.dtype(name) for name in stretch.sources})
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._boundaries.close()
+        self._close()
+
+    def _close(self) -> None:
+        for group in (self._boundaries, *self._behind.values()):
+            group.close()

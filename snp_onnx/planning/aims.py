@@ -114,6 +114,13 @@ def find_aims(flow: Flow, alive: Mask, samples: int, gone: Detour | None = None)
     return tuple(found)
 
 
+def on_samples(flow: Flow, layer: Layer, samples: int) -> Layer:
+    """The layer with a lattice made for so many samples."""
+    lattice = _lattice(flow.trace, layer.linear, len(layer.reading.columns), samples)
+    reading = replace(layer.reading, request=replace(layer.reading.request, lattice=lattice))
+    return replace(layer, reading=reading)
+
+
 def find_layer(flow: Flow, alive: Mask, linear: Linear, samples: int) -> Layer | None:
     """The layer of a linear node, None where it isn't one matrix product with its own weight, or can't be measured."""
     reading = _reading(flow.trace, alive, linear, samples) if _is_solvable(flow, linear) else None
@@ -146,13 +153,17 @@ def _reading(trace: Trace, alive: Mask, linear: Linear, samples: int) -> Reading
     positions = int(np.prod([extent for place, extent in enumerate(output) if place not in (0, axis)]))
     if len(columns) > PATCH_COLUMNS or samples * positions < LEAST_ROWS_PER_COLUMN * len(columns):
         return None
-    wanted = rows_per_column(trace, linear, ROWS_PER_COLUMN, ROWS_PER_COLUMN)
-    lattice = row_strides(output, axis, samples, len(columns), wanted)
+    lattice = _lattice(trace, linear, len(columns), samples)
     view = View.CHANNELS if window is None else View.PATCHES
     mask = trace.row_mask(linear.input, axis)
     request = MomentRequest(linear.input, axis, len(output), view=view, window=window, lattice=lattice, row_mask=mask)
     slots = np.arange(len(columns), dtype=np.int64)[None, :]
     return Reading(request, columns, slots, is_exact=True, rows_wanted=TOKENS if reads_tokens(trace, linear) else 0)
+
+
+def _lattice(trace: Trace, linear: Linear, columns: int, samples: int) -> tuple[int, ...]:
+    wanted = rows_per_column(trace, linear, ROWS_PER_COLUMN, ROWS_PER_COLUMN)
+    return row_strides(trace.facts.shapes[linear.output], linear.output_axis, samples, columns, wanted)
 
 
 def _aim(flow: Flow, alive: Mask, layer: Layer, last: Mapping[str, int], number: int) -> Aim:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,12 @@ LEAST_SAMPLES = 64
 
 BOUNDARY_TENSORS = 4
 """Inputs, aims and shortcuts that a segment leaves behind at a time, of both models."""
+
+MAP_BYTES = 128 * 2**20
+"""A step over maps that take more than that, of all samples together, uses one in so many batches more."""
+
+MOST_SPARSE, LEAST_OF_LARGE = 4, 48
+"""But never fewer than one in four, or so many samples."""
 
 WINDOW_BYTES = 256 * 2**20
 """A batch's windows at every position, which a joint step looks at, may fill so much memory."""
@@ -44,6 +51,23 @@ def joined_rows(flow: Flow, batch_size: int, samples: int) -> int:
 def most_samples(flow: Flow) -> int:
     """How many samples' boundary activations may be kept, the widest place of the graph taken for all."""
     return min(MOST_SAMPLES, max(LEAST_SAMPLES, MOST_BYTES // (4 * BOUNDARY_TENSORS * _largest(flow))))
+
+
+def shares(elements: Sequence[int], samples: int) -> list[int]:
+    """For steps over maps of so many elements a sample: in one of how many batches each, ever more of them.
+
+    The large maps, at the beginning of a network, have plenty of positions for few channels.
+
+    >>> shares([100_000, 1_500_000, 400_000, 300_000, 100_000], samples=216)
+    [4, 4, 2, 1, 1]
+    """
+    ahead = list(itertools.accumulate(reversed(elements), max))[::-1]
+    found, last = [], MOST_SPARSE
+    for size in ahead:
+        while last > 1 and (4 * size * samples < last * MAP_BYTES or samples < last * LEAST_OF_LARGE):
+            last //= 2
+        found.append(last)
+    return found
 
 
 def _largest(flow: Flow) -> int:

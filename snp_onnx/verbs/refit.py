@@ -7,7 +7,7 @@ consumer's aim: the producer by one regularised Gauss-Newton step, the consumer 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,10 +20,10 @@ from snp_onnx.calibration.moments import MomentRequest, Moments, Squares
 from snp_onnx.calibration.samples import Part
 from snp_onnx.calibration.segments import DENSE, beside, feeds_beside
 from snp_onnx.calibration.walk import Walk
-from snp_onnx.planning.aims import Aim, Layer, find_aims
-from snp_onnx.planning.chains import Chain, find_chains, worth_a_step
+from snp_onnx.planning.aims import Aim, Layer
+from snp_onnx.planning.course import Leg, course_of
 from snp_onnx.planning.detours import Detour
-from snp_onnx.planning.rations import joint_every, most_rows, most_samples
+from snp_onnx.planning.rations import most_rows, most_samples
 from snp_onnx.subspace import refit, refit_error
 from snp_onnx.tracing import Linear
 from snp_onnx.tracing.flow import Flow
@@ -61,24 +61,26 @@ def refit_layers(
     """
     calibration = in_larger_batches(calibration, flow)
     calibration = replace(calibration, every=max(calibration.every, -(-calibration.count // most_samples(flow))))
-    aims: Sequence[Aim] = find_aims(flow, alive, calibration.count, gone)
-    if not aims:
-        return {}
     always = bool(gone and gone.moved) and not calibration.is_trial
-    chains = [find_chains(flow, alive, aim, calibration.count, always) for aim in aims]
-    aims, chains = worth_a_step(flow, alive, aims, chains)
+    course = course_of(flow, alive, calibration.count, gone, always)
+    if not course:
+        return {}
     surface = surface_after(dense, flow.trace, alive)
     both = beside(dense, pruned, surface)
     pair = Pair.of(both)
-    every = [joint_every(flow, found, calibration.count) for found in chains]
-    steps = [_Step.of(pair, number, *given) for number, given in enumerate(zip(aims, chains, every, strict=True))]
-    rows = [calibration.batch_size, *(most_rows(flow, c) for found in chains for c in found)]
-    small = replace(calibration, batch_size=min(rows))
-    feeds = feeds_beside(small.batches(Part.CALIBRATION), surface)
-    with Walk(both, feeds, calibration.runtime, _sizes(flow, alive)) as walk:
-        refitting = _Refitting(walk, pair.weights, REFIT_RIDGE * ridge, calibration.count, keep)
-        for number, step in enumerate(steps):
+    steps = [_Step.of(pair, number, leg) for number, leg in enumerate(course)]
+    chains = [chain for leg in course for chain in leg.chains]
+    rows = min([calibration.batch_size, *(most_rows(flow, chain) for chain in chains)])
+    feeds = feeds_beside(replace(calibration, batch_size=rows).batches(Part.CALIBRATION), surface)
+    every = course[0].every
+    with Walk(both, feeds, calibration.runtime, _sizes(flow, alive), every) as walk:
+        starts = {chain.producer.linear for chain in chains}
+        refitting = _Refitting(walk, pair.weights, REFIT_RIDGE * ridge, calibration.count, starts, keep)
+        for number, (leg, step) in enumerate(zip(course, steps, strict=True)):
             calibration.progress("refit", number, len(steps))
+            if leg.every < every:
+                walk.rejoin(leg.every)
+                every = leg.every
             refitting.take(step, [name for later in steps[number + 1 :] for name in later.wanted])
     return refitting.values
 
@@ -104,17 +106,17 @@ class _Step:
     joints: tuple[Joint, ...]
 
     @classmethod
-    def of(cls, pair: Pair, number: int, aim: Aim, chains: Sequence[Chain], every: int) -> _Step:
-        """The step of an aim; its nodes are added to the graph of both models."""
-        name = f"aim::{number}"
+    def of(cls, pair: Pair, number: int, leg: Leg) -> _Step:
+        """The step of a leg; its nodes are added to the graph of both models."""
+        name, aim = f"aim::{number}", leg.aim
         pair.graph.node.extend(_aim_nodes(name, aim, pair.graph))
         inputs = replace(aim.layer.reading.request, cross_with=name)
         outputs = MomentRequest(
             name, inputs.axis, inputs.rank, lattice=inputs.lattice, row_mask=inputs.row_mask, squares=Squares.ENERGIES
         )
         joints = tuple(
-            Joint.of(pair, f"joint::{number}::{place}", chain, aim.layer, name, every)
-            for place, chain in enumerate(chains)
+            Joint.of(pair, f"joint::{number}::{place}", chain, aim.layer, name, leg.joint_every)
+            for place, chain in enumerate(leg.chains)
         )
         return cls(aim.layer, inputs, outputs, joints)
 
@@ -151,12 +153,16 @@ def _aim_nodes(name: str, aim: Aim, graph: onnx.GraphProto) -> Iterator[onnx.Nod
 
 @dataclass(slots=True)
 class _Refitting:
-    """The walk, the weights as they are now, what was written so far, and the last layer's input moments."""
+    """The walk, the weights as they are now, what was written so far, and what is known of the inputs of `starts`.
+
+    These are the producers of all chains. What comes into a layer doesn't change any more once it has had its step.
+    """
 
     walk: Walk
     weights: Weights
     ridge: float
     samples: int
+    starts: Collection[Linear]
     keep: Callable[[Array], Array]
     values: dict[str, Array] = field(default_factory=dict)
     known: dict[Linear, Moments] = field(default_factory=dict)
@@ -167,13 +173,14 @@ class _Refitting:
         error = self._solve(step, self._moments(step, after, step.held()))
         for number, joint in enumerate(step.joints, 1):
             error = self._together(step, joint, error, after, step.held(number))
+            self.known.pop(joint.chain.producer.linear, None)
 
     def _together(self, step: _Step, joint: Joint, alone: float, later: Sequence[str], hold: Sequence[int]) -> float:
         """Change the producer too; taken back where that doesn't lower the consumer's error. The error that is left."""
         producer = joint.chain.producer
         known = self.known.get(producer.linear)
         written = [name for layer in (step.layer, producer) for name in self._roots(layer)]
-        before, inputs = {name: self.weights.array(name).copy() for name in written}, self.known
+        before, inputs = {name: self.weights.array(name).copy() for name in written}, dict(self.known)
         self._write(joint.step(self.walk, self.weights, lambda found: self._anchor(producer, found), known))
         error = self._solve(step, self._moments(step, later, hold))
         if error <= alone:
@@ -185,7 +192,8 @@ class _Refitting:
 
     def _moments(self, step: _Step, later: Sequence[str], hold: Sequence[int] = ()) -> tuple[Moments, Moments]:
         found = self.walk.run([step.inputs, step.outputs], later, hold)
-        self.known = {step.layer.linear: found[step.inputs.key]}
+        if step.layer.linear in self.starts:
+            self.known[step.layer.linear] = found[step.inputs.key]
         return found[step.inputs.key], found[step.outputs.key]
 
     def _solve(self, step: _Step, moments: tuple[Moments, Moments]) -> float:
