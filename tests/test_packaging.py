@@ -47,3 +47,16 @@ def test_the_version_has_one_source() -> None:
     assert "version" in PROJECT["project"]["dynamic"]
     assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "snp_onnx._version.__version__"}
     assert [part.isdigit() for part in __version__.split(".")[:2]] == [True, True]
+
+
+def test_every_other_file_of_the_package_is_listed() -> None:
+    given = PROJECT["tool"]["setuptools"]["package-data"]
+    listed = {
+        path
+        for package, patterns in given.items()
+        for pattern in patterns
+        for path in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    suffixes = {".py", ".pyc"}
+    there = {path for path in (ROOT / "snp_onnx").rglob("*") if path.is_file() and path.suffix not in suffixes}
+    assert there == listed

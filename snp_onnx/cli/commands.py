@@ -27,8 +27,9 @@ from snp_onnx.cli.options import (
     verb_options,
 )
 from snp_onnx.cli.progress import shown_progress
-from snp_onnx.cli.write import Destinations, RecoverDestinations
+from snp_onnx.cli.write import Destinations, RecoverDestinations, check_page, write_text
 from snp_onnx.report.json_report import to_json
+from snp_onnx.report.page import inspection_page
 from snp_onnx.report.table import comparison_table, inspection_table, pruning_table, recovery_table
 
 app = typer.Typer(add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -54,7 +55,7 @@ def _common(
 def prune(
     model: Annotated[Path, typer.Argument(help="The trained model.")],
     output: Annotated[Path | None, typer.Argument(help="Where the pruned model goes.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write the report as FILE.json.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the report as FILE.json or FILE.html.")] = None,
     plan: Annotated[Path | None, typer.Option(help="Write the plan as FILE.json, folded weights beside it.")] = None,
     apply_plan: Annotated[Path | None, typer.Option(help="Carry out a plan instead of deciding.")] = None,
     dry_run: Annotated[
@@ -77,6 +78,7 @@ def prune(
     destinations.check(model, force, [apply_plan, source and Path(source)])
     values = verb_options(options)
     values |= {"plan": apply_plan, "external_as": destinations.external_as, "latency": latency}
+    values["outlook"] = destinations.has_page
     with _workers(dask) as executor, shown_progress(quiet) as progress:
         result = run(model, source, progress=progress, executor=executor, **values)
     destinations.write(result)
@@ -85,12 +87,19 @@ def prune(
 
 @app.command()
 @takes(INPUT_SHAPE, CUSTOM_OPS, JSON, QUIET)
-def inspect(model: Annotated[Path, typer.Argument(help="The model to look at.")], **options: Any) -> None:
+def inspect(
+    model: Annotated[Path, typer.Argument(help="The model to look at.")],
+    html: Annotated[Path | None, typer.Option(help="Write what is found as FILE.html too.")] = None,
+    **options: Any,
+) -> None:
     """Show groups, widths, costs, and every barrier with its reason."""
     from snp_onnx.verbs.inspect import inspect as run
 
+    check_page(html, model)
     quiet, as_json = options.pop("quiet"), options.pop("json")
     inspection = run(model, **verb_options(options))
+    if html is not None:
+        write_text(html, inspection_page(inspection))
     if as_json:
         print(to_json(inspection), end="")
     else:

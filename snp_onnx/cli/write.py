@@ -10,6 +10,7 @@ from snp_onnx.errors import PlanError
 from snp_onnx.model_io import check_destination, data_files, written_whole
 from snp_onnx.planning.plan import check_sidecar, sidecar_of
 from snp_onnx.report.json_report import to_json
+from snp_onnx.report.page import pruning_page, require_pages
 from snp_onnx.verbs.recovered import RecoverResult
 from snp_onnx.verbs.result import PruneResult, check_config
 
@@ -29,16 +30,23 @@ class Destinations:
         """The name of the model file if its weights are to lie beside it."""
         return (self.output.name if self.output else "model.onnx") if self.external_data else None
 
+    @property
+    def has_page(self) -> bool:
+        """Whether the report is a page to be looked at."""
+        return self.report is not None and self.report.suffix == ".html"
+
     def check(self, model: Path, force: bool, inputs: Iterable[Path | None]) -> None:
         """Refuse what can't be written, and what would overwrite an input of the run."""
+        if self.has_page:
+            require_pages()
         if self.output is None and not self.dry_run:
             raise PlanError("no OUTPUT given: name the file to write, or add --dry-run")
         if self.output is not None:
             check_destination(self.output, model, force)
             check_config(self.output)
-        for option, path in (("--report", self.report), ("--plan", self.plan)):
-            if path is not None and path.suffix != ".json":
-                raise PlanError(f"{option} {path}: give a file name that ends in .json")
+        for option, path, endings in (("--report", self.report, (".json", ".html")), ("--plan", self.plan, (".json",))):
+            if path is not None and path.suffix not in endings:
+                raise PlanError(f"{option} {path}: give a file name that ends in {' or '.join(endings)}")
             if path is not None:
                 check_destination(path, model, force=False)
         sidecar = None
@@ -66,8 +74,29 @@ class Destinations:
             size = result.save(self.output, save_as_external_data=self.external_data)
             facts = replace(facts, pruned=replace(facts.pruned, bytes=size))
         if self.report is not None:
+            text = pruning_page(result, facts) if self.has_page else to_json(facts)
             with written_whole(self.report) as temporary:
-                temporary.write_text(to_json(facts))
+                temporary.write_text(text, encoding="utf-8")
+
+
+def check_page(path: Path | None, model: Path) -> None:
+    """Refuse a page that can't be written, or that would overwrite the model."""
+    if path is None:
+        return
+    require_pages()
+    if path.suffix != ".html":
+        raise PlanError(f"--html {path}: give a file name that ends in .html")
+    check_destination(path, model, force=False)
+    _keep_inputs([path], model, [])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole."""
+    try:
+        with written_whole(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise PlanError(f"can't write {error.filename or path}: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True, slots=True)

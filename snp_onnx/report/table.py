@@ -39,7 +39,7 @@ def inspection_table(inspection: Inspection) -> RenderableType:
     cost = inspection.dense
     shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in inspection.input_shapes.items())
     head = (
-        f"{_number(cost.macs)} MACs, {_number(cost.params)} parameters, {_bytes(cost.bytes)}; "
+        f"{in_short(cost.macs)} MACs, {in_short(cost.params)} parameters, {in_bytes(cost.bytes)}; "
         f"{inspection.nodes} nodes, opset {inspection.opset}; inputs {shapes}"
     )
     parts: list[RenderableType] = [Text(head)]
@@ -86,9 +86,9 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 def _costs(dense: Cost, pruned: Cost) -> Table:
     table = _table("cost", ("", "dense", "pruned", "kept"))
     rows = (
-        ("MACs", dense.macs, pruned.macs, _number),
-        ("parameters", dense.params, pruned.params, _number),
-        ("file size", dense.bytes, pruned.bytes, _bytes),
+        ("MACs", dense.macs, pruned.macs, in_short),
+        ("parameters", dense.params, pruned.params, in_short),
+        ("file size", dense.bytes, pruned.bytes, in_bytes),
     )
     for name, before, after, show in rows:
         table.add_row(name, show(before), show(after), f"{after / before:.3f}" if before else "-")
@@ -116,7 +116,7 @@ def _blocks(blocks: Iterable[BlockReport]) -> Table:
     table.add_column("may go", justify="left", overflow="fold")
     for block in blocks:
         verdict = f"no: {block.reason}" if block.reason else "yes"
-        table.add_row(block.name, block.kind, str(block.stage), _share(block.macs_share), verdict)
+        table.add_row(block.name, block.kind, str(block.stage), share(block.macs_share), verdict)
     return table
 
 
@@ -130,7 +130,7 @@ def _removed(blocks: Iterable[BlockDecision]) -> Table:
         known = block.similarity is not None
         length = 1.0 if not known or lowest == 1.0 else ((block.similarity or 0.0) - lowest) / (1.0 - lowest)
         bar = "█" * (1 + round(BAR * length)) if known else ""
-        table.add_row(block.block, block.kind, _share(block.macs), f"{block.similarity:.4f}" if known else "-", bar)
+        table.add_row(block.block, block.kind, share(block.macs), f"{block.similarity:.4f}" if known else "-", bar)
     return table
 
 
@@ -155,9 +155,9 @@ def _fidelity(outputs: Iterable[Fidelity], title: str) -> Table:
     table = _table(title, columns + (["dense top-1", "pruned top-1"] if labelled else []))
     for entry in outputs:
         row = [entry.output, str(entry.samples), f"{entry.cosine:.4f}", f"{entry.relative_l2:.4f}"]
-        row.append(_share(entry.agreement))
+        row.append(share(entry.agreement))
         if labelled:
-            row += [_share(entry.dense_accuracy), _share(entry.pruned_accuracy)]
+            row += [share(entry.dense_accuracy), share(entry.pruned_accuracy)]
         table.add_row(*row)
     return table
 
@@ -173,18 +173,33 @@ def _latency(entries: Iterable[Latency]) -> Table:
     return table
 
 
-def _share(value: float | None) -> str:
+def share(value: float | None) -> str:
+    """A fraction in percent.
+
+    >>> share(0.5), share(None)
+    ('50.00 %', '-')
+    """
     return "-" if value is None else f"{100 * value:.2f} %"
 
 
-def _number(value: float) -> str:
+def in_short(value: float) -> str:
+    """A count with a unit.
+
+    >>> in_short(4_400_000), in_short(900)
+    ('4.40 M', '900')
+    """
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if value >= limit:
             return f"{value / (1e3 if unit == 'k' else limit):.2f} {unit}"
     return f"{value:.0f}"
 
 
-def _bytes(value: float) -> str:
+def in_bytes(value: float) -> str:
+    """A size with a unit.
+
+    >>> in_bytes(676_950)
+    '676.95 kB'
+    """
     for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if value >= limit:
             return f"{value / limit:.2f} {unit}"

@@ -74,7 +74,7 @@ def carry_out(work: Work, plan: Plan) -> Candidate:
         return cut_only(work, plan)
     ways = [("cut", cut_only(work, plan))]
     if work.choices.fold is not Fold.NONE:
-        ways.insert(0, ("fold", _folded(work, plan, alive)))
+        ways.insert(0, ("fold", folded(work, plan)))
     if work.choices.refine is not Refine.NONE and work.calibration is not None:
         ways.insert(0, ("refit", _refitted(work, ways[0][1], alive)))
     if work.calibration is None or len(ways) == 1:
@@ -105,7 +105,9 @@ def _fallen_back(work: Work, ways: Sequence[tuple[str, Candidate]], errors: Sequ
     return replace(candidate, model=model, plan=plan, cost=cost, warnings=(*candidate.warnings, warning))
 
 
-def _folded(work: Work, plan: Plan, alive: Mask) -> Candidate:
+def folded(work: Work, plan: Plan) -> Candidate:
+    """Fold with the statistics and cut; no refit."""
+    alive = plan.alive(work.subject.trace)
     with work.clock("fold"):
         affine, statistics = work.choices.fold is Fold.PATCH, work.measured.statistics
         keep = work.subject.dense.keep

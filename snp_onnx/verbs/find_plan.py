@@ -28,26 +28,42 @@ _SIZE_TRIES = 8
 
 def find_candidate(work: Work, target: Target) -> Candidate:
     """Decide and carry out; a size target is decided again, a little lower, until the bytes on disk keep it."""
-    subject, chosen = work.subject, work.choices
-    groups = eligible(subject.trace, chosen)
-    with work.clock("decide"):
-        statistics = work.measured.statistics
-        implied = _with_implied_ratios(chosen, target)
-        paths = find_paths(subject.flow, _foldable(groups, statistics), statistics, implied)
-        if not paths:
-            raise TargetError(_nothing_prunable(subject))
-    paths = weighed(work, paths)
+    paths = _paths(work, target)
     if target.kind is TargetKind.LATENCY:
         return carry_out(work, within_latency(work, target, paths))
-    cut = [path.group for path in paths]
-    ladders = timed_layers(work, cut).times.ladders if chosen.is_rounded_by_clock else ladders_of(paths, chosen)
+    deciding = _deciding(work, target, paths)
     if target.kind is TargetKind.SIZE:
-        return _within_bytes(work, target, paths, ladders)
-    table = CostTable(_terms(subject, target), subject.trace, cut)
-    deciding = Deciding(work, paths, table, _dense_cost(subject, target), ladders)
+        return _within_bytes(work, target, paths, deciding.ladders)
     if target.kind is TargetKind.FIDELITY:
         return least_above(work, target, deciding.plan, deciding.least)
     return carry_out(work, deciding.plan(target))
+
+
+def deciding_by_macs(work: Work) -> Deciding:
+    """Plans at any share of the MACs; TargetError where nothing can be pruned."""
+    target = Target(TargetKind.MACS, 1.0)
+    return _deciding(work, target, _paths(work, target))
+
+
+def _paths(work: Work, target: Target) -> tuple[Path, ...]:
+    """The paths of all groups that were measured, comparable with each other."""
+    subject, chosen = work.subject, work.choices
+    with work.clock("decide"):
+        statistics = work.measured.statistics
+        implied = _with_implied_ratios(chosen, target)
+        groups = _foldable(eligible(subject.trace, chosen), statistics)
+        paths = find_paths(subject.flow, groups, statistics, implied)
+        if not paths:
+            raise TargetError(_nothing_prunable(subject))
+    return weighed(work, paths)
+
+
+def _deciding(work: Work, target: Target, paths: tuple[Path, ...]) -> Deciding:
+    cut = [path.group for path in paths]
+    chosen = work.choices
+    ladders = timed_layers(work, cut).times.ladders if chosen.is_rounded_by_clock else ladders_of(paths, chosen)
+    table = CostTable(_terms(work.subject, target), work.subject.trace, cut)
+    return Deciding(work, paths, table, _dense_cost(work.subject, target), ladders)
 
 
 def _with_implied_ratios(chosen: Choices, target: Target) -> Choices:

@@ -29,7 +29,8 @@ from snp_onnx.verbs.fidelity import Fidelity
 from snp_onnx.verbs.find_plan import find_candidate
 from snp_onnx.verbs.latency import Latency
 from snp_onnx.verbs.measure import Calibration, Measured, measure, on_fewer_samples
-from snp_onnx.verbs.result import PruneResult, Report, Stopwatch, stop_reports, versions
+from snp_onnx.verbs.outlook import outlook
+from snp_onnx.verbs.result import Outlook, PruneResult, Report, Stopwatch, stop_reports, versions
 from snp_onnx.verbs.settings import Data, Progress
 from snp_onnx.verbs.settle import held_back_fidelity
 from snp_onnx.verbs.shallower import by_blocks_alone, jointly
@@ -50,6 +51,8 @@ class Job:
     is_timed: bool = False
     """Whether the result is timed against the dense model."""
     executor: Executor | None = None
+    looks_around: bool = False
+    """Whether the report says what other targets would leave."""
 
     def run(self, model: str | os.PathLike[str] | onnx.ModelProto, earlier: Saved | None) -> PruneResult:
         with one_memory():
@@ -166,6 +169,10 @@ class Job:
         clock: Stopwatch,
     ) -> PruneResult:
         subject, latency = work.subject, self._clocked(work, candidate)
+        around: tuple[Outlook, ...] = ()
+        if self.looks_around:
+            self.progress("outlook", 0, 0)
+            around = outlook(work)
         notes = list(summarise(subject.notes))
         warnings = [*work.measured.warnings, *candidate.warnings, *self._missed(latency)]
         if samples is not None:
@@ -189,6 +196,7 @@ class Job:
             tuple(warnings),
             candidate.plan.removed,
             latency,
+            around,
         )
         whole = subject.depth.whole.trace if subject.depth is not None else None
         gone = [decision.block for decision in candidate.plan.removed]

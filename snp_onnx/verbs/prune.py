@@ -47,6 +47,7 @@ def prune(
     plan: Plan | str | os.PathLike[str] | None = None,
     external_as: str | None = None,
     latency: bool = False,
+    outlook: bool = False,
     progress: Progress | None = None,
     executor: Executor | None = None,
     **options: Any,
@@ -72,6 +73,7 @@ def prune(
         `target_size`.
     latency : time the result against the dense model too, as a latency target does anyway: one row, and
         `latency_batch` of them.
+    outlook : report what other shares of the MACs would leave: a fold and a look at the samples held back each.
     progress : called as `progress(stage, done, total)`. executor : whose workers measure (`calibration.workers`).
     options : order, fold, ratios, refine, ridge, error_power, weigh, streams, caches, include, exclude, min_units,
         round_to, similarity, representation, ranking_samples, min_blocks, latency_batch; input_array, label_array,
@@ -91,7 +93,8 @@ def prune(
     _check_target(target, calibration, options.get("ratios"), chosen.kinds)
     data, runtime, workers = data_from(calibration, options), runtime_from(options), _checked(executor)
     is_timed = latency or (target is not None and target.kind is TargetKind.LATENCY)
-    return Job(chosen, target, data, runtime, progress or _silent, external_as, is_timed, workers).run(model, earlier)
+    job = Job(chosen, target, data, runtime, progress or _silent, external_as, is_timed, workers, outlook)
+    return job.run(model, earlier)
 
 
 def _chosen(preset: str, options: Mapping[str, Any], earlier: Saved | None) -> Choices:

@@ -63,6 +63,15 @@ class BlockReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Outlook:
+    """What another target would leave: at most this share of the MACs, folded but not refitted."""
+
+    target: float
+    cost: Cost
+    fidelity: tuple[Fidelity, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything about one pruning run."""
 
@@ -81,6 +90,7 @@ class Report:
     removed: tuple[BlockDecision, ...] = ()
     """Blocks that went, in this order."""
     latency: tuple[Latency, ...] = ()
+    outlook: tuple[Outlook, ...] = ()
 
 
 MADE_BY = "snp_onnx"
