@@ -65,25 +65,22 @@ def prune(
     variance : the paper's τ. min_fidelity : the cosine that every output must keep on the samples held back, by as few
         MACs as can be found. Exactly one target, unless `plan` is given.
     preset : "best", "fast" or "paper". units : kinds that may be removed, of "channels", "heads", "head-dims", "stream"
-        and "blocks". With "head-dims" an attention gives up dimensions inside its heads where it can, and whole heads
-        only where it can't: run twice for both. "blocks" go first, all that the target needs or, beside other kinds, as
-        many as leave the outputs best.
+        and "blocks". With "head-dims" an attention gives up dimensions inside its heads, and whole heads only where it
+        can't: run twice for both. "blocks" go first: all that are needed or, beside other kinds, as many as is best.
     plan : a Plan or the path of a saved one, to carry out instead of deciding.
     external_as : the file name that the result will be saved under with external data; its bytes then count for
         `target_size`.
-    latency : time the result against the dense model too, as a latency target does anyway: one row, and
-        `latency_batch` of them.
-    outlook : report what other shares of the MACs would leave: a fold and a look at the samples held back each.
+    latency : time the result against the dense model too, one row and `latency_batch` of them; a latency target does so
+        anyway. outlook : report what other shares of the MACs would leave, each a fold and a look at held-back samples.
     progress : called as `progress(stage, done, total)`. executor : whose workers measure (`calibration.workers`).
-    options : order, fold, ratios, refine, ridge, error_power, weigh, streams, caches, include, exclude, min_units,
-        round_to, similarity, representation, ranking_samples, min_blocks, latency_batch; input_array, label_array,
-        mean, std, scale, layout, samples, batch_size, input_shapes, seed, provider, threads, custom_ops: as on the
-        command line.
+    options : as on the command line: order, fold, ratios, refine, ridge, error_power, weigh, streams, caches, include,
+        exclude, min_units, round_to, similarity, representation, ranking_samples, min_blocks, latency_batch; mean, std,
+        input_array, label_array, scale, layout, samples, batch_size, input_shapes, seed, provider, threads, custom_ops.
 
     Raises
     ------
-    ModelError, CalibrationError, PlanError for wrong input; TargetError if the target can't be met or nothing
-    is prunable; PassError if the result fails verification.
+    ModelError, CalibrationError, PlanError: wrong input. TargetError: it can't be met, or nothing is prunable.
+    PassError: the result fails verification.
     """
     check_options(options, DATA_OPTIONS + CHOICE_OPTIONS)
     given = {"macs": target_macs, "params": target_params, "size": target_size, "latency": target_latency}
