@@ -2,6 +2,7 @@
 
 from snp_onnx._version import __version__
 from snp_onnx.errors import CalibrationError, ModelError, PassError, PlanError, SnpError, TargetError
+from snp_onnx.integrations.static import prune_static
 from snp_onnx.planning.plan import Plan
 from snp_onnx.verbs.compare import compare
 from snp_onnx.verbs.inspect import inspect
@@ -24,5 +25,6 @@ __all__ = [
     "compare",
     "inspect",
     "prune",
+    "prune_static",
     "recover",
 ]

@@ -1,0 +1,1 @@
+"""Ways in for other tools' users: our verbs under the names and with the conventions that those tools have."""
