@@ -9,22 +9,30 @@ import numpy as np
 from PIL import Image
 
 from snp_onnx.calibration.inputs import Array, InputSpec, expected_shape, image_layout
+from snp_onnx.calibration.preprocess import Preprocess
 from snp_onnx.calibration.spool import Spool
 from snp_onnx.errors import CalibrationError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_PLAIN = Preprocess()
 
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """Image files of one size; `resize` says that they are resized (bilinear) to it instead."""
+    """Image files of one size; `resize` says that they are stretched to it instead.
+
+    With a `shorter` side they are resized to that, in their own proportions, and the middle is cut out.
+    """
 
     paths: tuple[Path, ...]
     height: int
     width: int
     channels: int
     resize: bool
+    shorter: int | None = None
+    is_cut: bool = False
+    filter: Image.Resampling = Image.Resampling.BILINEAR
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -47,12 +55,37 @@ class Images:
                 image = file.convert(_MODES[self.channels])
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise CalibrationError(f"cannot read image {path}: {error}; repair or remove it") from error
-        if self.resize and image.size != (self.width, self.height):
-            image = image.resize((self.width, self.height), Image.Resampling.BILINEAR)
+        if self.is_cut:
+            image = self._cut(image, path)
+        elif self.resize and image.size != (self.width, self.height):
+            image = image.resize((self.width, self.height), self.filter)
         return np.asarray(image).reshape(self.height, self.width, self.channels)
 
+    def _cut(self, image: Image.Image, path: Path) -> Image.Image:
+        """The middle of an image, after its shorter side was brought to length."""
+        if self.shorter is not None:
+            scale = self.shorter / min(image.size)
+            size = max(self.shorter, round(image.width * scale)), max(self.shorter, round(image.height * scale))
+            image = image if image.size == size else image.resize(size, self.filter)
+        left, top = (image.width - self.width) // 2, (image.height - self.height) // 2
+        if min(left, top) < 0:
+            raise CalibrationError(
+                f"image {path} has {image.height}x{image.width} pixels before {self.height}x{self.width} are cut out; "
+                "give a larger --resize"
+            )
+        return image.crop((left, top, left + self.width, top + self.height))
 
-def open_images(paths: Sequence[Path], specs: tuple[InputSpec, ...]) -> Images:
+    @property
+    def geometry(self) -> str:
+        """What is done to the images' sizes, in words."""
+        size = f"{self.height}x{self.width}"
+        if not self.is_cut:
+            return f"stretched to {size}" if self.resize else f"{size} as they are"
+        before = "" if self.shorter is None else f"shorter side to {self.shorter}, "
+        return f"{before}the middle {size} cut out"
+
+
+def open_images(paths: Sequence[Path], specs: tuple[InputSpec, ...], preprocess: Preprocess = _PLAIN) -> Images:
     """The images as the model's only input wants them: its channels, and its height and width where these are fixed."""
     if len(specs) != 1 or (specs[0].shape is not None and len(specs[0].shape) != 4):
         wanted = ", ".join(f"{spec.name!r} {expected_shape(spec, batched=False)}" for spec in specs)
@@ -66,9 +99,27 @@ def open_images(paths: Sequence[Path], specs: tuple[InputSpec, ...]) -> Images:
             f"input {specs[0].name!r} of shape {expected_shape(specs[0], batched=False)} has {channels} channels, "
             "and images have 1, 3 or 4; give an .npz file"
         )
+    if preprocess.cuts_images:
+        height, width = _cut_size(height, width, preprocess.crop)
+        shorter = preprocess.resize
+        if shorter is None and preprocess.margin is not None:
+            shorter = round(preprocess.margin * max(height, width))
+        sampling = Image.Resampling.BICUBIC if preprocess.is_bicubic else Image.Resampling.BILINEAR
+        return Images(tuple(paths), height, width, channels, False, shorter, True, sampling)
     if height is not None and width is not None:
         return Images(tuple(paths), height, width, channels, resize=True)
     return Images(tuple(paths), *_common_size(paths), channels, resize=False)
+
+
+def _cut_size(height: int | None, width: int | None, crop: tuple[int, int] | None) -> tuple[int, int]:
+    """The model's own size, or what was asked for where it has none."""
+    for name, own, asked in zip(("height", "width"), (height, width), crop or (None, None), strict=True):
+        if own is not None and asked is not None and own != asked:
+            raise CalibrationError(f"--crop has {name} {asked}, the model wants {own}; drop --crop")
+    found = [own or asked for own, asked in zip((height, width), crop or (None, None), strict=True)]
+    if found[0] is None or found[1] is None:
+        raise CalibrationError("the model fixes no height and width; say what to cut out, such as --crop 224,224")
+    return found[0], found[1]
 
 
 def _common_size(paths: Sequence[Path]) -> tuple[int, int]:

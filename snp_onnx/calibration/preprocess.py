@@ -13,7 +13,8 @@ class Preprocess:
     """How data becomes model input: `(x * scale - mean) / std`.
 
     `mean` and `std` are empty, one number, or one a channel. It holds for every floating-point input, whatever type
-    the data has; `layout` is the layout of 4-D *data*.
+    the data has; `layout` is the layout of 4-D *data*. Of a folder of images, `resize` is the shorter side in pixels
+    (or `margin` says how many times that of what is cut out), and `crop` (height, width) is cut out of the middle.
     """
 
     scale: float = 1.0
@@ -22,6 +23,16 @@ class Preprocess:
     layout: Layout | None = None
     input_array: str | None = None
     label_array: str | None = None
+    resize: int | None = None
+    margin: float | None = None
+    crop: tuple[int, int] | None = None
+    is_bicubic: bool = False
+    convention: str | None = None
+
+    @property
+    def cuts_images(self) -> bool:
+        """Whether images keep their proportions and are cut, in place of being stretched."""
+        return self.resize is not None or self.margin is not None or self.crop is not None
 
     @property
     def has_arithmetic(self) -> bool:
@@ -37,6 +48,8 @@ def check_options(preprocess: Preprocess, specs: tuple[InputSpec, ...]) -> None:
         )
     if not np.isfinite((preprocess.scale, *preprocess.mean, *preprocess.std)).all() or 0.0 in preprocess.std:
         raise CalibrationError("--scale, --mean and --std must be finite, and --std not zero; give other numbers")
+    if min(1 if preprocess.resize is None else preprocess.resize, *(preprocess.crop or (1,))) < 1:
+        raise CalibrationError("--resize and --crop are in pixels: give positive numbers")
     if preprocess.layout not in (None, "nchw", "nhwc"):
         raise CalibrationError(f"--layout {preprocess.layout!r} is neither nchw nor nhwc; give the layout of the data")
     if preprocess.input_array is not None and len(specs) != 1:

@@ -19,7 +19,7 @@ from snp_onnx.calibration.feeds import check_beside, collect
 from snp_onnx.calibration.inputs import Array, InputSpec, fixed_batch, has_batch_axis
 from snp_onnx.calibration.matching import Matcher, with_layout
 from snp_onnx.calibration.preprocess import Preprocess, check_options, convert, first_not_finite
-from snp_onnx.calibration.sources import Request, open_source
+from snp_onnx.calibration.sources import Request, Source, open_source
 from snp_onnx.calibration.spool import Spool
 from snp_onnx.errors import CalibrationError
 
@@ -156,9 +156,19 @@ def _open(source: object, request: Request, spool: Spool) -> Samples:
     if found.labels is not None:
         check_beside(found.labels, count, is_all=count != request.samples)
     largest = _largest_shapes(request.specs, feeds)
+    notes = [*found.notes, *notes]
+    if data.resize is not None or data.crop is not None:
+        _require_images(found)
     opened = Samples(count, notes, largest, found.is_random, request.specs, used, feeds, found.labels, spool)
     _check_fixed_batch(opened, found.origin)
     return opened
+
+
+def _require_images(found: Source) -> None:
+    if not found.notes:
+        raise CalibrationError(
+            f"--resize and --crop are for folders of images, and {found.origin} is none; prepare its arrays yourself"
+        )
 
 
 def _check_fixed_batch(opened: Samples, origin: str) -> None:

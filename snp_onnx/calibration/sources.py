@@ -9,7 +9,7 @@ import numpy as np
 
 from snp_onnx.calibration.arrays import Fleeting, Held, RowArray, Stored, as_array, open_npy, open_npz
 from snp_onnx.calibration.images import SUFFIXES as IMAGE_SUFFIXES
-from snp_onnx.calibration.images import open_images
+from snp_onnx.calibration.images import Images, open_images
 from snp_onnx.calibration.inputs import InputSpec, Layout
 from snp_onnx.calibration.loader import loader, split_loader
 from snp_onnx.calibration.preprocess import Preprocess
@@ -44,6 +44,7 @@ class Source:
     layout: Layout | None = None
     single: bool = False
     is_random: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +117,9 @@ def _open_directory(folder: Path, request: Request) -> Source:
     labels = None if beside is None else open_npy(beside)
     (kind, files), *_ = kinds.items()
     if kind == "images":
-        feeds = _image_feeds(folder, files[: request.samples], request.specs)
-        return Source(str(folder), feeds, labels, layout="nhwc")
+        images = open_images(files[: request.samples], request.specs, request.preprocess)
+        feeds = (RawFeed(str(folder), {"images": images}) for _ in range(1))
+        return Source(str(folder), feeds, labels, layout="nhwc", notes=(_of_images(images, request.preprocess),))
     return Source(str(folder), _file_feeds(files), labels, single=True)
 
 
@@ -125,8 +127,16 @@ def _together(folder: Path, paths: Mapping[str, Path]) -> Feeds:
     yield RawFeed(str(folder), {name: open_npy(path) for name, path in paths.items()})
 
 
-def _image_feeds(folder: Path, files: list[Path], specs: tuple[InputSpec, ...]) -> Feeds:
-    yield RawFeed(str(folder), {"images": open_images(files, specs)})
+def _of_images(images: Images, preprocess: Preprocess) -> str:
+    """What is done to images, in words: nothing in a model says whether it is right."""
+    if not preprocess.has_arithmetic:
+        advice = "if the model wants others, give --convention or --scale, --mean and --std"
+        return f"images: {images.geometry}, values 0 to 255 as they are ({advice})"
+    known = f" by the convention {preprocess.convention}" if preprocess.convention else ""
+    figures = f"scale {preprocess.scale:.6g}"
+    for name, numbers in (("mean", preprocess.mean), ("std", preprocess.std)):
+        figures += f", {name} {','.join(f'{number:g}' for number in numbers)}" if numbers else ""
+    return f"images: {images.geometry}, values (x * scale - mean) / std with {figures}{known}"
 
 
 def _loader_feeds(path: Path, function: str) -> Feeds:

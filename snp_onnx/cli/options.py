@@ -39,7 +39,10 @@ DATA = (
     _option("label_array", str | None, None, "The array with class labels, for accuracies."),
     _option("mean", str | None, None, "Per channel, comma separated: (x*scale - mean) / std."),
     _option("std", str | None, None, "Per channel, comma separated."),
-    _option("scale", float, 1.0, "Factor before mean and std, such as 0.00392156862745098."),
+    _option("scale", float | None, None, "Factor before mean and std, such as 0.00392156862745098."),
+    _option("convention", str | None, None, "Scale, mean, std and cut of images: imagenet, imagenet-tf, clip or none."),
+    _option("resize", int | None, None, "Of a folder of images: the shorter side in pixels."),
+    _option("crop", str | None, None, "Of a folder of images: what is cut out of the middle, N or HEIGHT,WIDTH."),
     _option("layout", str | None, None, "Layout of the data: nchw or nhwc."),
     _option("samples", int | None, None, "Use the first N samples."),
     _option("batch_size", int, 16, "Rows a run, where the batch is dynamic; more while measuring small activations."),
@@ -133,9 +136,9 @@ def verb_options(options: dict[str, Any]) -> dict[str, Any]:
     values = dict(options)
     if values.get("layout") not in (None, "nchw", "nhwc"):
         raise PlanError(f"--layout {values['layout']!r}: give nchw or nhwc")
-    for name in ("mean", "std"):
+    for name in ("mean", "std", "crop"):
         if name in values:
-            values[name] = split_numbers(values[name], f"--{name}")
+            values[name] = split_numbers(values[name], f"--{name}") or None
     for name in ("units", "augment"):
         if name in values:
             values[name] = split_words(values[name])

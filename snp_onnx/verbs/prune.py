@@ -75,7 +75,8 @@ def prune(
     progress : called as `progress(stage, done, total)`. executor : whose workers measure (`calibration.workers`).
     options : as on the command line: order, fold, ratios, refine, ridge, error_power, weigh, streams, caches, include,
         exclude, min_units, round_to, similarity, representation, ranking_samples, min_blocks, latency_batch; mean, std,
-        input_array, label_array, scale, layout, samples, batch_size, input_shapes, seed, provider, threads, custom_ops.
+        scale, convention, resize, crop, layout, input_array, label_array, samples, batch_size, input_shapes, seed,
+        provider, threads, custom_ops.
 
     Raises
     ------

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from snp_onnx.calibration.conventions import convention_of
 from snp_onnx.calibration.samples import Preprocess
 from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.errors import PlanError
@@ -45,13 +46,20 @@ class Data:
 
 def data_from(calibration: Any, options: Mapping[str, Any]) -> Data:
     """Data from the flat keyword arguments that the verbs share."""
+    known = convention_of(options.get("convention"))
+    crop = options.get("crop")
     preprocess = Preprocess(
-        scale=_given(options, "scale", 1.0),
-        mean=_numbers(options.get("mean")),
-        std=_numbers(options.get("std")),
+        scale=_given(options, "scale", known.scale),
+        mean=_numbers(options.get("mean")) or known.mean,
+        std=_numbers(options.get("std")) or known.std,
         layout=options.get("layout"),
         input_array=options.get("input_array"),
         label_array=options.get("label_array"),
+        resize=options.get("resize"),
+        margin=known.margin,
+        crop=None if crop is None else _size(crop),
+        is_bicubic=known.is_bicubic,
+        convention=options.get("convention"),
     )
     shapes = {name: tuple(shape) for name, shape in (options.get("input_shapes") or {}).items()}
     return Data(
@@ -68,6 +76,14 @@ def _given(options: Mapping[str, Any], name: str, default: Any) -> Any:
     """An option's value; None stands for its default, 0 doesn't."""
     value = options.get(name)
     return default if value is None else value
+
+
+def _size(value: Any) -> tuple[int, int]:
+    """One number of pixels for both sides, or height and width."""
+    numbers = [float(number) for number in np.atleast_1d(value)]
+    if len(numbers) not in (1, 2) or not all(number.is_integer() for number in numbers):
+        raise PlanError(f"--crop {value}: give one whole number of pixels, or height,width")
+    return int(numbers[0]), int(numbers[-1])
 
 
 def _numbers(value: Any) -> tuple[float, ...]:
@@ -100,6 +116,9 @@ DATA_OPTIONS = [
     "mean",
     "std",
     "scale",
+    "convention",
+    "resize",
+    "crop",
     "layout",
     "samples",
     "batch_size",
