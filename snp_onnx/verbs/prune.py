@@ -73,10 +73,8 @@ def prune(
     latency : time the result against the dense model too, one row and `latency_batch` of them; a latency target does so
         anyway. outlook : report what other shares of the MACs would leave, each a fold and a look at held-back samples.
     progress : called as `progress(stage, done, total)`. executor : whose workers measure (`calibration.workers`).
-    options : as on the command line: order, fold, ratios, refine, ridge, error_power, weigh, streams, caches, include,
-        exclude, min_units, round_to, similarity, representation, ranking_samples, min_blocks, latency_batch; mean, std,
-        scale, convention, resize, crop, layout, input_array, label_array, samples, batch_size, input_shapes, seed,
-        provider, threads, custom_ops.
+    options : as on the command line, `CHOICE_OPTIONS` and `DATA_OPTIONS` of `snp_onnx.verbs`: order, fold, ratios,
+        refine, ridge, include, exclude, min_units, round_to, ...; mean, std, scale, convention, samples, threads, ...
 
     Raises
     ------
