@@ -31,7 +31,7 @@ FLOORS = {
     "cli": 8,
 }
 # `snp_onnx` itself: what its __init__ may import, and the lowest floor that may import the public names from it.
-SURFACE_IMPORTS = frozenset({"_version", "errors", "planning", "verbs"})
+SURFACE_IMPORTS = frozenset({"_version", "errors", "integrations", "planning", "verbs"})
 SURFACE_USERS_FROM = 7
 FROM_ANYWHERE = {
     "errors": "every room says what is wrong in the same words",
@@ -42,7 +42,7 @@ SAME_FLOOR: dict[tuple[str, str], str] = {}
 
 # Rooms that need an optional package: they import it at the top, and others import them inside functions only.
 NEEDS = {"recovery": "torch"}
-OPTIONAL = frozenset({"torch", "olive", "dask", "distributed", "matplotlib", "onnxruntime"})
+OPTIONAL = frozenset({"torch", "olive", "dask", "distributed", "jinja2", "matplotlib", "onnxruntime"})
 NOT_IN_SUBSPACE = frozenset({"onnx", "onnx_graphsurgeon", "onnxruntime", "logging"})
 
 

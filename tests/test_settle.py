@@ -93,16 +93,17 @@ def test_what_helps_stays() -> None:
 # the least model above a fidelity
 
 
-@pytest.mark.parametrize("preset", ["fast", "best"])
-def test_the_bound_holds_closely(preset: str) -> None:
-    results = [digits(preset=preset, min_fidelity=bound) for bound in (0.9, 0.99)]
+@pytest.mark.parametrize(("preset", "bounds"), [("fast", (0.9, 0.99)), ("best", (0.99,))])
+def test_the_bound_holds_closely(preset: str, bounds: tuple[float, ...]) -> None:
+    results = [digits(preset=preset, min_fidelity=bound) for bound in bounds]
     macs = [result.report.pruned.macs for result in results]
-    for bound, result in zip((0.9, 0.99), results, strict=True):
+    for bound, result in zip(bounds, results, strict=True):
         assert result.report.fidelity[0].cosine >= bound
         assert result.report.target == {"kind": "fidelity", "value": bound}
-    assert macs[0] < macs[1] < 0.9 * results[0].report.dense.macs
+    assert macs == sorted(set(macs))
+    assert macs[-1] < 0.9 * results[0].report.dense.macs
     # one tenth of the MACs less is too little
-    share = 0.9 * macs[1] / results[1].report.dense.macs
+    share = 0.9 * macs[-1] / results[-1].report.dense.macs
     assert digits(preset=preset, target_macs=share).report.fidelity[0].cosine < 0.995
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from snp_onnx._version import __version__
 from snp_onnx.cli.options import (
     CHOICES,
+    CONFIG,
     CUSTOM_OPS,
     DASK,
     DATA,
@@ -51,7 +52,7 @@ def _common(
 
 
 @app.command()
-@takes(*TARGETS, *DATA, *CHOICES, DASK, QUIET)
+@takes(*TARGETS, *DATA, *CHOICES, DASK, CONFIG, QUIET)
 def prune(
     model: Annotated[Path, typer.Argument(help="The trained model.")],
     output: Annotated[Path | None, typer.Argument(help="Where the pruned model goes.")] = None,
@@ -86,7 +87,7 @@ def prune(
 
 
 @app.command()
-@takes(INPUT_SHAPE, CUSTOM_OPS, JSON, QUIET)
+@takes(INPUT_SHAPE, CUSTOM_OPS, CONFIG, JSON, QUIET)
 def inspect(
     model: Annotated[Path, typer.Argument(help="The model to look at.")],
     html: Annotated[Path | None, typer.Option(help="Write what is found as FILE.html too.")] = None,
@@ -107,7 +108,7 @@ def inspect(
 
 
 @app.command()
-@takes(*DATA, JSON, QUIET)
+@takes(*DATA, CONFIG, JSON, QUIET)
 def compare(
     dense: Annotated[Path, typer.Argument(help="The dense model.")],
     pruned: Annotated[Path, typer.Argument(help="The pruned model.")],
@@ -127,7 +128,7 @@ def compare(
 
 
 @app.command()
-@takes(*(option for option in DATA if option.name != "batch_size"), *TRAINING, QUIET)
+@takes(*(option for option in DATA if option.name != "batch_size"), *TRAINING, CONFIG, QUIET)
 def recover(
     dense: Annotated[Path, typer.Argument(help="The dense model.")],
     pruned: Annotated[Path, typer.Argument(help="The model that was pruned from it.")],

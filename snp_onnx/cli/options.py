@@ -9,16 +9,20 @@ from typing import Annotated, Any
 
 import typer
 
+from snp_onnx.cli.config import take_config
 from snp_onnx.errors import PlanError
 
 Command = Callable[..., None]
 
 
-def _option(name: str, kind: Any, default: Any, text: str, *flags: str) -> inspect.Parameter:
-    annotation = Annotated[kind, typer.Option(*flags, help=text)]
+def _option(name: str, kind: Any, default: Any, text: str, *flags: str, **how: Any) -> inspect.Parameter:
+    annotation = Annotated[kind, typer.Option(*flags, help=text, **how)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
+CONFIG = _option(
+    "config", Path | None, None, "Options by name in FILE.yaml; those typed win.", callback=take_config, is_eager=True
+)
 QUIET = _option("quiet", bool, False, "Warnings and errors only.", "--quiet")
 JSON = _option("json", bool, False, "Print JSON instead of tables.", "--json")
 INPUT_SHAPE = _option("input_shape", list[str] | None, None, "NAME:1,3,224,224; may be repeated.")
@@ -133,7 +137,7 @@ def takes(*options: inspect.Parameter) -> Callable[[Command], Command]:
 
 def verb_options(options: dict[str, Any]) -> dict[str, Any]:
     """What a verb takes, from what the command line gave: texts become numbers, shapes and words."""
-    values = dict(options)
+    values = {name: value for name, value in options.items() if name != "config"}
     if values.get("layout") not in (None, "nchw", "nhwc"):
         raise PlanError(f"--layout {values['layout']!r}: give nchw or nhwc")
     for name in ("mean", "std", "crop"):
