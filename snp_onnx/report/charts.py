@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -16,11 +17,10 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Points in data units, the class that the page styles it by, and what it is called."""
+    """Points in data units, and the class that the page styles it by."""
 
     points: Sequence[Point]
     style: str = "line"
-    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def axis(name: str, values: Sequence[float], form: str = "{:g}", count: int = 5)
     if high <= low:
         low, high = low - 0.5, high + 0.5
     step = _round_step((high - low) / count)
-    first = _floor(low / step) * step
+    first = math.floor(low / step) * step
     ticks = tuple(round(first + number * step, 10) for number in range(count + 4) if first + number * step <= high)
     return Axis(name, min(low, first), high, ticks, form)
 
@@ -99,7 +99,3 @@ def _round_step(step: float) -> float:
     while scale * 10.0 <= step:
         scale *= 10.0
     return next(scale * factor for factor in (1.0, 2.0, 5.0, 10.0) if scale * factor >= step * 0.999)
-
-
-def _floor(value: float) -> int:
-    return int(value // 1)

@@ -73,8 +73,8 @@ def prune(
     latency : time the result against the dense model too, one row and `latency_batch` of them; a latency target does so
         anyway. outlook : report what other shares of the MACs would leave, each a fold and a look at held-back samples.
     progress : called as `progress(stage, done, total)`. executor : whose workers measure (`calibration.workers`).
-    options : as on the command line, `CHOICE_OPTIONS` and `DATA_OPTIONS` of `snp_onnx.verbs`: order, fold, ratios,
-        refine, ridge, include, exclude, min_units, round_to, ...; mean, std, scale, convention, samples, threads, ...
+    options : as on the command line (`snp-onnx prune --help`), `-` written `_`, several `input_shapes` as a mapping;
+        all of them are in `CHOICE_OPTIONS` here and `DATA_OPTIONS` of `snp_onnx.verbs.settings`.
 
     Raises
     ------
