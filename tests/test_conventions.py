@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 import snp_onnx
-from snp_onnx.calibration.conventions import CONVENTIONS
-from snp_onnx.calibration.inputs import input_specs
-from snp_onnx.calibration.samples import Part, open_samples
 from snp_onnx.errors import CalibrationError, PlanError
+from snp_onnx.sources.conventions import CONVENTIONS
+from snp_onnx.sources.inputs import input_specs
+from snp_onnx.sources.samples import Part, open_samples
 from snp_onnx.verbs.settings import data_from
 from tests.command_line import call, files
 from tests.graphs import Net

@@ -15,13 +15,13 @@ from onnx import numpy_helper
 
 import snp_onnx
 from snp_onnx import PlanError, TargetError
-from snp_onnx.calibration.inputs import input_specs
-from snp_onnx.calibration.samples import Preprocess, open_samples
 from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.passes import EliminateDead, prepare, rewrite
 from snp_onnx.planning.detours import detour
 from snp_onnx.planning.options import choices
 from snp_onnx.planning.plan import BlockDecision, Plan, save_plan
+from snp_onnx.sources.inputs import input_specs
+from snp_onnx.sources.samples import Preprocess, open_samples
 from snp_onnx.tracing import find_blocks
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.verbs import depth as depth_module

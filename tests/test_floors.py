@@ -20,6 +20,7 @@ FLOORS = {
     "subspace": 0,
     "model_io": 1,
     "cost": 1,
+    "sources": 2,
     "tracing": 2,
     "calibration": 3,
     "planning": 4,

@@ -13,14 +13,14 @@ import pytest
 from onnx import numpy_helper
 
 import snp_onnx
-from snp_onnx.calibration.inputs import input_specs
-from snp_onnx.calibration.samples import Part, Preprocess, open_samples
 from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.errors import PlanError
 from snp_onnx.passes import rewrite
 from snp_onnx.passes.turn_heads import Turn, TurnHeads, digest
 from snp_onnx.planning.head_statistics import logits_of
 from snp_onnx.planning.heads import logits_energy
+from snp_onnx.sources.inputs import input_specs
+from snp_onnx.sources.samples import Part, Preprocess, open_samples
 from snp_onnx.tracing import Kind
 from snp_onnx.verbs.bases import change_bases
 from snp_onnx.verbs.measure import Calibration, measure

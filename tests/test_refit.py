@@ -18,14 +18,14 @@ from scipy import linalg
 import snp_onnx
 import snp_onnx.planning.course as course_module
 from snp_onnx import PruneResult
-from snp_onnx.calibration.inputs import input_specs
-from snp_onnx.calibration.preprocess import Preprocess
-from snp_onnx.calibration.samples import Part, open_samples
 from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.calibration.walk import Walk
 from snp_onnx.passes import FoldWeights, prepare, rewrite
 from snp_onnx.planning import rations
 from snp_onnx.planning.options import BEST
+from snp_onnx.sources.inputs import input_specs
+from snp_onnx.sources.preprocess import Preprocess
+from snp_onnx.sources.samples import Part, open_samples
 from snp_onnx.tracing import Trace
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.groups import Mask

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from snp_onnx.calibration.inputs import Array, InputSpec
-from snp_onnx.calibration.samples import Part, Preprocess, Samples, open_samples
 from snp_onnx.errors import CalibrationError
+from snp_onnx.sources.inputs import Array, InputSpec
+from snp_onnx.sources.samples import Part, Preprocess, Samples, open_samples
 
 LABELLED = Preprocess(label_array="y")
 

@@ -13,10 +13,10 @@ from scipy.special import log_softmax
 
 import snp_onnx
 from snp_onnx import PlanError, PruneResult, TargetError
-from snp_onnx.calibration.inputs import input_specs
-from snp_onnx.calibration.samples import Part, Preprocess, open_samples
 from snp_onnx.calibration.sessions import Runtime, open_session, run
 from snp_onnx.planning.folding import Folding
+from snp_onnx.sources.inputs import input_specs
+from snp_onnx.sources.samples import Part, Preprocess, open_samples
 from snp_onnx.verbs import carry_out
 from snp_onnx.verbs.fidelity import _log_classes
 from snp_onnx.verbs.measure import Calibration

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snp_onnx.calibration.inputs import Array, InputSpec
-from snp_onnx.calibration.samples import Part, Preprocess, open_samples
 from snp_onnx.errors import CalibrationError
+from snp_onnx.sources.inputs import Array, InputSpec
+from snp_onnx.sources.samples import Part, Preprocess, open_samples
 
 GOOD = np.zeros((4, 3, 8, 6), np.float32)
 IMAGE = InputSpec("x", np.dtype(np.float32), (None, 3, 8, 6))

@@ -9,9 +9,9 @@ import onnx
 import pytest
 from PIL import Image
 
-from snp_onnx.calibration.inputs import Array, InputSpec, fixed_batch, has_batch_axis, input_specs
-from snp_onnx.calibration.samples import Part, Preprocess, Samples, open_samples
 from snp_onnx.errors import ModelError
+from snp_onnx.sources.inputs import Array, InputSpec, fixed_batch, has_batch_axis, input_specs
+from snp_onnx.sources.samples import Part, Preprocess, Samples, open_samples
 
 ROWS = 12
 DATA = np.random.default_rng(0).standard_normal((ROWS, 3, 4, 5)).astype(np.float32)

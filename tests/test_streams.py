@@ -13,12 +13,12 @@ import pytest
 from onnx import numpy_helper
 
 import snp_onnx
-from snp_onnx.calibration.inputs import input_specs
-from snp_onnx.calibration.preprocess import Preprocess
-from snp_onnx.calibration.samples import open_samples
 from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.errors import PlanError, TargetError
 from snp_onnx.passes import prepare, rotate_streams
+from snp_onnx.sources.inputs import input_specs
+from snp_onnx.sources.preprocess import Preprocess
+from snp_onnx.sources.samples import open_samples
 from snp_onnx.subspace import centring, principal_axes, sensitivity
 from snp_onnx.subspace import turned as turn
 from snp_onnx.tracing import Group, Kind, Trace, trace

@@ -27,12 +27,12 @@ import numpy as np
 import snp_onnx
 from snp_onnx.calibration import workers
 from snp_onnx.calibration.binding import bind
-from snp_onnx.calibration.inputs import input_specs
 from snp_onnx.calibration.moments import Moments
-from snp_onnx.calibration.samples import Part, Preprocess, Samples, open_samples
 from snp_onnx.calibration.sessions import CUDA, Runtime, open_session, run
 from snp_onnx.errors import SnpError
 from snp_onnx.model_io import load
+from snp_onnx.sources.inputs import input_specs
+from snp_onnx.sources.samples import Part, Preprocess, Samples, open_samples
 from snp_onnx.verbs import measure
 from tools.bench import material
 

@@ -1,1 +1,1 @@
-"""Calibration: where samples come from, which statistics are taken of them, and how they are run."""
+"""Calibration: which statistics are taken of the samples, and how they are run."""

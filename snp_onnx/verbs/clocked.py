@@ -16,7 +16,6 @@ import onnx
 
 from snp_onnx.calibration.kernel_times import KernelTimes
 from snp_onnx.calibration.kernels import Kernel
-from snp_onnx.calibration.samples import Part
 from snp_onnx.cost import mac_terms
 from snp_onnx.errors import TargetError
 from snp_onnx.planning.budget import smallest
@@ -27,6 +26,7 @@ from snp_onnx.planning.layers import dense_kernels, layers_of
 from snp_onnx.planning.options import Target
 from snp_onnx.planning.paths import Path
 from snp_onnx.planning.plan import Plan, widths
+from snp_onnx.sources.samples import Part
 from snp_onnx.tracing import Group
 from snp_onnx.tracing.blocks import Block
 from snp_onnx.tracing.surface import surface_between

@@ -8,11 +8,11 @@ from typing import Any
 
 import onnx
 
-from snp_onnx.calibration.inputs import Array, input_specs
-from snp_onnx.calibration.samples import Part, Samples, open_samples
 from snp_onnx.calibration.sessions import Runtime, open_session
 from snp_onnx.cost import Cost
 from snp_onnx.errors import CalibrationError, ModelError, PlanError
+from snp_onnx.sources.inputs import Array, input_specs
+from snp_onnx.sources.samples import Part, Samples, open_samples
 from snp_onnx.tracing.padding import mask_of
 from snp_onnx.tracing.surface import Surface, surface_between
 from snp_onnx.verbs.fidelity import measure_fidelity

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from snp_onnx.calibration.ranking import block_similarities, ranking_batches, represented
-from snp_onnx.calibration.samples import Part
 from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.errors import PlanError
 from snp_onnx.passes import EliminateDead, FoldWeights, Pass, RemoveBlocks, rewrite
 from snp_onnx.planning.options import BlockScore, Choices, Refine
 from snp_onnx.planning.plan import BlockDecision
+from snp_onnx.sources.samples import Part
 from snp_onnx.subspace.similarity import Similarity
 from snp_onnx.tracing import find_blocks
 from snp_onnx.tracing.blocks import Block, BlockKind

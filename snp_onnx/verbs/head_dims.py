@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from snp_onnx.calibration.runner import collect
-from snp_onnx.calibration.samples import Part
 from snp_onnx.calibration.single_heads import with_single_heads
 from snp_onnx.errors import PlanError
 from snp_onnx.passes import FreezeNumbers, Note, Turn, TurnHeads, rewrite
@@ -27,6 +26,7 @@ from snp_onnx.planning.head_statistics import (
 )
 from snp_onnx.planning.heads import context_bases, logits_bases
 from snp_onnx.planning.plan import Bases
+from snp_onnx.sources.samples import Part
 from snp_onnx.tracing.attention import find_attention
 from snp_onnx.tracing.extents import SHAPE_OPERANDS
 from snp_onnx.tracing.flow import Flow

@@ -11,14 +11,14 @@ from typing import Any
 import onnx
 
 from snp_onnx import model_io
-from snp_onnx.calibration.inputs import input_specs
-from snp_onnx.calibration.samples import Part, Samples, open_samples
 from snp_onnx.calibration.sessions import Runtime, one_memory
 from snp_onnx.passes import summarise
 from snp_onnx.planning.architecture import architecture
 from snp_onnx.planning.decide import eligible
 from snp_onnx.planning.options import Choices, Fold, Target, TargetKind
 from snp_onnx.planning.plan import Saved
+from snp_onnx.sources.inputs import input_specs
+from snp_onnx.sources.samples import Part, Samples, open_samples
 from snp_onnx.tracing import Group, Kind
 from snp_onnx.verbs.bases import change_bases
 from snp_onnx.verbs.carry_out import Candidate, Work, candidate_from_plan, carry_out, tidied

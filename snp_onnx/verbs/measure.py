@@ -12,7 +12,6 @@ import onnx
 from snp_onnx.calibration.blocks import collect_in_blocks
 from snp_onnx.calibration.moments import MomentRequest, Moments, View
 from snp_onnx.calibration.runner import collect
-from snp_onnx.calibration.samples import Part, Samples
 from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.calibration.single_heads import with_single_heads
 from snp_onnx.planning.head_statistics import (
@@ -26,6 +25,7 @@ from snp_onnx.planning.head_statistics import (
 from snp_onnx.planning.rations import joined_rows
 from snp_onnx.planning.readings import Reading, readings, shows_spread, total_requests
 from snp_onnx.planning.statistics import Statistics
+from snp_onnx.sources.samples import Part, Samples
 from snp_onnx.tracing import Group, Linear
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.heads import Operand

@@ -14,11 +14,11 @@ import numpy as np
 import onnx
 
 from snp_onnx import model_io
-from snp_onnx.calibration.inputs import fixed_batch, has_batch_axis, input_specs
-from snp_onnx.calibration.samples import Part, Samples, open_samples
 from snp_onnx.calibration.sessions import Runtime, open_session
 from snp_onnx.errors import CalibrationError, PlanError
 from snp_onnx.planning.training import Augmentation, Checkpoints, Training
+from snp_onnx.sources.inputs import fixed_batch, has_batch_axis, input_specs
+from snp_onnx.sources.samples import Part, Samples, open_samples
 from snp_onnx.tracing.padding import mask_of
 from snp_onnx.tracing.surface import Surface
 from snp_onnx.verbs.compare import require_same_surface

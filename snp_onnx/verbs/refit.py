@@ -17,13 +17,13 @@ import onnx
 from onnx import helper, numpy_helper
 
 from snp_onnx.calibration.moments import MomentRequest, Moments, Squares
-from snp_onnx.calibration.samples import Part
 from snp_onnx.calibration.segments import DENSE, beside, feeds_beside
 from snp_onnx.calibration.walk import Walk
 from snp_onnx.planning.aims import Aim, Layer
 from snp_onnx.planning.course import Leg, course_of
 from snp_onnx.planning.detours import Detour
 from snp_onnx.planning.rations import most_rows, most_samples
+from snp_onnx.sources.samples import Part
 from snp_onnx.subspace import refit, refit_error
 from snp_onnx.tracing import Linear
 from snp_onnx.tracing.flow import Flow

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from snp_onnx.calibration.samples import Part
 from snp_onnx.calibration.sessions import open_session
 from snp_onnx.passes import FoldWeights, rewrite
 from snp_onnx.planning.folding import fold
 from snp_onnx.planning.options import Fold, Ratios, Weigh
 from snp_onnx.planning.paths import Path
+from snp_onnx.sources.samples import Part
 from snp_onnx.subspace import Order
 from snp_onnx.tracing import Kind
 from snp_onnx.tracing.padding import mask_of

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from snp_onnx.calibration.conventions import convention_of
-from snp_onnx.calibration.samples import Preprocess
 from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.errors import PlanError
 from snp_onnx.planning.options import Target, TargetKind
+from snp_onnx.sources.conventions import convention_of
+from snp_onnx.sources.samples import Preprocess
 
 Feed = Mapping[str, npt.NDArray[Any]]
 
@@ -26,7 +26,7 @@ DEFAULT_BATCH = 16
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """A calibration source and how to read it; see `snp_onnx.calibration.samples`."""
+    """A calibration source and how to read it; see `snp_onnx.sources.samples`."""
 
     source: Any = None
     preprocess: Preprocess = field(default_factory=Preprocess)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
-from snp_onnx.calibration.samples import Part
 from snp_onnx.calibration.sessions import open_session
+from snp_onnx.sources.samples import Part
 from snp_onnx.tracing.padding import mask_of
 from snp_onnx.tracing.surface import surface_between
 from snp_onnx.verbs.fidelity import Fidelity, measure_fidelity

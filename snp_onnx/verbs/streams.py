@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 from snp_onnx.calibration.moments import MomentRequest, Moments, row_strides
 from snp_onnx.calibration.runner import collect
-from snp_onnx.calibration.samples import Part
 from snp_onnx.errors import CalibrationError, PlanError
 from snp_onnx.passes import Note, rotate_streams
 from snp_onnx.planning.plan import Bases
+from snp_onnx.sources.samples import Part
 from snp_onnx.subspace import principal_axes, sensitivity
 from snp_onnx.tracing import Barrier, Linear
 from snp_onnx.tracing.norms import Norm

@@ -12,13 +12,13 @@ import numpy as np
 import onnx
 
 from snp_onnx import model_io
-from snp_onnx.calibration.inputs import InputSpec, fixed_batch, input_specs
 from snp_onnx.calibration.sessions import Runtime, open_session, run
 from snp_onnx.cost import Cost, Term, mac_terms, param_terms, total, weights
 from snp_onnx.errors import PassError, PlanError, SnpError
 from snp_onnx.passes import Note, prepare
 from snp_onnx.planning.detours import Detour, detour
 from snp_onnx.planning.plan import Bases, BlockDecision, Folds
+from snp_onnx.sources.inputs import InputSpec, fixed_batch, input_specs
 from snp_onnx.tracing import PLAIN_KINDS, Kind, Trace, trace, unknown_shapes
 from snp_onnx.tracing.blocks import Block
 from snp_onnx.tracing.facts import Shape

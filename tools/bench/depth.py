@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import snp_onnx
-from snp_onnx.calibration.inputs import input_specs
-from snp_onnx.calibration.samples import open_samples
 from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.planning.options import BlockScore, choices
+from snp_onnx.sources.inputs import input_specs
+from snp_onnx.sources.samples import open_samples
 from snp_onnx.verbs.depth import Descent
 from snp_onnx.verbs.measure import Calibration
 from snp_onnx.verbs.result import Stopwatch

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 import snp_onnx
-from snp_onnx.calibration.inputs import input_specs
-from snp_onnx.calibration.samples import Part, Preprocess, open_samples
 from snp_onnx.calibration.sessions import Runtime, open_session, run
 from snp_onnx.model_io import load
 from snp_onnx.planning.options import Preset
+from snp_onnx.sources.inputs import input_specs
+from snp_onnx.sources.samples import Part, Preprocess, open_samples
 from tools.bench import material
 
 ROUNDS = 3

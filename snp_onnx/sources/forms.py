@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from snp_onnx.calibration.arrays import Fleeting, Held, RowArray, Stored, as_array, open_npy, open_npz
-from snp_onnx.calibration.images import SUFFIXES as IMAGE_SUFFIXES
-from snp_onnx.calibration.images import Images, open_images
-from snp_onnx.calibration.inputs import InputSpec, Layout
-from snp_onnx.calibration.loader import loader, split_loader
-from snp_onnx.calibration.preprocess import Preprocess
-from snp_onnx.calibration.random_rows import random_feeds
 from snp_onnx.errors import CalibrationError
+from snp_onnx.sources.arrays import Fleeting, Held, RowArray, Stored, as_array, open_npy, open_npz
+from snp_onnx.sources.images import SUFFIXES as IMAGE_SUFFIXES
+from snp_onnx.sources.images import Images, open_images
+from snp_onnx.sources.inputs import InputSpec, Layout
+from snp_onnx.sources.loader import loader, split_loader
+from snp_onnx.sources.preprocess import Preprocess
+from snp_onnx.sources.random_rows import random_feeds
 
 _FORMS = (
     "an .npz or .npy file, a directory of them or of images, loader.py[:function] or random; "

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-from snp_onnx.calibration.arrays import RowArray, Stored
-from snp_onnx.calibration.batching import Feed, Place
-from snp_onnx.calibration.matching import Match, Matcher, View, listing, remarks
-from snp_onnx.calibration.sources import RawFeed, Source
-from snp_onnx.calibration.spool import Spool
 from snp_onnx.errors import CalibrationError
+from snp_onnx.sources.arrays import RowArray, Stored
+from snp_onnx.sources.batching import Feed, Place
+from snp_onnx.sources.forms import RawFeed, Source
+from snp_onnx.sources.matching import Match, Matcher, View, listing, remarks
+from snp_onnx.sources.spool import Spool
 
 
 def collect(source: Source, matcher: Matcher, samples: int | None, spool: Spool) -> tuple[list[Feed], list[str]]:

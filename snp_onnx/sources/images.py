@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from snp_onnx.calibration.inputs import Array, InputSpec, expected_shape, image_layout
-from snp_onnx.calibration.preprocess import Preprocess
-from snp_onnx.calibration.spool import Spool
 from snp_onnx.errors import CalibrationError
+from snp_onnx.sources.inputs import Array, InputSpec, expected_shape, image_layout
+from snp_onnx.sources.preprocess import Preprocess
+from snp_onnx.sources.spool import Spool
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}

@@ -6,9 +6,9 @@ from enum import Enum
 
 import numpy as np
 
-from snp_onnx.calibration.arrays import Readable
-from snp_onnx.calibration.inputs import Array
-from snp_onnx.calibration.matching import View
+from snp_onnx.sources.arrays import Readable
+from snp_onnx.sources.inputs import Array
+from snp_onnx.sources.matching import View
 
 _EVERY = 10
 _MOST_HELD_OUT = 256

@@ -13,15 +13,15 @@ from typing import Self
 
 import numpy as np
 
-from snp_onnx.calibration.arrays import Stored
-from snp_onnx.calibration.batching import Chunk, Feed, Part, count_grouped, group
-from snp_onnx.calibration.feeds import check_beside, collect
-from snp_onnx.calibration.inputs import Array, InputSpec, fixed_batch, has_batch_axis
-from snp_onnx.calibration.matching import Matcher, with_layout
-from snp_onnx.calibration.preprocess import Preprocess, check_options, convert, first_not_finite
-from snp_onnx.calibration.sources import Request, Source, open_source
-from snp_onnx.calibration.spool import Spool
 from snp_onnx.errors import CalibrationError
+from snp_onnx.sources.arrays import Stored
+from snp_onnx.sources.batching import Chunk, Feed, Part, count_grouped, group
+from snp_onnx.sources.feeds import check_beside, collect
+from snp_onnx.sources.forms import Request, Source, open_source
+from snp_onnx.sources.inputs import Array, InputSpec, fixed_batch, has_batch_axis
+from snp_onnx.sources.matching import Matcher, with_layout
+from snp_onnx.sources.preprocess import Preprocess, check_options, convert, first_not_finite
+from snp_onnx.sources.spool import Spool
 
 __all__ = ["Part", "Preprocess", "Samples", "open_samples"]
 

@@ -11,9 +11,9 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.lib import format as npy
 
-from snp_onnx.calibration.inputs import Array, is_floating
-from snp_onnx.calibration.spool import Spool
 from snp_onnx.errors import CalibrationError
+from snp_onnx.sources.inputs import Array, is_floating
+from snp_onnx.sources.spool import Spool
 
 _HEADER_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _BLOCK = 1 << 16

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from snp_onnx.calibration.arrays import Readable, RowArray
-from snp_onnx.calibration.inputs import (
+from snp_onnx.errors import CalibrationError
+from snp_onnx.sources.arrays import Readable, RowArray
+from snp_onnx.sources.inputs import (
     Array,
     InputSpec,
     Layout,
@@ -14,8 +15,7 @@ from snp_onnx.calibration.inputs import (
     is_floating,
     is_integral,
 )
-from snp_onnx.calibration.preprocess import Preprocess
-from snp_onnx.errors import CalibrationError
+from snp_onnx.sources.preprocess import Preprocess
 
 _TO_NCHW = (0, 3, 1, 2)
 _TO_NHWC = (0, 2, 3, 1)

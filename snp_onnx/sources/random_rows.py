@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from snp_onnx.calibration.inputs import Array, InputSpec, expected_shape, has_batch_axis, is_floating
-from snp_onnx.calibration.spool import Spool
 from snp_onnx.errors import CalibrationError
+from snp_onnx.sources.inputs import Array, InputSpec, expected_shape, has_batch_axis, is_floating
+from snp_onnx.sources.spool import Spool
 
 _INTEGERS_BELOW = 2  # 0 and 1 are valid as token, mask and segment ids alike
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from snp_onnx.calibration.inputs import Array, InputSpec, Layout, image_layout, is_floating
 from snp_onnx.errors import CalibrationError
+from snp_onnx.sources.inputs import Array, InputSpec, Layout, image_layout, is_floating
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from snp_onnx.calibration.inputs import Array
 from snp_onnx.errors import CalibrationError
+from snp_onnx.sources.inputs import Array
 
 
 class Spool:
