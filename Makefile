@@ -71,7 +71,7 @@ clean: ## remove the environments, caches and build products
 # The stamp is written last, so an interrupted set-up is done again.
 .venv/.ready: $(SETUP)
 	$(PYTHON) -m venv .venv
-	$(DEV)/python -m pip install --quiet --constraint requirements/dev.txt --editable '.[dev]'
+	$(DEV)/python -m pip install --quiet --constraint requirements/dev.txt --editable '.[dev,neighbours,docs]'
 	touch $@
 
 .venv-core/.ready: $(SETUP)
