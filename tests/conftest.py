@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from snp_onnx.calibration.kernel_times import FOLDER
@@ -16,6 +18,23 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Times of kernels are kept where the tests alone see them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FOLDER, str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+class OneThread(onnxruntime.SessionOptions):
+    """Options of a session that takes one core, unless it is told otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.intra_op_num_threads = 1
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_core() -> Iterator[None]:
+    """Where several processes share the tests, threads of one that wait for work would take the cores of the others."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            patch.setattr(onnxruntime, "SessionOptions", OneThread)
         yield
 
 
