@@ -13,7 +13,6 @@ from typing import Any
 from olive.common.config_utils import ParamCategory, validate_config
 from olive.data.component.dataloader import default_calibration_dataloader
 from olive.data.config import DataConfig
-from olive.exception import OlivePassError
 from olive.hardware.accelerator import AcceleratorSpec
 from olive.model import ONNXModelHandler
 from olive.model.utils import resolve_onnx_path
@@ -25,7 +24,7 @@ from pydantic import ValidationError
 
 from snp_onnx._version import __version__
 from snp_onnx.calibration.sessions import CPU, CUDA, runtime_module
-from snp_onnx.errors import ModelError, PlanError, SnpError, TargetError
+from snp_onnx.errors import ModelError, PlanError
 from snp_onnx.integrations import olive_files
 from snp_onnx.integrations.olive_data import named_batches
 from snp_onnx.integrations.olive_options import (
@@ -75,6 +74,8 @@ class SnpPrune(Pass):  # type: ignore[misc]  # olive-ai has no types
         """As of every pass; what can't be is refused here, before the first pass of the workflow runs."""
         given = config if isinstance(config, Mapping) else config.model_dump() if config else {}
         check_names(given)
+        if not isinstance(given.get(DATA), Mapping | DataConfig | None):
+            raise PlanError(f"SnpPrune: {DATA} is {given[DATA]!r}: give the name of one of the workflow's data_configs")
         try:
             found = super().get_config_params(accelerator_spec, as_given(given, Path.cwd()), disable_search)
         except ValidationError as error:
@@ -85,17 +86,11 @@ class SnpPrune(Pass):  # type: ignore[misc]  # olive-ai has no types
 
     @classmethod
     def validate_config(cls, config: Any, accelerator_spec: AcceleratorSpec) -> bool:
-        """Whether this configuration can be carried out; outside a search the reason why not is raised."""
+        """Whether this configuration can be carried out: true, or the reason why not raised. A search goes on then."""
         values = _plain(config.model_dump())
-        try:
-            check_values(values, is_whole=True)
-            _provider(values, accelerator_spec)
-            olive_files.check(values)
-        except SnpError as error:
-            if not values["skip_unreachable"]:
-                raise
-            logger.warning("SnpPrune: %s", error)
-            return False
+        check_values(values, is_whole=True)
+        _provider(values, accelerator_spec)
+        olive_files.check(values)
         return True
 
     def run(self, model: Any, output_model_path: str) -> Any:
@@ -110,14 +105,9 @@ class SnpPrune(Pass):  # type: ignore[misc]  # olive-ai has no types
         if values["save_as_external_data"]:
             options["external_as"] = output.name
         feeds = _feeds(values[DATA], model) if values.get(DATA) is not None else None
-        try:
-            result = prune(model.model_path, feeds, **options)
-        except TargetError as error:
-            if values["skip_unreachable"]:
-                raise OlivePassError(str(error)) from error
-            raise
+        result = prune(model.model_path, feeds, **options)
         attributes = dict(model.model_attributes or {})
-        beside = olive_files.write(result, output, values, attributes.pop("additional_files", ()))
+        beside = olive_files.write(result, output, values, attributes.pop("additional_files", None) or ())
         _tell(result)
         return ONNXModelHandler(
             **_place(output, beside.together),
@@ -129,7 +119,7 @@ class SnpPrune(Pass):  # type: ignore[misc]  # olive-ai has no types
 
 def _param(row: Row) -> PassConfigParam:
     """A row as Olive's schema has it. What may be searched over is, by default, its default alone."""
-    search: Any = Categorical([True if row.name == "skip_unreachable" else row.default])
+    search: Any = Categorical([row.default])
     if row.name == "target_macs":
         others = ("plan", *(target.name for target in TARGETS if target.name != row.name))
         alone = {(None,) * len(others): Categorical(SEARCHED_MACS)}

@@ -97,7 +97,6 @@ OWN = (
     Row("report", YES_OR_NO, True, "Leave snp_report.json beside the model, also beside what later passes make of it."),
     Row("page", YES_OR_NO, False, "Leave snp_report.html as well, to be looked at (needs the extra `report`)."),
     Row("save_plan", YES_OR_NO, True, "Leave snp_plan.json and its folded weights, about as large as the model."),
-    Row("skip_unreachable", YES_OR_NO, False, "Drop a candidate that can't be, instead of ending; true in a search."),
 )
 
 ROWS = (*TARGETS, *CHOICES, *RUNNING, *OWN)
