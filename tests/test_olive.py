@@ -71,6 +71,8 @@ def olive() -> Iterator[SimpleNamespace]:
 
 def pictures(count: int = 48, form: str = "dict") -> list[Any]:
     """Samples of the small classifier, with labels, as a dataset gives them."""
+    if form == "tokens":
+        return [({"input_ids": np.arange(7), "attention_mask": np.ones(7, np.int64)}, 0) for _ in range(count)]
     rows = images(count) if form != "llama" else feed_for(CATALOGUE["llama"].model(), count)["x"]
     return [({"x": row} if form != "array" else row, number % 4) for number, row in enumerate(rows)]
 
@@ -388,35 +390,29 @@ def test_head_counts_of_the_attributes_follow(olive: SimpleNamespace, model: Pat
 class Tensor:
     """What a torch tensor is to us."""
 
-    dtype, shape = "torch.bfloat16", (2, 3)
+    shape = (2, 3)
 
-    def __init__(self) -> None:
-        self.done: list[str] = []
+    def __init__(self, dtype: str, done: tuple[str, ...] = ()) -> None:
+        self.dtype, self.done = dtype, done
 
     def detach(self) -> Tensor:
-        return self
-
-    def cpu(self) -> Tensor:
-        return self
+        return Tensor(self.dtype, (*self.done, "detach"))
 
     def float(self) -> Tensor:
-        self.done.append("float")
-        return self
-
-    def numpy(self) -> list[str]:
-        return self.done
+        return Tensor(self.dtype, (*self.done, "float"))
 
 
 def test_batches_in_every_form() -> None:
     array = np.ones((2, 3))
-    forms: list[Any] = [array, (array, 1), [array, 1], [array], {"x": array}, ({"x": array, "id": 3}, 1), ([array], 1)]
+    forms: list[Any] = [array, (array, 1), [array, 1], [array], {"x": array}, ({"x": array}, 1), ([array], 1)]
     for form in forms:
         (found,) = named_batches([form], ["x"], "the data")
         assert list(found) == ["x"]
         assert found["x"] is array
     (found,) = named_batches([([array, 2 * array], 1)], ["a", "b"], "the data")
     assert (found["a"][0, 0], found["b"][0, 0]) == (1, 2)
-    assert list(named_batches([{"x": Tensor()}], ["x"], "the data")) == [{"x": ["float"]}]
+    (found,) = named_batches([{"x": Tensor("torch.bfloat16"), "id": Tensor("torch.int64")}], ["x"], "the data")
+    assert (found["x"].done, found["id"].done) == (("detach", "float"), ("detach",))
 
 
 @pytest.mark.parametrize(
@@ -436,6 +432,33 @@ def test_batches_that_are_not_inputs(batch: Any, inputs: list[str], said: str) -
 def test_inputs_without_names_come_through_olive(olive: SimpleNamespace, model: Path) -> None:
     named, plain = (pruned(olive, model, data_config=data(form=form))[1] for form in ("dict", "array"))
     assert (named / "model_pruned.onnx").read_bytes() == (plain / "model_pruned.onnx").read_bytes()
+
+
+def test_what_a_cache_needs_is_filled_in(olive: SimpleNamespace, model: Path) -> None:
+    """As Olive does for its quantisers: past keys and values, the mask of them, and positions."""
+    from snp_onnx.integrations.olive import _feeds
+
+    past = [f"past_key_values.0.{kind}" for kind in ("key", "value")]
+    names = ["input_ids", "attention_mask", "position_ids", *past]
+    types, heads = ["int64"] * 3 + ["float32"] * 2, ["batch", 3, "past", 5]
+    io_config = {
+        "input_names": names,
+        "input_types": types,
+        "input_shapes": [["batch", "tokens"]] * 3 + [heads] * 2,
+        "output_names": ["logits", "present.0.key", "present.0.value"],
+        "output_types": ["float32"] * 3,
+        "output_shapes": [["batch", "tokens", 9], heads, heads],
+    }
+    handler = SimpleNamespace(io_config=io_config, model_path=str(model))
+    first = next(_feeds(data(form="tokens"), handler))
+    assert {name: first[name].shape for name in names} == {
+        "input_ids": (6, 7),
+        "attention_mask": (6, 8),
+        "position_ids": (6, 7),
+        **dict.fromkeys(past, (6, 3, 1, 5)),
+    }
+    assert first["attention_mask"][0].tolist() == [0] + 7 * [1]
+    assert {str(first[name].dtype) for name in past} == {"float32"}
 
 
 # What is refused
@@ -472,6 +495,16 @@ def test_options_are_refused_before_anything_runs(
     with pytest.raises(kind, match=f"^{re.escape(said)}") as failure:
         olive.create(olive.SnpPrune, given, disable_search=True)
     assert "\n" not in str(failure.value)
+
+
+def test_a_page_needs_its_package(olive: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"target_macs": 0.5, "data_config": data(), "page": True}
+    spec = olive.AcceleratorSpec("cpu")
+    config = olive.SnpPrune.generate_config(spec, given, disable_search=True)
+    assert olive.SnpPrune.validate_config(config, spec)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(PlanError, match="HTML reports need jinja2"):
+        olive.SnpPrune.validate_config(config, spec)
 
 
 def test_models_of_several_parts_are_refused(olive: SimpleNamespace, model: Path) -> None:

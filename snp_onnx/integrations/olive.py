@@ -153,7 +153,10 @@ def _check_handler(model: Any, custom_ops: list[str] | None) -> None:
     """Refuse what isn't one ONNX model with all of its weights."""
     kind = type(model).__name__
     if not isinstance(model, ONNXModelHandler):
-        raise ModelError(f"SnpPrune takes one ONNX model, not a {kind}: prune its parts in workflows of their own")
+        raise ModelError(
+            f"SnpPrune takes one ONNX model, not a {kind}: put it behind a conversion, and prune the parts of a "
+            "composite model in workflows of their own"
+        )
     if model.external_initializers_path or model.constant_inputs_path:
         raise ModelError(
             f"{model.model_path}: some weights are kept apart from the model: prune before ExtractAdapters"
