@@ -75,7 +75,8 @@ def found_imports(node: ast.AST, package: str, runs_on_load: bool) -> Iterator[I
         above = parents[: len(parents) - node.level + 1] if node.level else []
         base = ".".join([*above, *([node.module] if node.module else [])])
         # `from snp_onnx import cost` names a room, `from onnx import helper` and all others need the base only.
-        targets = [f"{base}.{alias.name}" for alias in node.names] if base == "snp_onnx" else [base]
+        names = [f"{base}.{alias.name}" for alias in node.names]
+        targets = names if base == "snp_onnx" else [base, *(name for name in names if name in LOADED_BY)]
         yield from (Import(target, node.lineno, runs_on_load) for target in targets)
     elif is_type_checking(node):
         for child in node.body:
@@ -204,10 +205,11 @@ def test_the_walk_finds_the_package() -> None:
             "def f():\n    from snp_onnx.integrations.olive import SnpPrune",
             "snp_onnx.integrations.olive is for olive to import",
         ),
+        ("snp_onnx.integrations", "from . import olive", "snp_onnx.integrations.olive is for olive to import"),
     ],
 )
 def test_a_violation_is_caught(module: str, source: str, reason: str) -> None:
-    (found,) = violations(module, source)
+    (found,) = violations(module, source, is_package=module == "snp_onnx.integrations")
     assert reason in found
 
 

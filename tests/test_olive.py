@@ -202,14 +202,23 @@ def test_a_search_over_targets_leaves_out_what_cannot_be(olive: SimpleNamespace,
     assert targets - {None} == {0.7, 0.4}
 
 
-def test_what_cannot_be_reached_ends_the_workflow(olive: SimpleNamespace, model: Path) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "kind", "said"),
+    [
+        ({"target_macs": 1e-4}, TargetError, r"^--target-macs 0\.0001 can't be reached: .+"),
+        ({"target_macs": 0.5, "perset": "fast"}, PlanError, "^SnpPrune has no option 'perset': did you mean preset[?]"),
+    ],
+)
+def test_what_cannot_be_ends_the_workflow(
+    olive: SimpleNamespace, model: Path, wrong: dict[str, Any], kind: type[Exception], said: str
+) -> None:
     workflow = {
         "input_model": {"type": "OnnxModel", "model_path": str(model)},
         "data_configs": [data()],
-        "passes": {"prune": {"type": "SnpPrune", **FAST, "data_config": "pictures", "target_macs": 1e-4}},
+        "passes": {"prune": {"type": "SnpPrune", **FAST, "data_config": "pictures", **wrong}},
         "output_dir": "found",
     }
-    with pytest.raises(TargetError, match=r"^--target-macs 0\.0001"):
+    with pytest.raises(kind, match=said):
         olive.run(workflow, package_config=str(olive_package.OURS))
     assert not list((model.parent / "found").glob("*.onnx"))
 
