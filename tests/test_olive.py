@@ -22,9 +22,9 @@ import pytest
 
 import snp_onnx
 from snp_onnx.errors import CalibrationError, ModelError, PlanError, TargetError
-from snp_onnx.integrations import olive_package
-from snp_onnx.integrations.olive_data import named_batches
-from snp_onnx.integrations.olive_options import CHOICES, DATA, LEFT_OUT, OWN, ROWS, RUNNING, TARGETS, as_given
+from snp_onnx.integrations.olive import package
+from snp_onnx.integrations.olive.data import named_batches
+from snp_onnx.integrations.olive.options import CHOICES, DATA, LEFT_OUT, OWN, ROWS, RUNNING, TARGETS, as_given
 from snp_onnx.verbs.prune import CHOICE_OPTIONS
 from snp_onnx.verbs.settings import DATA_OPTIONS
 from tests.command_line import DIGITS, DIGITS_DATA, ROOT, classifier, images
@@ -54,7 +54,7 @@ def olive() -> Iterator[SimpleNamespace]:
         from olive.passes.olive_pass import create_pass_from_dict
         from olive.workflows import run
 
-        from snp_onnx.integrations.olive import SnpPrune
+        from snp_onnx.integrations.olive.prune_pass import SnpPrune
 
         Registry.register_dataset("snp_pictures")(pictures)
         yield SimpleNamespace(
@@ -135,7 +135,7 @@ def test_the_workflow_of_the_page_prunes_and_quantises(
     workflow = json.loads((tmp_path / "workflow.json").read_text())
     workflow["evaluators"]["digits"]["metrics"][1]["sub_types"][0]["metric_config"]["repeat_test_num"] = 3
     workflow["passes"]["prune"] |= FAST
-    olive.run(workflow, package_config=olive_package.package_config())
+    olive.run(workflow, package_config=package.package_config())
     small, dense = onnx.load(tmp_path / "small" / "model.onnx"), onnx.load(DIGITS)
     int8 = sum(int(np.prod(t.dims)) for t in small.graph.initializer if t.data_type == onnx.TensorProto.INT8)
     facts = report(tmp_path / "small")
@@ -163,7 +163,7 @@ def test_the_command_with_our_pass_alone_gives_what_prune_gives(tmp_path: Path) 
     workflow["passes"] = {"prune": {"type": "SnpPrune", "data_config": "calibration", **options}}
     del workflow["evaluator"], workflow["evaluators"]
     (tmp_path / "alone.json").write_text(json.dumps(workflow))
-    command = [sys.executable, "-m", "olive", "run", "--config", "alone.json", "--package-config", olive_package.OURS]
+    command = [sys.executable, "-m", "olive", "run", "--config", "alone.json", "--package-config", package.OURS]
     ended = subprocess.run(
         command, cwd=tmp_path, env=os.environ | QUIET | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
@@ -192,7 +192,7 @@ def test_a_search_over_targets_leaves_out_what_cannot_be(olive: SimpleNamespace,
         "search_strategy": {"execution_order": "joint", "sampler": "sequential", "max_iter": 4},
         "output_dir": "found",
     }
-    olive.run(workflow, package_config=str(olive_package.OURS))
+    olive.run(workflow, package_config=str(package.OURS))
     facts = report(model.parent / "found")
     assert facts["pruned"]["macs"] <= 0.4 * facts["dense"]["macs"]  # the smallest that can be
     nodes = json.loads((model.parent / "found" / "footprint.json").read_text())
@@ -219,7 +219,7 @@ def test_what_cannot_be_ends_the_workflow(
         "output_dir": "found",
     }
     with pytest.raises(kind, match=said):
-        olive.run(workflow, package_config=str(olive_package.OURS))
+        olive.run(workflow, package_config=str(package.OURS))
     assert not list((model.parent / "found").glob("*.onnx"))
 
 
@@ -297,7 +297,7 @@ def test_an_option_reaches_prune(
 
     more = {"input_shapes": {"x": [1, 3, 8, 8]}, "threads": 3, "custom_ops": [str(model)], "plan": str(model)}
     value = (VALUES | more | {target.name: 0.75 for target in TARGETS} | {"latency": True, "outlook": True})[row.name]
-    monkeypatch.setattr("snp_onnx.integrations.olive.prune", stop)
+    monkeypatch.setattr("snp_onnx.integrations.olive.prune_pass.prune", stop)
     with pytest.raises(ReachedError):
         pruned(olive, model, **{row.name: value})
     assert given[row.name] == value
@@ -445,7 +445,7 @@ def test_inputs_without_names_come_through_olive(olive: SimpleNamespace, model: 
 
 def test_what_a_cache_needs_is_filled_in(olive: SimpleNamespace, model: Path) -> None:
     """As Olive does for its quantisers: past keys and values, the mask of them, and positions."""
-    from snp_onnx.integrations.olive import _feeds
+    from snp_onnx.integrations.olive.prune_pass import _feeds
 
     past = [f"past_key_values.0.{kind}" for kind in ("key", "value")]
     names = ["input_ids", "attention_mask", "position_ids", *past]
@@ -538,10 +538,10 @@ def test_models_of_several_parts_are_refused(olive: SimpleNamespace, model: Path
 def test_the_provider_is_the_accelerators(
     olive: SimpleNamespace, model: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from snp_onnx.integrations.olive import _provider
+    from snp_onnx.integrations.olive.prune_pass import _provider
 
     monkeypatch.setattr(
-        "snp_onnx.integrations.olive.runtime_module",
+        "snp_onnx.integrations.olive.prune_pass.runtime_module",
         lambda: SimpleNamespace(get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]),
     )
     spec = olive.AcceleratorSpec
@@ -592,7 +592,7 @@ def test_words_that_name_files_stay_words(olive: SimpleNamespace, model: Path) -
         },
         "output_dir": "found",
     }
-    olive.run(workflow, package_config=str(olive_package.OURS))
+    olive.run(workflow, package_config=str(package.OURS))
     assert report(model.parent / "found")["options"]["kinds"] == ["channels"]
 
 
@@ -601,13 +601,13 @@ def test_words_that_name_files_stay_words(olive: SimpleNamespace, model: Path) -
 
 def test_the_package_configuration_has_olives_passes_and_ours(olive: SimpleNamespace, tmp_path: Path) -> None:
     path = tmp_path / "package.json"
-    assert olive_package.main([str(path)]) == 0
+    assert package.main([str(path)]) == 0
     found = olive.PackageConfig.parse_file_or_obj(str(path))
     assert found.import_pass_module("snpprune") is olive.SnpPrune
     theirs = olive.PackageConfig.load_default_config()
     assert found.passes.keys() - theirs.passes.keys() == {"snpprune"}
     assert found.extra_dependencies == theirs.extra_dependencies
-    alone = olive.PackageConfig.parse_file_or_obj(str(olive_package.OURS))
+    alone = olive.PackageConfig.parse_file_or_obj(str(package.OURS))
     assert list(alone.passes) == ["snpprune"]
     assert olive.SnpPrune.supported_accelerators >= {"cpu", "gpu", "npu"}
 
@@ -615,10 +615,10 @@ def test_the_package_configuration_has_olives_passes_and_ours(olive: SimpleNames
 def test_the_package_command_says_what_is_wrong(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert olive_package.main(["a.json", "b.json"]) == 2
-    assert olive_package.main([str(tmp_path / "absent" / "package.json")]) == 2
-    monkeypatch.setattr(olive_package, "find_spec", lambda name: None)
-    assert olive_package.main([]) == 2
+    assert package.main(["a.json", "b.json"]) == 2
+    assert package.main([str(tmp_path / "absent" / "package.json")]) == 2
+    monkeypatch.setattr(package, "find_spec", lambda name: None)
+    assert package.main([]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert len(err.splitlines()) == 3

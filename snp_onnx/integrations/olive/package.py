@@ -1,9 +1,9 @@
 """Olive's package configuration with our pass in it: what `olive run --package-config` wants.
 
-    python -m snp_onnx.integrations.olive_package package.json
+    python -m snp_onnx.integrations.olive.package package.json
 
 A package configuration takes the place of Olive's own list of passes, so a workflow that has others beside ours needs
-both. `olive_package.json` beside this file has ours alone.
+both. `package.json` beside this file has ours alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from snp_onnx.errors import PlanError, SnpError
 from snp_onnx.model_io import written_whole
 
-OURS = Path(__file__).with_name("olive_package.json")
+OURS = Path(__file__).with_name("package.json")
 
 
 def package_config() -> dict[str, Any]:
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     """Write the configuration to the file named, or to the standard output; the exit code."""
     try:
         if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
-            raise PlanError("usage: python -m snp_onnx.integrations.olive_package [FILE.json]")
+            raise PlanError("usage: python -m snp_onnx.integrations.olive.package [FILE.json]")
         text = json.dumps(package_config(), indent=4) + "\n"
         if not arguments:
             print(text, end="")

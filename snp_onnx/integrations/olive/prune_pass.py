@@ -1,6 +1,6 @@
 """`SnpPrune`: a pass for Olive's workflows. This module needs olive-ai; nothing of ours imports it, Olive does.
 
-See `olive_package` for what `--package-config` wants, and docs/howto/olive.md for a workflow.
+See `package` for what `--package-config` wants, and docs/howto/olive.md for a workflow.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from pydantic import ValidationError
 from snp_onnx._version import __version__
 from snp_onnx.calibration.sessions import CPU, CUDA, runtime_module
 from snp_onnx.errors import ModelError, PlanError
-from snp_onnx.integrations import olive_files
-from snp_onnx.integrations.olive_data import named_batches
-from snp_onnx.integrations.olive_options import (
+from snp_onnx.integrations.olive import files
+from snp_onnx.integrations.olive.data import named_batches
+from snp_onnx.integrations.olive.options import (
     DATA,
     PATH,
     ROWS,
@@ -90,7 +90,7 @@ class SnpPrune(Pass):  # type: ignore[misc]  # olive-ai has no types
         values = _plain(config.model_dump())
         check_values(values, is_whole=True)
         _provider(values, accelerator_spec)
-        olive_files.check(values)
+        files.check(values)
         return True
 
     def run(self, model: Any, output_model_path: str) -> Any:
@@ -100,14 +100,14 @@ class SnpPrune(Pass):  # type: ignore[misc]  # olive-ai has no types
 
     def _run_for_config(self, model: Any, config: Any, output_model_path: str) -> ONNXModelHandler:
         values = _plain(config.model_dump())
-        output = Path(resolve_onnx_path(output_model_path, olive_files.name_for(Path(model.model_path), Path.cwd())))
+        output = Path(resolve_onnx_path(output_model_path, files.name_for(Path(model.model_path), Path.cwd())))
         options = prune_options(values) | {"provider": _provider(values, self.accelerator_spec)}
         if values["save_as_external_data"]:
             options["external_as"] = output.name
         feeds = _feeds(values[DATA], model) if values.get(DATA) is not None else None
         result = prune(model.model_path, feeds, **options)
         attributes = dict(model.model_attributes or {})
-        beside = olive_files.write(result, output, values, attributes.pop("additional_files", None) or ())
+        beside = files.write(result, output, values, attributes.pop("additional_files", None) or ())
         _tell(result)
         return ONNXModelHandler(
             **_place(output, beside.together),
