@@ -17,6 +17,9 @@ import typer
 from snp_onnx.cli.commands import app
 from snp_onnx.errors import PassError, SnpError, TargetError
 
+COMPLETE = "_SNP_ONNX_COMPLETE"
+"""The variable in which a shell asks for completions."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: every failure is one line on stderr and an exit code."""
@@ -31,7 +34,7 @@ def _run(arguments: list[str]) -> int:
     try:
         code = app(args=arguments, prog_name="snp-onnx", standalone_mode=False)
         sys.stdout.flush()
-        return int(code or 0) if code != 130 else _interrupted()
+        return _exit_code(int(code or 0))
     except TargetError as error:
         return _fail(error, 3)
     except PassError as error:
@@ -40,8 +43,10 @@ def _run(arguments: list[str]) -> int:
         return _fail(error, 2)
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
-    except (BrokenPipeError, SystemExit):  # typer exits where nobody reads stdout any more
-        _give_up_stdout()
+    except (BrokenPipeError, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and os.environ.get(COMPLETE):
+            return int(stop.code or 0)  # what a shell asked for; fish takes 1 as: offer files
+        _give_up_stdout()  # typer exits where nobody reads stdout any more
         return 0
     except OSError as error:
         try:
@@ -55,6 +60,17 @@ def _run(arguments: list[str]) -> int:
         if os.environ.get("SNP_ONNX_TRACEBACK") == "1":
             raise
         return _fail(f"{type(error).__name__}: {error}: a bug of snp-onnx; SNP_ONNX_TRACEBACK=1 shows where", 1)
+
+
+def _exit_code(code: int) -> int:
+    """What a run of typer that raised nothing means."""
+    if code == 130:
+        return _interrupted()
+    if code:  # only its completion options exit so, having said that they don't know the shell
+        return _fail(
+            f"no completion for this shell: {COMPLETE}=source_bash snp-onnx prints bash's, and so for others", 2
+        )
+    return 0
 
 
 def _give_up_stdout() -> None:

@@ -28,16 +28,21 @@ from snp_onnx.cli.options import (
     verb_options,
 )
 from snp_onnx.cli.progress import shown_progress
+from snp_onnx.cli.sections import Sections
 from snp_onnx.cli.write import Destinations, RecoverDestinations, check_page, write_text
 from snp_onnx.report.json_report import to_json
 from snp_onnx.report.page import inspection_page
 from snp_onnx.report.table import comparison_table, inspection_table, pruning_table, recovery_table
 
-app = typer.Typer(add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+EXAMPLE = (
+    "For example: snp-onnx prune model.onnx small.onnx --calibration images/ --convention imagenet --target-macs 0.5"
+)
+
+app = typer.Typer(add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None, epilog=EXAMPLE)
 
 
-def _version(value: bool) -> None:
-    if value:
+def _version(context: typer.Context, value: bool) -> None:
+    if value and not context.resilient_parsing:  # which a shell that asks for completions parses with
         print(__version__)
         raise typer.Exit
 
@@ -51,11 +56,13 @@ def _common(
     """Structured pruning of trained ONNX models, without training."""
 
 
-@app.command()
+@app.command(cls=Sections)
 @takes(*TARGETS, *DATA, *CHOICES, DASK, CONFIG, QUIET)
 def prune(
-    model: Annotated[Path, typer.Argument(help="The trained model.")],
-    output: Annotated[Path | None, typer.Argument(help="Where the pruned model goes.")] = None,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The trained model.")],
+    output: Annotated[
+        Path | None, typer.Argument(metavar="OUTPUT", help="Where the pruned model goes; not needed with --dry-run.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Write the report as FILE.json or FILE.html.")] = None,
     plan: Annotated[Path | None, typer.Option(help="Write the plan as FILE.json, folded weights beside it.")] = None,
     apply_plan: Annotated[Path | None, typer.Option(help="Carry out a plan instead of deciding.")] = None,
@@ -86,14 +93,14 @@ def prune(
     _show(pruning_table(result.report), result.report.notes, result.report.warnings, quiet)
 
 
-@app.command()
+@app.command(cls=Sections)
 @takes(INPUT_SHAPE, CUSTOM_OPS, CONFIG, JSON, QUIET)
 def inspect(
-    model: Annotated[Path, typer.Argument(help="The model to look at.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model to look at.")],
     html: Annotated[Path | None, typer.Option(help="Write what is found as FILE.html too.")] = None,
     **options: Any,
 ) -> None:
-    """Show groups, widths, costs, and every barrier with its reason."""
+    """Show what may be cut, and what may not and why. Nothing is run: no samples are needed."""
     from snp_onnx.verbs.inspect import inspect as run
 
     check_page(html, model)
@@ -107,16 +114,16 @@ def inspect(
         _show(inspection_table(inspection), inspection.notes, (), quiet)
 
 
-@app.command()
+@app.command(cls=Sections)
 @takes(*DATA, CONFIG, JSON, QUIET)
 def compare(
-    dense: Annotated[Path, typer.Argument(help="The dense model.")],
-    pruned: Annotated[Path, typer.Argument(help="The pruned model.")],
+    dense: Annotated[Path, typer.Argument(metavar="DENSE", help="The model as it was before.")],
+    pruned: Annotated[Path, typer.Argument(metavar="PRUNED", help="The model that was made from it.")],
     latency: Annotated[bool, typer.Option("--latency", help="Time both models in turn.")] = False,
     latency_batch: Annotated[int, typer.Option(help="Rows of a second timed batch.")] = 1,
     **options: Any,
 ) -> None:
-    """Run both models on the same samples: cost, fidelity, accuracy, latency."""
+    """Run both models on the same samples. Shows cost, fidelity, accuracy and latency of both."""
     from snp_onnx.verbs.compare import compare as run
 
     quiet, as_json, source = options.pop("quiet"), options.pop("json"), options.pop("calibration")
@@ -127,12 +134,12 @@ def compare(
         _show(comparison_table(comparison), comparison.notes, comparison.warnings, quiet)
 
 
-@app.command()
+@app.command(cls=Sections)
 @takes(*(option for option in DATA if option.name != "batch_size"), *TRAINING, CONFIG, QUIET)
 def recover(
-    dense: Annotated[Path, typer.Argument(help="The dense model.")],
-    pruned: Annotated[Path, typer.Argument(help="The model that was pruned from it.")],
-    output: Annotated[Path, typer.Argument(help="Where the recovered model goes.")],
+    dense: Annotated[Path, typer.Argument(metavar="DENSE", help="The model as it was before.")],
+    pruned: Annotated[Path, typer.Argument(metavar="PRUNED", help="The model that was pruned from it.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Where the recovered model goes.")],
     report: Annotated[Path | None, typer.Option(help="Write the report as FILE.json.")] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Where the training's state goes (OUTPUT.checkpoint); removed when done.")
@@ -145,7 +152,7 @@ def recover(
     force: Annotated[bool, typer.Option("--force", help="OUTPUT may be DENSE or PRUNED.")] = False,
     **options: Any,
 ) -> None:
-    """Train PRUNED to do what DENSE does, on unlabelled samples; write OUTPUT. Needs torch."""
+    """Train PRUNED to do what DENSE does. On unlabelled samples, with torch; writes OUTPUT."""
     from snp_onnx.verbs.recover import recover as run
 
     quiet, source = options.pop("quiet"), options.pop("calibration")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,13 +11,40 @@ import typer
 
 from snp_onnx.cli.config import take_config
 from snp_onnx.errors import PlanError
+from snp_onnx.planning.options import BlockScore, Fold, Preset, Ratios, Refine, Weigh
+from snp_onnx.planning.training import Augmentation, Optimiser, Precision
+from snp_onnx.sources.conventions import CONVENTIONS
+from snp_onnx.subspace import Order
+from snp_onnx.tracing import Kind
 
 Command = Callable[..., None]
 
 
-def _option(name: str, kind: Any, default: Any, text: str, *flags: str, **how: Any) -> inspect.Parameter:
+def _option(
+    name: str, kind: Any, default: Any, text: str, *flags: str, among: Iterable[str] = (), **how: Any
+) -> inspect.Parameter:
+    """A row of the tables below; `among` are the words that a shell offers for its value."""
+    if words := tuple(map(str, among)):
+        how["autocompletion"] = lambda incomplete: offered(words, incomplete)
     annotation = Annotated[kind, typer.Option(*flags, help=text, **how)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def offered(words: Sequence[str], incomplete: str) -> list[str]:
+    """What a shell may put in place of what is typed so far; of a list `a,b`, in place of its last word.
+
+    >>> offered(("channels", "heads", "head-dims"), "channels,he")
+    ['channels,heads', 'channels,head-dims']
+    """
+    head, comma, last = incomplete.rpartition(",")
+    return [f"{head}{comma}{word}" for word in words if word.startswith(last)]
+
+
+def _section(heading: str, *options: inspect.Parameter) -> tuple[inspect.Parameter, ...]:
+    """These options under a heading of their own in the command's help."""
+    for option in options:
+        option.annotation.__metadata__[0].rich_help_panel = heading
+    return options
 
 
 CONFIG = _option(
@@ -25,84 +52,129 @@ CONFIG = _option(
 )
 QUIET = _option("quiet", bool, False, "Warnings and errors only.", "--quiet")
 JSON = _option("json", bool, False, "Print JSON instead of tables.", "--json")
-INPUT_SHAPE = _option("input_shape", list[str] | None, None, "NAME:1,3,224,224; may be repeated.")
-CUSTOM_OPS = _option("custom_ops", list[Path] | None, None, "A library of custom operators; may be repeated.")
+INPUT_SHAPE = _option(
+    "input_shape",
+    list[str] | None,
+    None,
+    "Of an input with dynamic axes, such as x:1,3,224,224; may be repeated.",
+    metavar="NAME:SHAPE",
+)
+CUSTOM_OPS = _option(
+    "custom_ops", list[Path] | None, None, "A library of custom operators; may be repeated.", metavar="FILE"
+)
 
 DASK = _option(
     "dask", str | None, None, "tcp://host:port of a Dask scheduler: its workers measure (same files at the same paths)."
 )
 
-DATA = (
+DATA = _section(
+    "Samples and how they are run",
     _option(
         "calibration",
         str | None,
         None,
-        "SOURCE: data.npz, data.npy, a folder of them or of images, loader.py[:function], or random.",
+        "data.npz, data.npy, a folder of them or of images, loader.py[:function], or random.",
+        metavar="SOURCE",
     ),
-    _option("input_array", str | None, None, "The array that feeds a one-input model."),
+    _option("input_array", str | None, None, "Which array of the file feeds a one-input model."),
     _option("label_array", str | None, None, "The array with class labels, for accuracies."),
     _option("mean", str | None, None, "Per channel, comma separated: (x*scale - mean) / std."),
     _option("std", str | None, None, "Per channel, comma separated."),
     _option("scale", float | None, None, "Factor before mean and std, such as 0.00392156862745098."),
-    _option("convention", str | None, None, "Scale, mean, std and cut of images: imagenet, imagenet-tf, clip or none."),
+    _option(
+        "convention",
+        str | None,
+        None,
+        "Scale, mean, std and cut of images: imagenet, imagenet-tf, clip or none.",
+        among=CONVENTIONS,
+    ),
     _option("resize", int | None, None, "Of a folder of images: the shorter side in pixels."),
     _option("crop", str | None, None, "Of a folder of images: what is cut out of the middle, N or HEIGHT,WIDTH."),
-    _option("layout", str | None, None, "Layout of the data: nchw or nhwc."),
+    _option("layout", str | None, None, "Layout of the data: nchw or nhwc.", among=("nchw", "nhwc")),
     _option("samples", int | None, None, "Use the first N samples."),
     _option("batch_size", int, 16, "Rows a run, where the batch is dynamic; more while measuring small activations."),
     INPUT_SHAPE,
     _option("seed", int, 0, "For random orders and random calibration."),
-    _option("provider", str, "cpu", "cpu, cuda, or a provider of onnxruntime by name."),
+    _option("provider", str, "cpu", "cpu, cuda, or a provider of onnxruntime by name.", among=("cpu", "cuda")),
     _option("threads", int | None, None, "Intra-op threads of the runtime."),
     CUSTOM_OPS,
 )
 
-TARGETS = (
+TARGETS = _section(
+    "Target (one of these)",
     _option("target_macs", float | None, None, "Keep at most this fraction of the MACs."),
     _option("target_params", float | None, None, "Keep at most this fraction of the parameters."),
     _option("target_size", float | None, None, "Keep at most this fraction of the bytes on disk."),
     _option("target_latency", float | None, None, "Take at most this fraction of the time, as measured here."),
-    _option("variance", float | None, None, "The paper's τ: the share of ΣD every group keeps."),
-    _option("min_fidelity", float | None, None, "As few MACs as this cosine of the held-back outputs allows."),
+    _option("variance", float | None, None, "The paper's τ: keep this share of the variance of every group."),
+    _option(
+        "min_fidelity",
+        float | None,
+        None,
+        "As few MACs as leave this cosine to the dense outputs, on samples held back.",
+    ),
 )
 
-CHOICES = (
-    _option("preset", str, "best", "best, fast or paper."),
-    _option("units", str | None, None, "Kinds that may be removed, of channels,heads,head-dims,stream,blocks."),
-    _option("order", str | None, None, "output, zca, saw, magnitude, natural or random."),
-    _option("fold", str | None, None, "patch, channel or none."),
-    _option("refine", str | None, None, "sequential or none."),
+CHOICES = _section(
+    "What goes, and how that is decided",
+    _option(
+        "preset",
+        str,
+        "best",
+        "best, fast or paper (as published); the options below change single choices.",
+        among=Preset,
+    ),
+    _option("units", str | None, None, "What may be removed: channels,heads,head-dims,stream,blocks.", among=Kind),
+    _option(
+        "order", str | None, None, "How units are ranked: output, zca, saw, magnitude, natural or random.", among=Order
+    ),
+    _option("fold", str | None, None, "How what goes is folded into what stays: patch, channel or none.", among=Fold),
+    _option(
+        "refine", str | None, None, "Whether layers are solved anew after the cut: sequential or none.", among=Refine
+    ),
     _option("error_power", float | None, None, "p in error / variance^p, by which layers are compared."),
     _option(
-        "weigh", str | None, None, "outputs or layers: where errors are compared; by default outputs with attention."
+        "weigh",
+        str | None,
+        None,
+        "outputs or layers: where errors are compared; by default outputs with attention.",
+        among=Weigh,
     ),
-    _option("ratios", str | None, None, "budget, variance or uniform."),
+    _option("ratios", str | None, None, "How widths are shared out: budget, variance or uniform.", among=Ratios),
     _option("streams", bool | None, None, "Cut convolutional residual streams too.", "--streams/--no-streams"),
     _option(
         "caches", bool | None, None, "Cut heads of key-value caches too, inputs and outputs.", "--caches/--no-caches"
     ),
-    _option("include", str | None, None, "Only groups with a producer node matching this."),
-    _option("exclude", str | None, None, "No groups with a producer node matching this."),
+    _option("include", str | None, None, "Only groups with a producer node whose name has a match.", metavar="REGEX"),
+    _option("exclude", str | None, None, "No groups with a producer node whose name has a match.", metavar="REGEX"),
     _option(
         "similarity",
         str | None,
         None,
         "How blocks are ranked: cka, debiased-cka, cosine, euclidean, magnitude or random.",
+        among=BlockScore,
     ),
     _option("representation", str | None, None, "The tensor compared without a block; else the last layer's input."),
     _option("ranking_samples", int | None, None, "Samples that blocks are ranked on; 256 by default."),
     _option("min_blocks", int | None, None, "Keep at least so many blocks of every stage; 1 by default."),
     _option("latency_batch", int | None, None, "Rows of the batch that latencies are of; 1 by default."),
     _option("min_units", int, 1, "Keep at least so many units of every group."),
-    _option("round_to", str, "1", "Keep multiples of this, or the dense width; auto: widths that save time here."),
+    _option(
+        "round_to",
+        str,
+        "1",
+        "Keep multiples of this, or the dense width; auto: widths that save time here.",
+        among=("auto",),
+    ),
     _option("ridge", float | None, None, "Ridge relative to each input's energy; ten times as much in the refit."),
 )
 
-TRAINING = (
+TRAINING = _section(
+    "Training",
     _option("epochs", int, 20, "Passes over the samples."),
     _option("time_limit", float | None, None, "Minutes at most; the learning rate falls to 0 within them."),
     _option("batch_size", int, 64, "Samples a step."),
-    _option("optimiser", str, "adamw", "adamw or sgd."),
+    _option("optimiser", str, "adamw", "adamw or sgd.", among=Optimiser),
     _option("lr", float | None, None, "The highest learning rate (adamw 3e-4, sgd 0.01)."),
     _option("weight_decay", float, 0.0, "Of weights with two axes and more."),
     _option("momentum", float, 0.9, "Of sgd."),
@@ -114,10 +186,10 @@ TRAINING = (
     _option("feature_weight", float, 1.0, "Weight of the relative squared error at the ends of residual blocks."),
     _option("label_weight", float, 1.0, "Weight of the labels' cross-entropy; only with --label-array."),
     _option("patience", int, 0, "Stop after so many checks without an improvement; 0: never."),
-    _option("augment", str | None, None, "For images: any of flip,crop,mix."),
-    _option("precision", str, "float32", "float32, or bfloat16: faster where the processor has it."),
+    _option("augment", str | None, None, "For images: any of flip,crop,mix.", among=Augmentation),
+    _option("precision", str, "float32", "float32, or bfloat16: faster where the processor has it.", among=Precision),
     _option("whiten", bool, True, "Train where every layer's inputs have unit moments.", "--whiten/--no-whiten"),
-    _option("device", str, "cpu", "cpu, cuda or cuda:N: where torch trains."),
+    _option("device", str, "cpu", "cpu, cuda or cuda:N: where torch trains.", among=("cpu", "cuda")),
 )
 
 
