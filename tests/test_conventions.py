@@ -93,6 +93,24 @@ def test_one_part_of_a_convention_may_be_said_otherwise(tmp_path: Path) -> None:
     np.testing.assert_allclose(found[0], wanted.transpose(2, 0, 1), atol=1e-5)
 
 
+def test_images_of_the_models_own_size_are_neither_blurred_nor_cut(tmp_path: Path) -> None:
+    """Prepared before; but not where one of them is larger, or where a resize is asked for."""
+    image, _ = drawn(tmp_path, (8, 8), (8, 8))
+    whole = (np.asarray(image, np.float64) / 255 - 0.5) / 0.25
+    asked = {"convention": "imagenet", "mean": (0.5,), "std": 0.25}
+    found, notes = read(tmp_path, network(8), **asked)
+    np.testing.assert_allclose(found[0], whole.transpose(2, 0, 1), atol=1e-5)
+    assert any("8x8 as they are" in note for note in notes)
+    cut = (middle(image, 9, 8, Image.Resampling.BILINEAR) / 255 - 0.5) / 0.25
+    assert np.abs(cut - whole).max() > 0.1
+    for more in ({"resize": 9}, {}):
+        if not more:
+            drawn(tmp_path, (8, 8), (8, 8), (9, 9))
+        found, notes = read(tmp_path, network(8), **asked, **more)
+        np.testing.assert_allclose(found[0], cut.transpose(2, 0, 1), atol=1e-5)
+        assert any("8x8 cut out" in note for note in notes)
+
+
 def test_without_a_word_images_are_stretched_and_that_is_said(tmp_path: Path) -> None:
     (image,) = drawn(tmp_path, (30, 20))
     found, notes = read(tmp_path, network(8))

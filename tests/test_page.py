@@ -198,6 +198,8 @@ def test_a_page_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     text = " ".join(read(page.read_text(encoding="utf-8")).texts)
     assert f"{(tmp_path / 's.onnx').stat().st_size / 1e3:.2f} kB" in text
     assert "What another target would cost" in text
+    assert "model.onnx → s.onnx" in text
+    assert "--target-macs 0.6" in text
     assert call(capsys, "inspect", model, "--html", tmp_path / "in.html", "--quiet").code == 0
     read((tmp_path / "in.html").read_text(encoding="utf-8"))
 

@@ -89,7 +89,7 @@ def prune(
     values["outlook"] = destinations.has_page
     with _workers(dask) as executor, shown_progress(quiet) as progress:
         result = run(model, source, progress=progress, executor=executor, **values)
-    destinations.write(result)
+    destinations.write(result, model)
     _show(pruning_table(result.report), result.report.notes, result.report.warnings, quiet)
 
 
@@ -107,7 +107,7 @@ def inspect(
     quiet, as_json = options.pop("quiet"), options.pop("json")
     inspection = run(model, **verb_options(options))
     if html is not None:
-        write_text(html, inspection_page(inspection))
+        write_text(html, inspection_page(inspection, model.name))
     if as_json:
         print(to_json(inspection), end="")
     else:

@@ -59,22 +59,23 @@ class Destinations:
                 raise PlanError(f"{path}: two outputs have this name: give each its own file")
         _keep_inputs(paths, model, [path for path in inputs if path is not None])
 
-    def write(self, result: PruneResult) -> None:
-        """The plan, the model, and the report that has the model's bytes on disk."""
+    def write(self, result: PruneResult, model: Path) -> None:
+        """The plan, the model, and the report that has the model's bytes on disk and says which models it is about."""
         try:
-            self._write(result)
+            self._write(result, model)
         except OSError as error:
             raise PlanError(f"can't write {error.filename or self.output}: {error.strerror or error}") from error
 
-    def _write(self, result: PruneResult) -> None:
+    def _write(self, result: PruneResult, model: Path) -> None:
         facts = result.report
+        names = [path.name for path in (model, None if self.dry_run else self.output) if path is not None]
         if self.plan is not None:
             result.save_plan(self.plan)
         if self.output is not None and not self.dry_run:
             size = result.save(self.output, save_as_external_data=self.external_data)
             facts = replace(facts, pruned=replace(facts.pruned, bytes=size))
         if self.report is not None:
-            text = pruning_page(result, facts) if self.has_page else to_json(facts)
+            text = pruning_page(result, facts, " → ".join(names)) if self.has_page else to_json(facts)
             with written_whole(self.report) as temporary:
                 temporary.write_text(text, encoding="utf-8")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from snp_onnx.cost import Cost
 from snp_onnx.errors import PlanError
+from snp_onnx.planning.options import TargetKind
 from snp_onnx.planning.plan import BlockDecision, UnitDecision
 from snp_onnx.report.charts import Curve, axis, chart
 from snp_onnx.report.table import in_bytes, in_short, share
@@ -24,11 +25,15 @@ UNFOLDED = 24
 """Up to so many groups the curves are shown at once; more of them are folded in."""
 
 
-def pruning_page(result: PruneResult, report: Report | None = None) -> str:
-    """What `prune` did, as HTML; `report` in place of the result's own where the bytes on disk are known."""
+def pruning_page(result: PruneResult, report: Report | None = None, subtitle: str = "") -> str:
+    """What `prune` did, as HTML; `report` in place of the result's own where the bytes on disk are known.
+
+    `subtitle` says which models it is about.
+    """
     facts = report or result.report
     return _rendered(
         title="Pruning report",
+        subtitle=subtitle,
         tiles=_tiles(facts),
         warnings=facts.warnings,
         notes=facts.notes,
@@ -54,11 +59,12 @@ def pruning_page(result: PruneResult, report: Report | None = None) -> str:
     )
 
 
-def inspection_page(inspection: Inspection) -> str:
-    """What `inspect` found, as HTML."""
+def inspection_page(inspection: Inspection, subtitle: str = "") -> str:
+    """What `inspect` found, as HTML; `subtitle` says in which model."""
     cost = inspection.dense
     return _rendered(
         title="What may be pruned",
+        subtitle=subtitle,
         tiles=[
             {"name": "MACs", "figure": in_short(cost.macs), "more": ""},
             {"name": "parameters", "figure": in_short(cost.params), "more": ""},
@@ -119,8 +125,10 @@ def _tiles(report: Report) -> list[dict[str, str]]:
     ]
     for entry in report.latency[:1]:
         quartiles = f"quartiles {entry.ratio_low:.2f} to {entry.ratio_high:.2f}"
-        spread = f"{entry.dense_ms:.2f} → {entry.pruned_ms:.2f} ms, {quartiles}"
-        tiles.append({"name": f"latency, batch {entry.batch}", "figure": f"{entry.undisturbed:.3f}", "more": spread})
+        spread = f"undisturbed; medians {entry.dense_ms:.2f} → {entry.pruned_ms:.2f} ms, {quartiles}"
+        tiles.append(
+            {"name": f"latency kept, batch {entry.batch}", "figure": f"{entry.undisturbed:.3f}", "more": spread}
+        )
     for fidelity in report.fidelity[:1]:
         more = f"relative L2 {fidelity.relative_l2:.4f}, {fidelity.samples} samples held back"
         if fidelity.agreement is not None:
@@ -250,6 +258,9 @@ def _bars(values: Mapping[str, float]) -> list[dict[str, Any]]:
 
 
 def _target(target: Mapping[str, Any]) -> str:
+    """As it is typed, where the kind is known."""
+    if set(target) == {"kind", "value"}:
+        return f"--{TargetKind(target['kind']).option} {_said(target['value'])}"
     return ", ".join(f"{name} {_said(value)}" for name, value in target.items()) or "a plan made earlier"
 
 

@@ -12,7 +12,8 @@ from snp_onnx.errors import PlanError
 class Convention:
     """`(x * scale - mean) / std` of 8-bit values; `margin` is the shorter side as a multiple of what is cut out.
 
-    Without a margin images are stretched to the size of the input.
+    Without a margin images are stretched to the size of the input. Images that all have that size already are taken as
+    they are: somebody has prepared them.
     """
 
     scale: float = 1.0

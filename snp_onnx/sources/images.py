@@ -101,6 +101,9 @@ def open_images(paths: Sequence[Path], specs: tuple[InputSpec, ...], preprocess:
         )
     if preprocess.cuts_images:
         height, width = _cut_size(height, width, preprocess.crop)
+        if preprocess.resize is None and all(_size(path) == (height, width) for path in paths):
+            # Prepared before: a convention's margin would only blur them and cut their edges off.
+            return Images(tuple(paths), height, width, channels, False)
         shorter = preprocess.resize
         if shorter is None and preprocess.margin is not None:
             shorter = round(preprocess.margin * max(height, width))
