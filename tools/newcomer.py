@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -184,7 +185,7 @@ def material(journey: Journey, asked: argparse.Namespace) -> list[str]:
 
 def work(journey: Journey, asked: argparse.Namespace, options: list[str]) -> None:
     """Inspect, prune, quantise, compare."""
-    journey.step("inspect", ["snp-onnx", "inspect", "model.onnx", "--html", "inspect.html"], _rows_of("groups"))
+    journey.step("inspect", ["snp-onnx", "inspect", "model.onnx", "--html", "inspect.html"], _first_line)
     prune = ["snp-onnx", "prune", "model.onnx", "small.onnx", "--calibration", "images/", *options]
     prune += ["--target-macs", asked.target_macs, "--report", "report.html"]
     journey.step("prune", prune, lambda _: f"small.onnx {_bytes(journey.folder / 'small.onnx')}, report.html")
@@ -196,11 +197,19 @@ def work(journey: Journey, asked: argparse.Namespace, options: list[str]) -> Non
     for name in ("small.onnx", "int8.onnx"):
         compare = ["snp-onnx", "compare", "model.onnx", name, "--calibration", "test.npz", *options]
         compare += ["--input-array", "images", "--label-array", "labels", "--latency"]
-        journey.step(f"compare {name}", compare, _rows_of("top-1"))
+        journey.step(f"compare {name}", compare, _judgement)
 
 
-def _rows_of(word: str) -> Callable[[str], str]:
-    return lambda output: "; ".join(line.strip() for line in output.splitlines() if word in line)
+def _first_line(output: str) -> str:
+    return output.partition("\n")[0]
+
+
+def _judgement(output: str) -> str:
+    """The accuracies and the time of the tables that `compare` prints."""
+    rows = [re.findall(r"[\d.]+(?: %)?", line) for line in output.splitlines() if line.startswith("│")]
+    accuracies = next(row[-2:] for row in rows if row and row[-1].endswith("%"))
+    *_, undisturbed, _ = rows[-1]
+    return f"top-1 {accuracies[0]} -> {accuracies[1]}, {undisturbed} of the time"
 
 
 def _count(folder: Path) -> int:
