@@ -60,3 +60,8 @@ def test_every_other_file_of_the_package_is_listed() -> None:
     suffixes = {".py", ".pyc"}
     there = {path for path in (ROOT / "snp_onnx").rglob("*") if path.is_file() and path.suffix not in suffixes}
     assert there == listed
+
+
+def test_the_changelog_begins_with_the_version() -> None:
+    headings = [line for line in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines() if line[:3] == "## "]
+    assert headings[0].split()[1] == __version__

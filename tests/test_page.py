@@ -72,6 +72,8 @@ def test_a_page_says_what_was_done_and_needs_nothing_else() -> None:
     report = result.report
     for group in report.groups:
         assert group.id in text
+        assert group.producers
+        assert group.producers[0] in text
     for figure in (
         f"{report.pruned.macs / report.dense.macs:.3f}",
         f"{report.fidelity[0].cosine:.4f}",

@@ -79,7 +79,7 @@ def test_inspection_and_nothing_in_the_way() -> None:
     text = shown(inspection_table(inspection))
     assert "55.30 k MACs, 882 parameters" in text
     assert "inputs x 1x3x8x8" in text
-    assert row(text, "w1:0") == ["w1:0", "channels", "8"]
+    assert row(text, "w1:0") == ["w1:0", "channels", "8", "n1"]
     free = shown(inspection_table(replace(inspection, barriers=())))
     assert "every axis may be cut" in free
     assert json.loads(to_json(inspection))["nodes"] == 5

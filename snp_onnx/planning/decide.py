@@ -36,7 +36,7 @@ def eligible(trace: Trace, choices: Choices) -> tuple[Group, ...]:
 
 def left_out(group: Group, choices: Choices) -> str | None:
     """The option that keeps a group whole, or None."""
-    names = [linear.op.name for linear in group.producers]
+    names = producer_names(group)
     if group.kind not in choices.kinds:
         return "--units"
     if group.is_stream and group.kind is Kind.CHANNELS and not choices.streams:
@@ -46,6 +46,11 @@ def left_out(group: Group, choices: Choices) -> str | None:
     if choices.exclude is not None and any(re.search(choices.exclude, name) for name in names):
         return "--exclude"
     return None
+
+
+def producer_names(group: Group) -> tuple[str, ...]:
+    """What `--include` and `--exclude` look at: the names of the nodes that produce the units."""
+    return tuple(linear.op.name for linear in group.producers)
 
 
 def ladders_of(paths: Iterable[Path], choices: Choices) -> Ladders:

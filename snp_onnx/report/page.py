@@ -11,7 +11,7 @@ from snp_onnx.errors import PlanError
 from snp_onnx.planning.options import TargetKind
 from snp_onnx.planning.plan import BlockDecision, UnitDecision
 from snp_onnx.report.charts import Curve, axis, chart
-from snp_onnx.report.table import in_bytes, in_short, share
+from snp_onnx.report.table import in_bytes, in_short, nodes_of, share
 from snp_onnx.verbs.fidelity import Fidelity
 from snp_onnx.verbs.latency import Latency
 from snp_onnx.verbs.result import GroupReport, Inspection, Outlook, PruneResult, Report
@@ -149,6 +149,7 @@ def _width(group: GroupReport, is_cut: bool = True) -> dict[str, Any]:
     error = "" if group.error is None else f"{group.error:.4f}"
     return {
         "name": group.id,
+        "nodes": nodes_of(group),
         "kind": kind,
         "before": group.before,
         "after": group.after if is_cut else "",

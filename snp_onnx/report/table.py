@@ -106,9 +106,16 @@ def _groups(groups: Iterable[GroupReport]) -> Table:
 
 def _widths(groups: Iterable[GroupReport]) -> Table:
     table = _table("groups that may be cut", ("first producer:axis", "kind", "units"))
+    table.add_column("producers' nodes (--include, --exclude)", justify="left", overflow="fold")
     for group in groups:
-        table.add_row(group.id, _kind(group), str(group.before))
+        table.add_row(group.id, _kind(group), str(group.before), nodes_of(group))
     return table
+
+
+def nodes_of(group: GroupReport) -> str:
+    """The name of the first node that produces a group's units, and how many more do; "" where it has no name."""
+    name, more = next(iter(group.producers), ""), len(group.producers) - 1
+    return f"{name} and {more} more" if name and more > 0 else name
 
 
 def _blocks(blocks: Iterable[BlockReport]) -> Table:

@@ -13,7 +13,7 @@ from snp_onnx.cost import Cost, param_terms, total, weights
 from snp_onnx.errors import PlanError
 from snp_onnx.model_io import bytes_on_disk, with_provenance
 from snp_onnx.passes import DropIdentities, EliminateDead, FoldWeights, Pass, SliceUnits, rewrite
-from snp_onnx.planning.decide import left_out
+from snp_onnx.planning.decide import left_out, producer_names
 from snp_onnx.planning.folding import Folding, fold
 from snp_onnx.planning.options import Choices, Fold, Refine
 from snp_onnx.planning.plan import Folds, Plan
@@ -59,7 +59,10 @@ class Candidate:
             after = decision.after if decision else len(group)
             error = decision.error if decision else None
             note = "" if decision else left_out(group, chosen) or "not measured"
-            reports.append(GroupReport(group.id, str(group.kind), len(group), after, error, group.is_stream, note))
+            names = producer_names(group)
+            reports.append(
+                GroupReport(group.id, str(group.kind), len(group), after, error, group.is_stream, note, names)
+            )
         return tuple(reports)
 
 

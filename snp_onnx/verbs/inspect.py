@@ -9,6 +9,7 @@ import onnx
 
 from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.passes import summarise
+from snp_onnx.planning.decide import producer_names
 from snp_onnx.tracing import find_blocks
 from snp_onnx.verbs.depth import block_shares
 from snp_onnx.verbs.result import BlockReport, GroupReport, Inspection, stop_reports
@@ -26,7 +27,9 @@ def inspect(
     shapes = resolve_shapes(prepared, dict(input_shapes or {}))
     subject = trace_at(dense, prepared, notes, shapes, Runtime(custom_ops=tuple(custom_ops)))
     groups = tuple(
-        GroupReport(group.id, str(group.kind), len(group), len(group), None, group.is_stream)
+        GroupReport(
+            group.id, str(group.kind), len(group), len(group), None, group.is_stream, producers=producer_names(group)
+        )
         for group in subject.trace.groups
     )
     return Inspection(

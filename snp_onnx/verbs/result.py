@@ -26,7 +26,7 @@ from snp_onnx.verbs.latency import Latency
 
 @dataclass(frozen=True, slots=True)
 class GroupReport:
-    """One group: its width before and after, and the share of ΣD that was removed."""
+    """One group: its width before and after, the share of ΣD that was removed, and its producers' node names."""
 
     id: str
     kind: str
@@ -35,6 +35,7 @@ class GroupReport:
     error: float | None = None
     is_stream: bool = False
     note: str = ""
+    producers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
