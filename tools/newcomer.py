@@ -126,15 +126,19 @@ class Journey:
 def main() -> None:
     """Walk the path and show the table."""
     asked = _asked()
-    folder = asked.folder or Path(tempfile.mkdtemp(prefix="newcomer-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise SystemExit(f"{folder}: not empty: name a new folder")
-    journey = Journey(folder.resolve())
+    journey = Journey(_empty(asked.folder or Path(tempfile.mkdtemp(prefix="newcomer-"))).resolve())
     install(journey)
     options = material(journey, asked)
     work(journey, asked, options)
     journey.show()
+
+
+def _empty(folder: Path) -> Path:
+    """A folder in which nothing is lost."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise SystemExit(f"{folder}: not empty: name a new folder")
+    return folder
 
 
 def _asked() -> argparse.Namespace:
