@@ -9,7 +9,7 @@ COPY snp_onnx ./snp_onnx
 COPY passes ./passes
 RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
-# onnxruntime-gpu is built for CUDA 13 and cuDNN 9: the libraries are the image's own.
+# onnxruntime-gpu 1.31 wants CUDA 13 (cudart, cuBLAS, cuFFT, cuRAND, NVRTC) and cuDNN 9: the libraries are the image's own.
 FROM nvidia/cuda:13.0.2-cudnn-runtime-ubuntu24.04
 # hadolint ignore=DL3008
 RUN apt-get update \

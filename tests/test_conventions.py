@@ -111,6 +111,16 @@ def test_images_of_the_models_own_size_are_neither_blurred_nor_cut(tmp_path: Pat
         assert any("8x8 cut out" in note for note in notes)
 
 
+def test_arrays_follow_a_convention_too_and_that_is_said(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", x=pixels)
+    data = data_from(tmp_path / "data.npz", {"convention": "imagenet-tf"})
+    with open_samples(tmp_path / "data.npz", input_specs(network(8)), data.preprocess) as samples:
+        (batch,) = samples.batches(3, Part.ALL)
+        assert "input 'x': uint8 data cast to float32, then scaled by the convention imagenet-tf" in samples.notes
+    np.testing.assert_allclose(batch["x"], pixels.transpose(0, 3, 1, 2) / 127.5 - 1.0, atol=1e-5)
+
+
 def test_without_a_word_images_are_stretched_and_that_is_said(tmp_path: Path) -> None:
     (image,) = drawn(tmp_path, (30, 20))
     found, notes = read(tmp_path, network(8))

@@ -158,8 +158,9 @@ def remarks(match: Match, spec: InputSpec, preprocess: Preprocess) -> list[str]:
         turn = "NHWC to NCHW" if match.view.permutation == _TO_NCHW else "NCHW to NHWC"
         found.append(f"input {spec.name!r}: data transposed from {turn}")
     if is_floating(spec.dtype) and is_integral(match.array.dtype):
-        plain = "" if preprocess.has_arithmetic else " without scaling (--scale, --mean and --std are not given)"
-        found.append(f"input {spec.name!r}: {match.array.dtype} data cast to {spec.dtype}{plain}")
+        known = f", then scaled by the convention {preprocess.convention}" if preprocess.convention else ""
+        how = known if preprocess.has_arithmetic else " without scaling (--scale, --mean and --std are not given)"
+        found.append(f"input {spec.name!r}: {match.array.dtype} data cast to {spec.dtype}{how}")
     return found
 
 
