@@ -125,6 +125,11 @@ def test_an_unknown_shell_is_a_wrong_environment(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_nothing_typed_is_answered_with_where_to_look(capsys: Capture) -> None:
+    outcome = call(capsys)
+    assert (outcome.code, outcome.lines) == (2, ["error: Missing command. snp-onnx --help lists them."])
+
+
 # the shells themselves
 
 INSTALLED = {
@@ -153,6 +158,7 @@ complete -C "snp-onnx prune --preset "
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ASK)
 def test_the_shell_itself_offers_the_words(tmp_path: Path, shell: str) -> None:
     if shutil.which(shell) is None:

@@ -189,7 +189,7 @@ def material(journey: Journey, asked: argparse.Namespace) -> list[str]:
 
 def work(journey: Journey, asked: argparse.Namespace, options: list[str]) -> None:
     """Inspect, prune, quantise, compare."""
-    journey.step("inspect", ["snp-onnx", "inspect", "model.onnx", "--html", "inspect.html"], _first_line)
+    journey.step("inspect", ["snp-onnx", "inspect", "model.onnx", "--html", "inspect.html"], _costs)
     prune = ["snp-onnx", "prune", "model.onnx", "small.onnx", "--calibration", "images/", *options]
     prune += ["--target-macs", asked.target_macs, "--report", "report.html"]
     journey.step("prune", prune, lambda _: f"small.onnx {_bytes(journey.folder / 'small.onnx')}, report.html")
@@ -204,8 +204,9 @@ def work(journey: Journey, asked: argparse.Namespace, options: list[str]) -> Non
         journey.step(f"compare {name}", compare, _judgement)
 
 
-def _first_line(output: str) -> str:
-    return output.partition("\n")[0]
+def _costs(output: str) -> str:
+    """The line of costs that `inspect` begins with, notes aside."""
+    return next(line for line in output.splitlines() if " MACs, " in line)
 
 
 def _judgement(output: str) -> str:

@@ -56,7 +56,7 @@ def _run(arguments: list[str]) -> int:
         return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
     except Exception as error:
         if hasattr(error, "format_message"):  # a mistyped option or argument
-            return _fail(error.format_message(), 2)
+            return _fail(error.format_message() + ("" if arguments else " snp-onnx --help lists them."), 2)
         if os.environ.get("SNP_ONNX_TRACEBACK") == "1":
             raise
         return _fail(f"{type(error).__name__}: {error}: a bug of snp-onnx; SNP_ONNX_TRACEBACK=1 shows where", 1)
