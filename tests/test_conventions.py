@@ -140,6 +140,13 @@ def test_a_model_of_any_size_is_told_what_to_cut(tmp_path: Path) -> None:
         read(tmp_path, network("S"), convention="imagenet")
 
 
+@pytest.mark.parametrize("convention", ["imagenet", "none", None])
+def test_floats_that_a_convention_scales_are_said(convention: str | None, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((4, 3, 8, 8), np.float32))
+    _, notes = read(tmp_path / "x.npy", network(8), convention=convention)
+    assert any("float32 data taken as values 0 to 255" in note for note in notes) == (convention == "imagenet")
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "said"),
     [

@@ -161,6 +161,11 @@ def remarks(match: Match, spec: InputSpec, preprocess: Preprocess) -> list[str]:
         known = f", then scaled by the convention {preprocess.convention}" if preprocess.convention else ""
         how = known if preprocess.has_arithmetic else " without scaling (--scale, --mean and --std are not given)"
         found.append(f"input {spec.name!r}: {match.array.dtype} data cast to {spec.dtype}{how}")
+    elif preprocess.convention and preprocess.has_arithmetic:
+        found.append(
+            f"input {spec.name!r}: {match.array.dtype} data taken as values 0 to 255 and scaled by the convention "
+            f"{preprocess.convention}: leave it out for data that are scaled already"
+        )
     return found
 
 
