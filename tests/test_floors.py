@@ -52,7 +52,7 @@ LOADED_BY = {
         "Olive finds its class for a workflow; a pass derives from Olive's",
     )
 }
-OPTIONAL = frozenset({"torch", "olive", "dask", "distributed", "jinja2", "matplotlib", "onnxruntime"})
+OPTIONAL = frozenset({"torch", "olive", "dask", "distributed", "jinja2", "matplotlib", "onnxruntime", "polygraphy"})
 NOT_IN_SUBSPACE = frozenset({"onnx", "onnx_graphsurgeon", "onnxruntime", "logging"})
 
 

@@ -189,7 +189,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         open_samples([{"x": numbered(4)}], [spec()])
 
 
-def _peak(source: object, image: InputSpec, hoards: bool = False) -> int:
+def peak(source: object, image: InputSpec, hoards: bool = False) -> int:
     """Bytes allocated at most while all parts are read, keeping one batch, or all of them."""
     tracemalloc.start()
     try:
@@ -204,7 +204,7 @@ def _peak(source: object, image: InputSpec, hoards: bool = False) -> int:
 
 def test_the_memory_measured_sees_hoarding() -> None:
     data, image = np.zeros((512, 3, 32, 32), np.float32), spec(shape=(None, 3, 32, 32))
-    assert _peak(data, image, hoards=True) > _peak(data, image) + data.nbytes
+    assert peak(data, image, hoards=True) > peak(data, image) + data.nbytes
 
 
 @pytest.mark.parametrize("form", ["npz", "npy", "feeds"])
@@ -219,5 +219,5 @@ def test_memory_does_not_grow_with_the_samples(form: str, tmp_path: Path) -> Non
         mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
         feeds = ({"x": np.array(mapped[start : start + 16])} for start in range(0, count, 16))
         del data
-        peaks.append(_peak(feeds if form == "feeds" else tmp_path / f"d.{form}", image))
+        peaks.append(peak(feeds if form == "feeds" else tmp_path / f"d.{form}", image))
     assert peaks[2] < peaks[1] + 256 * 1024  # the samples themselves grew by 5.9 MB, as float32 by 23.6 MB

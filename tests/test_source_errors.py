@@ -179,7 +179,7 @@ def test_an_npz_that_is_no_zip_or_an_unknown_suffix(tmp_path: Path) -> None:
 
 def test_directories_of_nothing_or_of_several_kinds(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(CalibrationError, match=r"has no \.npz, .npy or image files"):
+    with pytest.raises(CalibrationError, match=r"has no \.npz, \.npy, \.json or image files"):
         open_samples(tmp_path, [IMAGE])
     np.save(tmp_path / "a.npy", GOOD)
     Image.new("RGB", (6, 8)).save(tmp_path / "a.png")

@@ -73,7 +73,7 @@ DATA = _section(
         "calibration",
         str | None,
         None,
-        "data.npz, data.npy, a folder of them or of images, loader.py[:function], or random.",
+        "data.npz, data.npy, polygraphy's inputs.json, a folder of them or of images, loader.py[:function], or random.",
         metavar="SOURCE",
     ),
     _option("input_array", str | None, None, "Which array of the file feeds a one-input model."),

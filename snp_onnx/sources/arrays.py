@@ -150,9 +150,19 @@ def open_npz(path: Path) -> dict[str, Zipped]:
 def as_array(name: str, value: object) -> Array:
     """Any array-like as an array; what numpy cannot convert, ragged lists say, is a `CalibrationError`."""
     try:
-        return np.asarray(value)
+        return np.asarray(_on_host(value))
     except (ValueError, TypeError, RuntimeError) as error:
         raise CalibrationError(f"array {name!r} cannot be read as a numpy array: {error}; give numpy arrays") from error
+
+
+def _on_host(value: Any) -> Any:
+    """A torch tensor without its gradient, in memory, of a type that numpy knows; polygraphy's `DeviceView` copied."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        return value.float() if str(value.dtype).startswith(("torch.bfloat16", "torch.float8")) else value
+    if hasattr(value, "numpy") and not hasattr(value, "__array__"):
+        return value.numpy()
+    return value
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

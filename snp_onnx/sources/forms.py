@@ -12,12 +12,14 @@ from snp_onnx.sources.arrays import Fleeting, Held, RowArray, Stored, as_array, 
 from snp_onnx.sources.images import SUFFIXES as IMAGE_SUFFIXES
 from snp_onnx.sources.images import Images, open_images
 from snp_onnx.sources.inputs import InputSpec, Layout
-from snp_onnx.sources.loader import loader, split_loader
+from snp_onnx.sources.loader import loader, split_loader, tell_inputs
 from snp_onnx.sources.preprocess import Preprocess
 from snp_onnx.sources.random_rows import random_feeds
+from snp_onnx.sources.saved_inputs import saved_feeds
 
 _FORMS = (
-    "an .npz or .npy file, a directory of them or of images, loader.py[:function] or random; "
+    "an .npz or .npy file, a .json file of polygraphy's --save-inputs, a directory of them or of images, "
+    "loader.py[:function] or random; "
     "in Python also an array, a mapping of arrays, an iterable of feed dicts, or an object with get_next()"
 )
 _RANDOM_SAMPLES = 64
@@ -65,7 +67,7 @@ def open_source(source: object, request: Request) -> Source:
         return Source("random data", (RawFeed("random data", feed) for feed in made), is_random=True)
     if isinstance(source, str | Path):
         return _open_path(str(source), request)
-    return Source("the calibration data", _python_feeds(source, "the calibration data", Held))
+    return Source("the calibration data", _python_feeds(source, "the calibration data", Held, request.specs))
 
 
 def _open_path(text: str, request: Request) -> Source:
@@ -74,7 +76,7 @@ def _open_path(text: str, request: Request) -> Source:
         return _open_directory(path, request)
     named = split_loader(text)
     if named is not None:
-        return Source(text, _loader_feeds(*named))
+        return Source(text, _loader_feeds(*named, request.specs))
     if not path.is_file():
         raise CalibrationError(f"there is no calibration source {text}; give {_FORMS}")
     if path.suffix.lower() not in _FILES:
@@ -82,20 +84,32 @@ def _open_path(text: str, request: Request) -> Source:
     return Source(text, _file_feeds([path]))
 
 
-def _open_stored(path: Path) -> Mapping[str, RowArray]:
-    return {path.stem: open_npy(path)}
+def _npy_feeds(path: Path) -> Iterator[Mapping[str, RowArray]]:
+    yield {path.stem: open_npy(path)}
 
 
-_FILES: Mapping[str, Callable[[Path], Mapping[str, RowArray]]] = {".npy": _open_stored, ".npz": open_npz}
+def _npz_feeds(path: Path) -> Iterator[Mapping[str, RowArray]]:
+    yield open_npz(path)
+
+
+_FILES: Mapping[str, Callable[[Path], Iterator[Mapping[str, RowArray]]]] = {
+    ".npy": _npy_feeds,
+    ".npz": _npz_feeds,
+    ".json": saved_feeds,
+}
 
 
 def _file_feeds(paths: Iterable[Path]) -> Feeds:
     for path in paths:
-        yield RawFeed(str(path), _FILES[path.suffix.lower()](path))
+        for index, arrays in enumerate(_FILES[path.suffix.lower()](path)):
+            yield RawFeed(f"feed {index} of {path}" if path.suffix.lower() == ".json" else str(path), arrays)
 
 
 def _open_directory(folder: Path, request: Request) -> Source:
-    """One feed a file, in the order of names; `.npy` files named like the inputs are one feed together."""
+    """One feed a file, in the order of names; `.npy` files named like the inputs are one feed together.
+
+    `.json` files count where there is nothing else: beside other data they describe it.
+    """
     paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     arrays = {path.stem: path for path in paths if path.suffix.lower() == ".npy"}
     wanted = {request.preprocess.input_array or spec.name for spec in request.specs}
@@ -107,11 +121,13 @@ def _open_directory(folder: Path, request: Request) -> Source:
         suffix = path.suffix.lower()
         if path != beside and (suffix in _FILES or suffix in IMAGE_SUFFIXES):
             kinds.setdefault("images" if suffix in IMAGE_SUFFIXES else suffix, []).append(path)
+    if len(kinds) > 1:
+        kinds.pop(".json", None)
     if len(kinds) != 1:
         what = (
             "mixes " + ", ".join(sorted(kinds))
             if kinds
-            else "has no .npz, .npy or image files (subfolders don't count)"
+            else "has no .npz, .npy, .json or image files (subfolders don't count)"
         )
         raise CalibrationError(f"directory {folder} {what}; give a directory of one kind")
     labels = None if beside is None else open_npy(beside)
@@ -120,7 +136,7 @@ def _open_directory(folder: Path, request: Request) -> Source:
         images = open_images(files[: request.samples], request.specs, request.preprocess)
         feeds = (RawFeed(str(folder), {"images": images}) for _ in range(1))
         return Source(str(folder), feeds, labels, layout="nhwc", notes=(_of_images(images, request.preprocess),))
-    return Source(str(folder), _file_feeds(files), labels, single=True)
+    return Source(str(folder), _file_feeds(files), labels, single=kind != ".json")
 
 
 def _together(folder: Path, paths: Mapping[str, Path]) -> Feeds:
@@ -139,12 +155,12 @@ def _of_images(images: Images, preprocess: Preprocess) -> str:
     return f"images: {images.geometry}, values (x * scale - mean) / std with {figures}{known}"
 
 
-def _loader_feeds(path: Path, function: str) -> Feeds:
+def _loader_feeds(path: Path, function: str, specs: tuple[InputSpec, ...]) -> Feeds:
     with loader(path, function) as found:
-        yield from _python_feeds(found, f"loader {path}", Fleeting)
+        yield from _python_feeds(found, f"loader {path}", Fleeting, specs)
 
 
-def _python_feeds(source: Any, origin: str, keep: Callable[[Any], RowArray]) -> Feeds:
+def _python_feeds(source: Any, origin: str, keep: Callable[[Any], RowArray], specs: tuple[InputSpec, ...]) -> Feeds:
     """The feeds of a Python object; `keep` wraps arrays that are there as a whole, single feeds are fleeting."""
     if isinstance(source, Mapping):
         yield RawFeed(origin, _arrays(source, keep))
@@ -152,7 +168,8 @@ def _python_feeds(source: Any, origin: str, keep: Callable[[Any], RowArray]) -> 
         yield from _iterated(_until_none(source.get_next), origin)
     elif isinstance(source, np.ndarray) or hasattr(source, "__array__"):
         yield RawFeed(origin, {"array": keep(as_array("array", source))})
-    elif isinstance(source, Iterable) and not isinstance(source, str | bytes):
+    elif not isinstance(source, str | bytes) and (isinstance(source, Iterable) or hasattr(source, "__getitem__")):
+        tell_inputs(source, specs)
         yield from _iterated(iter(source), origin)
     else:
         raise CalibrationError(f"{origin} is a {type(source).__name__}; give {_FORMS}")

@@ -4,13 +4,14 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 from snp_onnx.errors import CalibrationError
+from snp_onnx.sources.inputs import InputSpec
 
 _PATTERN = re.compile(r"(?P<path>.*\.py)(:(?P<function>[A-Za-z_]\w*))?", re.DOTALL)
 _MODULE_NAME = "snp_onnx_calibration_loader"
@@ -45,6 +46,19 @@ def loader(path: Path, function: str) -> Iterator[object]:
         _forget(before)
         if str(path.parent) in sys.path:
             sys.path.remove(str(path.parent))
+
+
+def tell_inputs(source: Any, specs: Sequence[InputSpec]) -> None:
+    """Set `source.input_metadata` where it is None: polygraphy tells its data loaders so for which inputs they are."""
+    if getattr(source, "input_metadata", specs) is not None:
+        return
+    try:
+        from polygraphy.common import TensorMetadata
+    except ImportError:
+        return
+    source.input_metadata = TensorMetadata()
+    for spec in specs:
+        source.input_metadata.add(spec.name, spec.dtype, spec.shape)
 
 
 def _import(path: Path) -> ModuleType:

@@ -57,8 +57,8 @@ def prune(
     Parameters
     ----------
     model : path or onnx.ModelProto; never changed.
-    calibration : any SOURCE: a path (.npz, .npy, folder, loader.py, "random"), arrays, an iterable of feeds, or an
-        object with `get_next`.
+    calibration : any SOURCE: a path (.npz, .npy, .json of polygraphy, folder, loader.py, "random"), arrays, an
+        iterable of feeds, or an object with `get_next`.
     target_macs, target_params, target_size, target_latency : fraction of the dense model's cost to keep at most; the
         latency is measured, with the provider and threads given; what layers take at other widths is measured once
         on a machine and kept in the user's cache folder (SNP_ONNX_CACHE names another).
