@@ -114,7 +114,12 @@ def test_the_report_has_what_is_promised(here: Bench, capsys: Capture) -> None:
 
 
 def test_provenance_is_in_the_metadata(here: Bench, capsys: Capture) -> None:
-    metadata = {entry.key: entry.value for entry in done(here, capsys, "--preset", "paper").model.metadata_props}
+    pruned = done(here, capsys, "--preset", "paper")
+    metadata = {entry.key: entry.value for entry in pruned.model.metadata_props}
+    macs, params = (pruned.report["pruned"][kind] / pruned.report["dense"][kind] for kind in ("macs", "params"))
+    words = f"{100 * macs:.1f} % of the MACs, {100 * params:.1f} % of the parameters, 2 of 2 groups cut"
+    assert metadata["snp_onnx.summary"] == words
+    assert metadata.keys() == {"author", *(f"snp_onnx.{key}" for key in ("version", "summary", "plan", "dense_sha256"))}
     assert metadata["author"] == "tests"
     assert metadata["snp_onnx.version"] == __version__
     assert json.loads(metadata["snp_onnx.plan"])["widths"] == {"w1:0": [8, 5], "w2:0": [6, 4]}

@@ -103,7 +103,7 @@ def _fallen_back(work: Work, ways: Sequence[tuple[str, Candidate]], errors: Sequ
     plan = replace(candidate.plan, options=options)
     model = onnx.ModelProto()
     model.CopyFrom(candidate.model)
-    with_provenance(model, _provenance(work.subject, plan))
+    with_provenance(model, _provenance(work.subject, plan, candidate.cost))
     cost = replace(candidate.cost, bytes=bytes_on_disk(model, work.external_as))
     return replace(candidate, model=model, plan=plan, cost=cost, warnings=(*candidate.warnings, warning))
 
@@ -198,22 +198,35 @@ def _cut(work: Work, plan: Plan, alive: Mask, folding: Folding) -> Candidate:
         surface = surface_after(subject.prepared, subject.trace, alive)
         surface.declare(model)
         kept = {KEPT: surface.after(surface_of(model)).record()} if surface.kept else {}
-        with_provenance(model, _provenance(subject, plan) | kept)
-    return Candidate(model, plan, folding.values, _cost(work, model, alive), folding.unfolded)
+        cost = _cost(subject, model, alive)
+        with_provenance(model, _provenance(subject, plan, cost) | kept)
+        cost = replace(cost, bytes=bytes_on_disk(model, work.external_as))
+    return Candidate(model, plan, folding.values, cost, folding.unfolded)
 
 
-def _provenance(subject: Subject, plan: Plan) -> dict[str, str]:
+def _provenance(subject: Subject, plan: Plan, cost: Cost) -> dict[str, str]:
     return {
         "snp_onnx.version": __version__,
+        "snp_onnx.summary": _in_words(subject, plan, cost),
         "snp_onnx.plan": plan.summary(),
         "snp_onnx.dense_sha256": subject.dense.sha256,
     }
 
 
-def _cost(work: Work, model: onnx.ModelProto, alive: Mask) -> Cost:
-    subject, trace = work.subject, work.subject.trace
+def _in_words(subject: Subject, plan: Plan, cost: Cost) -> str:
+    """One line for those who open the model in a viewer: what it costs beside the dense one, and what went."""
+    dense = subject.dense_cost()
+    parts = [f"{100 * cost.macs / dense.macs:.1f} % of the MACs"] if dense.macs else []
+    parts += [f"{100 * cost.params / dense.params:.1f} % of the parameters"] if dense.params else []
+    parts += [f"{len(plan.removed)} block{'s' * (len(plan.removed) > 1)} removed"] if plan.removed else []
+    return ", ".join([*parts, f"{len(plan.groups(subject.trace))} of {len(subject.trace.groups)} groups cut"])
+
+
+def _cost(subject: Subject, model: onnx.ModelProto, alive: Mask) -> Cost:
+    """MACs and parameters of the cut model; its bytes aren't counted here."""
+    trace = subject.trace
     after = {name: trace.shape_after(name, alive) for name in trace.facts.shapes}
     macs = total(subject.mac_terms(), lambda tensor, axis: after[tensor][axis])
     sizes = {name: tuple(tensor.dims) for name, tensor in weights(model)}
     params = total(param_terms(model), lambda tensor, axis: sizes[tensor][axis])
-    return Cost(macs, params, bytes_on_disk(model, work.external_as))
+    return Cost(macs, params, 0)
