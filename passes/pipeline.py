@@ -92,7 +92,8 @@ def _quiet() -> Iterator[None]:
 
 def _put_back(source: onnx.ModelProto, result: onnx.ModelProto) -> None:
     """Version, domain, documentation and metadata of model, graph, inputs, outputs and nodes."""
-    result.ir_version = max(source.ir_version, 4) if _lists_initialisers(source) else source.ir_version
+    # below version 4 every initialiser had to be listed as an input, which graphsurgeon doesn't write
+    result.ir_version = max(source.ir_version, 4) if result.graph.initializer else source.ir_version
     result.domain, result.model_version, result.doc_string = source.domain, source.model_version, source.doc_string
     result.metadata_props.extend(source.metadata_props)
     result.graph.metadata_props.extend(source.graph.metadata_props)
@@ -124,8 +125,3 @@ def _put_back_values(source: onnx.ModelProto, result: onnx.ModelProto) -> None:
     result.graph.quantization_annotation.extend(
         note for note in source.graph.quantization_annotation if note.tensor_name in names
     )
-
-
-def _lists_initialisers(model: onnx.ModelProto) -> bool:
-    names = {tensor.name for tensor in model.graph.initializer}
-    return any(value.name in names for value in model.graph.input)
