@@ -350,6 +350,16 @@ def test_listed_initialisers_become_plain_ones_and_that_is_said() -> None:
     onnx.checker.check_model(prepared.model, full_check=True)
 
 
+def test_initialisers_that_version_3_should_list_make_it_version_4() -> None:
+    source = CATALOGUE["listed-initialisers-ir3"].model()
+    del source.graph.input[1:]
+    with pytest.raises(onnx.checker.ValidationError):
+        onnx.checker.check_model(source)
+    prepared = prepare(source).model
+    assert prepared.ir_version == 4
+    onnx.checker.check_model(prepared, full_check=True)
+
+
 def test_local_functions_are_inlined_and_that_is_said() -> None:
     prepared = prepare(CATALOGUE["local-function"].model())
     assert not prepared.model.functions
