@@ -11,7 +11,7 @@ SOURCES := snp_onnx passes models tools tests
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format format-check lint types size bench transformers rivals clean
+.PHONY: help demo test check format format-check lint types size bench transformers rivals docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -64,8 +64,11 @@ rivals: .venv/.ready ## measure other tools beside ours on one network, and draw
 	$(DEV)/python -m pip install --quiet --constraint requirements/dev.txt --editable '.[dev,bench]'
 	$(DEV)/python -m tools.bench.rivals $(ARGS)
 
+docs: .venv/.ready ## build the documentation into site/ (read it with: python -m http.server -d site)
+	NO_MKDOCS_2_WARNING=1 $(DEV)/python -m mkdocs build --strict --quiet
+
 clean: ## remove the environments, caches and build products
-	rm -rf .venv .venv-core build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-core build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so an interrupted set-up is done again.

@@ -1,7 +1,7 @@
 """Pages of the documentation as programs: every page runs from top to bottom, as somebody who follows it would.
 
-A page gets a folder of its own with `model.onnx`, `digits.npz` and `images/`. Its ```bash and ```python blocks run there
-in turn, every Python block as a script; a block with a title is written to the file of that name. Blocks in other
+A page gets a folder of its own with `model.onnx`, `digits.npz` and `images/`. Its ```bash and ```python blocks run
+there in turn, every Python block as a script; a block with a title is written to the file of that name. Blocks in other
 languages (text, console, yaml without a title …) are for reading.
 """
 
@@ -118,7 +118,7 @@ def furnish(folder: Path) -> None:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """`snp-onnx` and `import snp_onnx` are those of this checkout, with this interpreter; nothing is kept or fetched."""
+    """`snp-onnx` and `import snp_onnx` are those of this checkout, with this interpreter; nothing is kept."""
     tools = folder / "bin"
     tools.mkdir(parents=True, exist_ok=True)
     command = tools / "snp-onnx"
