@@ -166,14 +166,27 @@ class _Passing:
 
 
 def run(session: "onnxruntime.InferenceSession", feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """All outputs by name; arrays that are no input of the session are left out of the feed."""
+    """All outputs that are arrays or stand for one, by name; arrays that are no input of the session aren't fed."""
     wanted = fed(session, feed)
     names = [value.name for value in session.get_outputs()]
     try:
         results = session.run(names, wanted)
     except Exception as error:
         raise run_failure(wanted, error) from error
-    return dict(zip(names, results, strict=True))
+    arrays = {name: _as_array(result) for name, result in zip(names, results, strict=True)}
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _as_array(result: Any) -> NDArray[Any] | None:
+    """A ZipMap's output, a map of classes for each sample, as (samples, classes); None for any other that is no array.
+
+    >>> _as_array([{"a": 0.25, "b": 0.75}, {"a": 1.0, "b": 0.0}]).tolist()
+    [[0.25, 0.75], [1.0, 0.0]]
+    """
+    if not isinstance(result, list):
+        return np.asarray(result) if isinstance(result, np.ndarray | np.generic) else None
+    are_maps = bool(result) and all(isinstance(row, dict) and row.keys() == result[0].keys() for row in result)
+    return np.array([list(row.values()) for row in result]) if are_maps else None
 
 
 def fed(session: Any, feed: Mapping[str, Any]) -> dict[str, Any]:
