@@ -65,7 +65,7 @@ rivals: .venv/.ready ## measure other tools beside ours on one network, and draw
 	$(DEV)/python -m tools.bench.rivals $(ARGS)
 
 docs: .venv/.ready ## build the documentation into site/ (read it with: python -m http.server -d site)
-	NO_MKDOCS_2_WARNING=1 $(DEV)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(DEV)/python -m mkdocs build --strict
 
 clean: ## remove the environments, caches and build products
 	rm -rf .venv .venv-core build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

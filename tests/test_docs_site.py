@@ -20,8 +20,8 @@ pytest.importorskip("mkdocs", reason="the documentation's tools are not installe
 
 
 def build(root: Path, site: Path) -> subprocess.CompletedProcess[str]:
-    """`mkdocs build --strict` as `make docs` does it."""
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)]
+    """`mkdocs build --strict` as `make docs` does it; never with --quiet, which silences what --strict counts."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
     variables = os.environ | {"PYTHONPATH": str(root), "NO_MKDOCS_2_WARNING": "1"}
     return subprocess.run(command, cwd=root, env=variables, capture_output=True, text=True, timeout=300)
 
