@@ -20,6 +20,7 @@ from snp_onnx.verbs.recovered import RecoverReport
 from tests.command_line import DIGITS, DIGITS_DATA, ROOT, call
 from tests.pages import DOCS, blocks, pages
 from tests.reasons import GAP, messages, reasons, tables, template
+from tools.docs.figures import FOLDER, NUMBERS, draw, widths
 
 WHY = DOCS / "why-not-pruned.md"
 TROUBLE = DOCS / "troubleshooting.md"
@@ -141,3 +142,13 @@ def test_pages_have_the_blocks_that_they_seem_to_have() -> None:
     for page in pages():
         text = page.read_text(encoding="utf-8")
         assert len(re.findall(r"^ *```", text, re.MULTILINE)) == 2 * len(list(blocks(text))), page
+
+
+def test_the_figures_show_what_was_measured_and_what_is_measured_now() -> None:
+    numbers = json.loads(NUMBERS.read_text(encoding="utf-8"))
+    drawn = draw(numbers)
+    assert {name: (FOLDER / name).read_text(encoding="utf-8") for name in drawn} == drawn
+    found = [(group["group"], group["before"], group["after"]) for group in widths()]
+    assert found == [(group["group"], group["before"], group["after"]) for group in numbers["groups"]]
+    shown = re.findall(r">(\d+) of (\d+)<", drawn["widths.svg"])
+    assert [(int(after), int(before)) for after, before in shown] == [(after, before) for _, before, after in found]
