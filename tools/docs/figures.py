@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from snp_onnx.report.charts import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Curve, axis, chart
+from snp_onnx.report.charts import HEIGHT, RIGHT, TOP, WIDTH, Curve, axis, chart
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "figures"
@@ -86,7 +86,7 @@ def _errors(groups: Sequence[dict[str, Any]]) -> str:
         marks.append((kept, f"{group['group']}: {group['after']} of {group['before']}"))
     values = [error for curve in curves for _, error in curve.points]
     x, y = axis("share of the group's units kept", [0.25, 1.0]), axis("error", [0.0, *values])
-    return _standing(chart("error against width", x, y, curves, marks), [group["group"] for group in groups])
+    return _standing(chart("error against width", x, y, curves, marks), [group["group"] for group in groups], y.name)
 
 
 def _presets(errors: dict[str, Sequence[Sequence[float]]]) -> str:
@@ -95,7 +95,7 @@ def _presets(errors: dict[str, Sequence[Sequence[float]]]) -> str:
     values = [error for points in errors.values() for _, error in points]
     x, y = axis("MACs kept", [min(shares), 0.8]), axis("relative L2 error of the logits", [0.0, *values])
     marks = [((a, b), f"{a:.2f}: {b:.3f}") for points in errors.values() for a, b in points]
-    return _standing(chart("error against MACs", x, y, curves, marks), list(errors))
+    return _standing(chart("error against MACs", x, y, curves, marks), list(errors), y.name)
 
 
 def _widths(groups: Sequence[dict[str, Any]]) -> str:
@@ -104,7 +104,7 @@ def _widths(groups: Sequence[dict[str, Any]]) -> str:
     step, parts = (HEIGHT - TOP - 12) / len(groups), []
     for place, group in enumerate(groups):
         y = TOP + place * step
-        scale = (WIDTH - LEFT - RIGHT - 90) / top
+        scale = (WIDTH - RIGHT - 124 - 42) / top  # names on the left, figures on the right
         for width, style in ((group["before"], 'fill="#d9d9d9"'), (group["after"], 'class="f0"')):
             parts.append(f'<rect x="124" y="{y:.1f}" width="{width * scale:.1f}" height="{step - 8:.1f}" {style}/>')
         middle = f'y="{y + step / 2 - 1:.1f}"'
@@ -115,8 +115,9 @@ def _widths(groups: Sequence[dict[str, Any]]) -> str:
     return _standing(f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img">{"".join(parts)}</svg>', [])
 
 
-def _standing(svg: str, legend: Sequence[str]) -> str:
-    """An SVG as a file of its own: its own colours, and a legend in the upper right."""
+def _standing(svg: str, legend: Sequence[str], upward: str = "") -> str:
+    """An SVG as a file of its own: its own colours, what goes upward, and a legend in the upper right."""
+    upward = f'<text class="name" x="4" y="9">{upward}</text>'
     inside = svg[svg.index(">") + 1 :].removesuffix("</svg>")
     lines = "".join(
         f'<rect class="f{place}" x="{WIDTH - 108:g}" y="{TOP + 4 + place * 11:g}" width="10" height="3"/>'
@@ -124,7 +125,7 @@ def _standing(svg: str, legend: Sequence[str]) -> str:
         for place, name in enumerate(legend)
     )
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" width="640" height="380">'
-    return f'{head}<style>{STYLE}</style><rect width="100%" height="100%" fill="#fff"/>{inside}{lines}</svg>\n'
+    return f'{head}<style>{STYLE}</style><rect width="100%" height="100%" fill="#fff"/>{inside}{upward}{lines}</svg>\n'
 
 
 def main() -> None:
