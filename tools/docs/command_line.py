@@ -44,7 +44,7 @@ def _command(name: str, command: Any) -> list[str]:
         (command.help or "").strip(),
         f"```text\n{' '.join(['snp-onnx', name, *words, '[OPTIONS]'])}\n```",
         "\n".join(f"- `{str(p.name).upper()}`: {p.help}" for p in arguments),
-        "\n".join(["| option | default | what it does |", "|---|---|---|", *rows]),
+        "\n".join(["| option | what it does |", "|---|---|", *rows]),
     ]
 
 
@@ -67,14 +67,14 @@ def _kinds(callback: Callable[..., Any]) -> dict[str, str]:
 
 
 def _row(option: Any, kind: str) -> str:
-    default = "" if option.default in (None, False, ()) else f"`{option.default}`"
+    default = "" if option.default in (None, False, ()) else f" (default `{option.default}`)"
     if option.is_flag:
-        kind, default = "", f"`{option.opts[0]}`" if option.default is True else ""
-    return f"| {_flags(option)}{f' *{kind}*' if kind else ''} | {default} | {_cell(option.help)} |"
+        kind, default = "", f" (default `{option.opts[0]}`)" if option.default is True else ""
+    return f"| {_flags(option)}{f' *{kind}*' if kind else ''} | {_cell(option.help)}{default} |"
 
 
 def _flags(option: Any) -> str:
-    return " / ".join(f"`{flag}`" for flag in (*option.opts, *option.secondary_opts))
+    return " / ".join(f"`{flag}`{{ .option }}" for flag in (*option.opts, *option.secondary_opts))
 
 
 def _cell(text: str | None) -> str:

@@ -93,7 +93,7 @@ def _presets(errors: dict[str, Sequence[Sequence[float]]]) -> str:
     curves = [Curve([(a, b) for a, b in points], f"c{place}") for place, points in enumerate(errors.values())]
     shares = [share for points in errors.values() for share, _ in points]
     values = [error for points in errors.values() for _, error in points]
-    x, y = axis("MACs kept", [min(shares), 0.8]), axis("relative L2 error of the logits", [0.0, *values])
+    x, y = axis("MACs kept", [min(shares), 0.8]), axis("relative L2 error of the logits", [0.0, 1.1 * max(values)])
     marks = [((a, b), f"{a:.2f}: {b:.3f}") for points in errors.values() for a, b in points]
     return _standing(chart("error against MACs", x, y, curves, marks), list(errors), y.name)
 
