@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import os
 import re
 import shutil
@@ -9,6 +11,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -17,6 +20,8 @@ from tests.command_line import ROOT
 from tools.docs.command_line import reference
 
 pytest.importorskip("mkdocs", reason="the documentation's tools are not installed: pip install -e .[docs]")
+pytest.importorskip("griffe", reason="the documentation's tools are not installed: pip install -e .[docs]")
+docstrings, hooks = (importlib.import_module(f"tools.docs.{name}") for name in ("docstrings", "hooks"))
 
 
 def build(root: Path, site: Path) -> subprocess.CompletedProcess[str]:
@@ -118,6 +123,13 @@ def test_a_link_to_no_page_fails_the_build(tmp_path: Path) -> None:
     done = build(tmp_path, tmp_path / "site")
     assert done.returncode != 0
     assert "absent.md" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("module", [docstrings, hooks])
+def test_examples_of_what_builds_the_site(module: ModuleType) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted > 0
+    assert found.failed == 0
 
 
 def test_the_reference_has_every_command_and_option() -> None:
