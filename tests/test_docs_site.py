@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import os
 import re
 import shutil
@@ -98,6 +99,16 @@ def test_the_pages_hold_what_is_taken_from_the_project(site: Path) -> None:
     assert "----" not in texts["reference/python.html"]
     assert "Add an operator" in texts["contributing.html"]
     assert (site / "accuracy_resnet56.svg").is_file()
+
+
+@pytest.mark.slow
+def test_search_has_what_it_needs_where_pages_are_opened_as_files(site: Path) -> None:
+    index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))
+    script = (site / "search" / "search_index.js").read_text(encoding="utf-8")
+    assert json.loads(script.removeprefix("var __index = ")) == index
+    assert any("Quantise" in entry["title"] for entry in index["docs"])
+    page = (site / "reference" / "cli.html").read_text(encoding="utf-8")
+    assert 0 < page.index("../assets/files.js") < page.index("assets/javascripts/bundle")
 
 
 @pytest.mark.slow

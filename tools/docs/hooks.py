@@ -57,3 +57,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for figure in sorted((ROOT / "tools" / "bench").glob("*.svg")):
         files.append(File.generated(config, figure.name, abs_src_path=str(figure)))
     return files
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """The search's index as a script too: pages opened as files may load no other."""
+    index = Path(config.site_dir) / "search" / "search_index.json"
+    script = f"var __index = {index.read_text(encoding='utf-8')}"
+    index.with_suffix(".js").write_text(script, encoding="utf-8")
