@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.command_line import ROOT
 
@@ -17,11 +18,30 @@ def reasons() -> dict[str, str]:
     """Every reason that the tracer can give, by where it stands: its texts, but for docstrings and errors."""
     found = {}
     for path in sorted((ROOT / "snp_onnx" / "tracing").rglob("*.py")):
-        for node in _texts(ast.parse(path.read_text(encoding="utf-8"))):
-            text = template(node)
-            if " " in text.strip(GAP + " ()"):
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        constants, parts = _constants(module), _parts(module)
+        for node in _texts(module):
+            text = template(node, constants)
+            is_part = any(constants.get(name) == text for name in parts)
+            if " " in text.strip(GAP + " ()") and not is_part:
                 found[text] = f"{path.relative_to(ROOT)}:{node.lineno}"
     return found
+
+
+def _constants(module: ast.Module) -> dict[str, str]:
+    """Texts that a module gives names to."""
+    return {
+        node.targets[0].id: node.value.value
+        for node in module.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    }
+
+
+def _parts(module: ast.Module) -> set[str]:
+    """Names that stand inside other texts."""
+    inside = (node.value for node in ast.walk(module) if isinstance(node, ast.FormattedValue))
+    return {value.id for value in inside if isinstance(value, ast.Name)}
 
 
 def messages() -> set[str]:
@@ -35,10 +55,12 @@ def messages() -> set[str]:
     return found
 
 
-def template(node: ast.expr) -> str:
-    """A text with gaps for what is filled in."""
+def template(node: ast.expr, constants: Mapping[str, str] = MappingProxyType({})) -> str:
+    """A text with gaps for what is filled in, but for constants."""
     if isinstance(node, ast.JoinedStr):
-        return re.sub(f"{GAP}+", GAP, "".join(template(part) for part in node.values))
+        return re.sub(f"{GAP}+", GAP, "".join(template(part, constants) for part in node.values))
+    if isinstance(node, ast.FormattedValue) and isinstance(node.value, ast.Name):
+        return constants.get(node.value.id, GAP)
     return str(node.value) if isinstance(node, ast.Constant) else GAP
 
 

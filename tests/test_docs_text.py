@@ -35,19 +35,20 @@ def options() -> dict[str, set[str]]:
     }
 
 
-FOREIGN = {"--nthreads", "--package-config"}
-"""Options of Dask's worker and of Olive, named in prose."""
-
-
 def unknown_options(text: str) -> list[str]:
-    """Options that a page gives to a command that has none of that name, or names in backticks and no command has."""
+    """Options that a page gives to a command that has none of that name, or names in backticks and no command has.
+
+    What a page's blocks give to other programs it may also name.
+    """
     known = options()
-    everywhere = FOREIGN.union(*known.values(), {"--version", "--install-completion", "--show-completion"})
+    everywhere = {"--version", "--install-completion", "--show-completion"}.union(*known.values())
     wrong = []
     for line in text.replace("\\\n", " ").splitlines():
         for command, rest in re.findall(r"(?<![\w./-])snp-onnx ([a-z]+)\b([^|&;#`]*)", line):
             if command in known:
                 wrong += [flag for flag in _flags(rest) if flag not in known[command]]
+        if "snp-onnx" not in line:
+            everywhere |= set(_flags(re.sub(r"`[^`]*`", "", line)))
     prose = re.sub(r"^ *(```+).*?^ *\1", "", text, flags=re.MULTILINE | re.DOTALL)
     named = [quoted for quoted in re.findall(r"`([^`]+)`", prose) if quoted.startswith("--")]
     return wrong + [flag for quoted in named for flag in _flags(quoted) if flag not in everywhere]
@@ -65,7 +66,7 @@ def test_options_that_a_page_names_exist(page: Path) -> None:
 def test_an_option_that_does_not_exist_is_found() -> None:
     text = (
         "```bash\nsnp-onnx prune a.onnx b.onnx \\\n  --target-mac 0.5 && other --anything\n"
-        "snp-onnx inspect a.onnx --preset fast\n```\nUse `--no-such` or `--preset fast`.\n"
+        "snp-onnx inspect a.onnx --preset fast\nother --anything\n```\nUse `--no-such` or `--preset fast`, and other's `--anything`.\n"
     )
     assert unknown_options(text) == ["--target-mac", "--preset", "--no-such"]
 
@@ -88,7 +89,8 @@ def test_reasons_are_found_in_calls_returns_and_tables() -> None:
         "rounded to whole numbers",  # an exception that ends in a reason
     ):
         assert reason in given
-    assert template(ast.parse("f'{a}{b} and {c!r}'", mode="eval").body) == f"{GAP} and {GAP}"
+    filled = ast.parse("f'{a}{b} and {c!r}: {WHY}'", mode="eval").body
+    assert template(filled, {"WHY": "so it is"}) == f"{GAP} and {GAP}: so it is"
 
 
 def quoted_messages() -> list[str]:
