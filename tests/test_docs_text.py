@@ -66,7 +66,8 @@ def test_options_that_a_page_names_exist(page: Path) -> None:
 def test_an_option_that_does_not_exist_is_found() -> None:
     text = (
         "```bash\nsnp-onnx prune a.onnx b.onnx \\\n  --target-mac 0.5 && other --anything\n"
-        "snp-onnx inspect a.onnx --preset fast\nother --anything\n```\nUse `--no-such` or `--preset fast`, and other's `--anything`.\n"
+        "snp-onnx inspect a.onnx --preset fast\nother --anything\n```\n"
+        "Use `--no-such` or `--preset fast`, and other's `--anything`.\n"
     )
     assert unknown_options(text) == ["--target-mac", "--preset", "--no-such"]
 
