@@ -6,7 +6,7 @@ python -m tools.docs.command_line
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -30,7 +30,7 @@ def reference() -> str:
     for name, command in application.commands.items():
         parts += _command(name, command)
     rows = [f"| {_flags(option)} | {_cell(option.help)} |" for option in _options(application)]
-    parts += ["## snp-onnx", "\n".join(["| option | what it does |", "|---|---|", *rows])]
+    parts += ["## snp-onnx", _table(rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -38,14 +38,20 @@ def _command(name: str, command: Any) -> list[str]:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     words = [str(p.name).upper() if p.required else f"[{str(p.name).upper()}]" for p in arguments]
     kinds = _kinds(command.callback)
-    rows = [_row(option, kinds.get(option.name, "")) for option in _options(command)]
+    panels: dict[str, list[str]] = {}
+    for option in _options(command):
+        panels.setdefault(option.rich_help_panel or "Options", []).append(_row(option, kinds.get(option.name, "")))
     return [
         f"## snp-onnx {name}",
         (command.help or "").strip(),
         f"```text\n{' '.join(['snp-onnx', name, *words, '[OPTIONS]'])}\n```",
         "\n".join(f"- `{str(p.name).upper()}`: {p.help}" for p in arguments),
-        "\n".join(["| option | what it does |", "|---|---|", *rows]),
+        *(part for panel, rows in panels.items() for part in (f"### {panel}", _table(rows))),
     ]
+
+
+def _table(rows: Sequence[str]) -> str:
+    return "\n".join(["| option | what it does |", "|---|---|", *rows])
 
 
 def _options(command: Any) -> list[Any]:
