@@ -123,7 +123,7 @@ def _visit(op: Op, tracer: Tracer) -> None:
         rule(op, tracer)
         tracer.pass_layers(op, known)
         _bar_lone_positions(op, tracer)
-        inputs = [name for name in op.inputs if name and op.is_standard]  # others can't be evaluated
+        inputs = [name for name in op.inputs if name and op.is_evaluable]  # others can't be evaluated
         if inputs and op.type != "ConstantOfShape" and all(tracer.is_constant(name) for name in inputs):
             tracer.mark_constant(op.outputs, inputs[0])
 

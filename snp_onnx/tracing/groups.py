@@ -256,6 +256,7 @@ def _stops(tracer: Tracer, axes: Mapping[str, Axes], groups: Iterable[Group]) ->
             reason = "a single position" if len(labels) == 1 else _lacking(tracer, labels)
             barrier = Barrier(linear.output, linear.output_axis, "", reason)
         stops.append(Stop(linear.weight, linear.out_axis, len(labels), barrier))
+    stops += [Stop(name, axis, tracer.shape(name)[axis], barrier) for name, axis, barrier in tracer.declined]
     return tuple(dict.fromkeys(stops))
 
 

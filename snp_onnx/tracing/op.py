@@ -11,6 +11,8 @@ import numpy.typing as npt
 import onnx
 
 STANDARD_DOMAINS = ("", "ai.onnx")
+_TWINS = frozenset((("com.microsoft", "QuantizeLinear"), ("com.microsoft", "DequantizeLinear")))
+"""Operators of onnxruntime that differ from the standard ones of their name in nothing but the types they take."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +56,11 @@ class Op:
     @property
     def has_subgraph(self) -> bool:
         return any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in self.node.attribute)
+
+    @property
+    def is_evaluable(self) -> bool:
+        """Whether the node computes what the standard operator of its name does."""
+        return self.is_standard or (self.domain, self.type) in _TWINS
 
     def input(self, place: int) -> str:
         """The name of an input, empty where it is left out."""

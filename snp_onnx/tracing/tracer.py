@@ -78,6 +78,8 @@ class Tracer:
         self.classes = DisjointSet()
         self.products = Products(self.classes)
         self.barriers: list[tuple[Barrier, Labels]] = []
+        self.declined: list[tuple[str, int, Barrier]] = []
+        """Weights that only an operator without units reads: the axis of their outputs, and why it stays whole."""
         self.linears: list[Linear] = []
         self.activation_products: list[Product] = []
         self._axes: dict[str, Axes] = {}
@@ -161,6 +163,10 @@ class Tracer:
             return
         self.classes.flag(held, FIXED)
         self.barriers.append((Barrier(tensor, axis, op.name if op else "", reason), held))
+
+    def decline(self, op: Op, weight: str, axis: int, reason: str) -> None:
+        """Tell of a weight whose outputs can't be units, because of the node that reads it."""
+        self.declined.append((weight, axis, Barrier(weight, axis, op.name, reason)))
 
     def barrier_all(self, op: Op | None, tensor: str, reason: str, but: Collection[AxisOf] = ()) -> None:
         """Keep every axis of a tensor whole, but those named."""

@@ -42,8 +42,9 @@ class WeightPath:
         return values.reshape(shape)
 
 
-_QUANTISERS_SINCE = 19
-"""The reference implements DequantizeLinear from here on; for older graphs it means the same."""
+_QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
+_QUANTISERS_SINCE = 21
+"""The reference takes all of their types from here on; for older graphs they mean the same."""
 
 
 class Weights:
@@ -55,7 +56,7 @@ class Weights:
         for op in ops_of(model):
             names = [name for name in op.inputs if name]
             known = all(name in self._tensors or name in self._makers for name in names)
-            if known and (names or op.type == "Constant") and not op.has_subgraph and op.is_standard:
+            if known and (names or op.type == "Constant") and not op.has_subgraph and op.is_evaluable:
                 self._makers.update({name: op for name in op.outputs if name})
 
     def knows(self, tensor: str) -> bool:
@@ -68,13 +69,16 @@ class Weights:
             return array_of(self._tensors[tensor])
         op = self._makers[tensor]
         feed = {name: self.array(name) for name in op.inputs if name}
+        node = onnx.NodeProto()
+        node.CopyFrom(op.node)
+        node.domain = ""
         graph = onnx.helper.make_graph(
-            [op.node],
+            [node],
             "weight",
             [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in feed],
             [onnx.helper.make_value_info(tensor, onnx.TypeProto())],
         )
-        version = max(op.version, _QUANTISERS_SINCE) if op.type == "DequantizeLinear" else op.version
+        version = max(op.version, _QUANTISERS_SINCE) if op.type in _QUANTISERS else op.version
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
         outcome: list[Array] = list(ReferenceEvaluator(model).run(None, feed))  # type: ignore[arg-type]
         return np.asarray(outcome[0])

@@ -116,9 +116,21 @@ def _nothing_prunable(subject: Subject) -> str:
     """One line that says, axis by axis, why nothing may be cut."""
     stops = subject.trace.stops
     left_out = len(subject.trace.groups)
-    reasons = [f"{stop.weight} axis {stop.axis}: {stop.barrier.reason}" for stop in stops[:8]]
-    if len(stops) > 8:
-        reasons.append(f"{len(stops) - 8} more (see snp-onnx inspect)")
+    alike: dict[str, list[str]] = {}
+    for stop in stops:
+        alike.setdefault(stop.barrier.reason, []).append(f"{stop.weight} axis {stop.axis}")
+    reasons = [f"{_first(names)}: {reason}" for reason, names in list(alike.items())[:4]]
+    if len(alike) > 4:
+        reasons.append(f"{sum(map(len, list(alike.values())[4:]))} more (see snp-onnx inspect)")
     if left_out:
         reasons.insert(0, f"{left_out} groups are left out by the options or could not be measured")
     return "nothing can be pruned: " + ("; ".join(reasons) or "the model has no weights with units")
+
+
+def _first(names: Sequence[str]) -> str:
+    """One of many.
+
+    >>> _first(["w1 axis 0", "w2 axis 0"])
+    'w1 axis 0 and 1 more'
+    """
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

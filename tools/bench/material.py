@@ -6,9 +6,10 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,12 @@ from PIL import Image
 
 Images = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+Fold = tuple[Mapping[str, Any], Mapping[str, Any]]
+"""Calibration arrays; test arrays with labels."""
+
+MOBILENET = "mobilenetv2_1.0_224_imagenet.onnx"
+BACKGROUND = 1
+"""Classes that MobileNetV2 has before the first of the 1000."""
 
 CIFAR = {"scale": 1 / 255, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 """Preprocessing of the CIFAR-10 ResNets: (x / 255 - mean) / std, RGB NCHW."""
@@ -77,6 +84,24 @@ def imagenet(side: tuple[int, int] | None = None) -> tuple[Images, npt.NDArray[n
 def nchw(images: Images, scale: float, shift: float) -> Floats:
     """(x - shift) * scale as float32 NCHW."""
     return ((images.astype(np.float32) - shift) * scale).transpose(0, 3, 1, 2).copy()
+
+
+def imagenet_folds() -> list[Fold]:
+    """Even images calibrate MobileNetV2 and odd ones judge it, then the other way round."""
+    pictures, classes = imagenet()
+    inputs = nchw(pictures, 1 / 128, 128.0)
+    halves = slice(0, None, 2), slice(1, None, 2)
+    return [
+        ({"input": inputs[own]}, {"input": inputs[other], "labels": classes[other] + BACKGROUND})
+        for own, other in (halves, halves[::-1])
+    ]
+
+
+def standardised(images: Images) -> Floats:
+    """CIFAR-10 images as the ResNets read them, float32 NCHW."""
+    mean, std = (np.array(CIFAR[name], np.float32) for name in ("mean", "std"))
+    pixels = images.astype(np.float32) * np.float32(CIFAR["scale"])
+    return ((pixels - mean) / std).transpose(0, 3, 1, 2).copy()
 
 
 def machine() -> str:

@@ -21,13 +21,8 @@ import snp_onnx
 from snp_onnx.planning.options import Preset
 from tools.bench import material
 
-MODEL = "mobilenetv2_1.0_224_imagenet.onnx"
+MODEL = material.MOBILENET
 TARGETS = (0.8, 0.65)
-BACKGROUND = 1
-"""Classes that this model has before the first of the 1000."""
-
-Fold = tuple[Mapping[str, Any], Mapping[str, Any]]
-"""Calibration arrays; test arrays with labels."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ways = [
         {"preset": preset, **options} for preset in given.preset for options in ([{}, settings] if settings else [{}])
     ]
-    folds = _folds()
+    folds = material.imagenet_folds()
     rows = [_row(folds, way, target, given.threads) for way in ways for target in given.targets]
     columns = ("settings", "MACs kept at most", "top-1 dense", "top-1 pruned", "kept, %", "agreement, %", "cosine")
     print(material.table(columns, rows))
@@ -65,18 +60,7 @@ def _setting(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def _folds() -> list[Fold]:
-    """Even images calibrate and odd ones judge, then the other way round."""
-    pictures, classes = material.imagenet()
-    inputs = material.nchw(pictures, 1 / 128, 128.0)
-    halves = slice(0, None, 2), slice(1, None, 2)
-    return [
-        ({"input": inputs[own]}, {"input": inputs[other], "labels": classes[other] + BACKGROUND})
-        for own, other in (halves, halves[::-1])
-    ]
-
-
-def _row(folds: Sequence[Fold], way: Mapping[str, Any], target: float, threads: int | None) -> tuple[str, ...]:
+def _row(folds: Sequence[material.Fold], way: Mapping[str, Any], target: float, threads: int | None) -> tuple[str, ...]:
     name, start = ", ".join(f"{key} {value}" for key, value in way.items() if key != "preset"), time.perf_counter()
     label = f"{way['preset']}{', ' * bool(name)}{name}"
     try:
@@ -90,7 +74,7 @@ def _row(folds: Sequence[Fold], way: Mapping[str, Any], target: float, threads: 
 
 
 def _figures(
-    folds: Sequence[Fold], way: Mapping[str, Any], target: float, threads: int | None
+    folds: Sequence[material.Fold], way: Mapping[str, Any], target: float, threads: int | None
 ) -> Iterator[tuple[float, ...]]:
     """Each fold's dense and pruned top-1, agreement of the two, and mean cosine of the logits."""
     model = material.model(MODEL)
