@@ -1,6 +1,7 @@
 """Passes: model-to-model rewrites, one a file, and the pipeline that composes them."""
 
 from snp_onnx.passes.base import Note, Outcome, Pass, summarise
+from snp_onnx.passes.dequantise import Dequantise, Requantise, narrow_weights
 from snp_onnx.passes.eliminate_dead import EliminateDead
 from snp_onnx.passes.fold_batch_norm import FoldBatchNorm
 from snp_onnx.passes.fold_constants import FoldConstants
@@ -16,6 +17,7 @@ from snp_onnx.passes.slice_units import SliceUnits
 from snp_onnx.passes.turn_heads import Turn, TurnHeads
 
 __all__ = [
+    "Dequantise",
     "DropIdentities",
     "EliminateDead",
     "FoldBatchNorm",
@@ -27,11 +29,13 @@ __all__ = [
     "Outcome",
     "Pass",
     "RemoveBlocks",
+    "Requantise",
     "Rewritten",
     "SeparateShared",
     "SliceUnits",
     "Turn",
     "TurnHeads",
+    "narrow_weights",
     "prepare",
     "rewrite",
     "rotate_streams",

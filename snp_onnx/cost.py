@@ -190,8 +190,18 @@ those of all values."""
 
 
 def param_terms(model: onnx.ModelProto) -> list[Term]:
-    """Elements of every floating-point initialiser, and of Constant nodes that hold more than a scalar."""
-    return [Term(name, _all_axes(name, t), 1.0) for name, t in weights(model) if t.data_type in FLOATS]
+    """Elements of every floating-point initialiser, also those of Constant nodes.
+
+    A quantised weight counts like the floats it stands for, and the scales of a quantiser don't.
+    """
+    quantisers = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    stored = {node.input[0] for node in quantisers}
+    scales = {name for node in quantisers for name in node.input[1:]}
+    return [
+        Term(name, _all_axes(name, t), 1.0)
+        for name, t in weights(model)
+        if (t.data_type in FLOATS or name in stored) and name not in scales
+    ]
 
 
 def byte_terms(model: onnx.ModelProto) -> list[Term]:

@@ -30,6 +30,7 @@ from snp_onnx.verbs.find_plan import find_candidate
 from snp_onnx.verbs.latency import Latency
 from snp_onnx.verbs.measure import Calibration, Measured, measure, on_fewer_samples
 from snp_onnx.verbs.outlook import outlook
+from snp_onnx.verbs.quantised import as_floats, is_pruned_as_floats, quantised_again
 from snp_onnx.verbs.result import Outlook, PruneResult, Report, Stopwatch, stop_reports, versions
 from snp_onnx.verbs.settings import Data, Progress
 from snp_onnx.verbs.settle import held_back_fidelity
@@ -63,9 +64,12 @@ class Job:
         self.progress("prepare", 0, 0)
         with clock("prepare"):
             dense, prepared, notes = load_subject(model, self.runtime)
+            quantised = prepared
+            if is_pruned_as_floats(self.choices, self.target):
+                prepared, notes = as_floats(prepared, notes, dense.store)
         if self.data.source is None:
             seen = earlier.plan.input_shapes if earlier is not None else {}
-            subject = self._traced(clock, dense, prepared, notes, seen)
+            subject = self._traced(clock, dense, prepared, notes, seen, quantised)
             return self._carry_out(clock, subject, None, earlier)
         with clock("read samples"):
             samples = self._open_samples(prepared)
@@ -73,7 +77,7 @@ class Job:
             calibration = Calibration(
                 samples, self.data.batch_size, self.runtime, clock, self.progress, executor=self.executor
             )
-            subject = self._traced(clock, dense, prepared, notes, samples.largest_shapes)
+            subject = self._traced(clock, dense, prepared, notes, samples.largest_shapes, quantised)
             return self._carry_out(clock, subject, calibration, earlier)
 
     def _open_samples(self, prepared: onnx.ModelProto) -> Samples:
@@ -89,10 +93,12 @@ class Job:
         prepared: onnx.ModelProto,
         notes: Any,
         seen: Mapping[str, tuple[int, ...]],
+        quantised: onnx.ModelProto,
     ) -> Subject:
         with clock("trace"):
             shapes = resolve_shapes(prepared, self.data.input_shapes, seen)
-            return trace_at(dense, prepared, notes, shapes, self.runtime, caches=self.choices.caches)
+            found = trace_at(dense, prepared, notes, shapes, self.runtime, caches=self.choices.caches)
+            return found if prepared is quantised else replace(found, quantised=quantised)
 
     def _based(self, subject: Subject, calibration: Calibration | None, earlier: Saved | None) -> Subject:
         """The subject in the bases that the kinds of units need: those of an earlier plan for it, or new ones."""
@@ -106,6 +112,7 @@ class Job:
         """Decide or take the plan over, rewrite, verify, and compare on the samples held back."""
         work, candidate = self._found(clock, subject, calibration, earlier)
         subject, candidate = work.subject, tidied(work, candidate)
+        candidate = quantised_again(subject, candidate, self.runtime, self.external_as)
         samples = calibration.samples if calibration is not None else None
         self.progress("verify", 0, 0)
         with clock("verify"):

@@ -42,6 +42,8 @@ class Subject:
     """The kinds of units that it was traced for."""
     depth: Depth | None = None
     """What went whole before."""
+    quantised: onnx.ModelProto | None = None
+    """The prepared model as it is quantised, where the prepared one is its float form."""
 
     @property
     def aim(self) -> onnx.ModelProto:

@@ -1,0 +1,58 @@
+"""Quantised (QDQ) models: pruned as the float model that they stand for, and quantised again in their own way.
+
+Plan, folds and refit are those of the float form. The QDQ graph is then cut by the same plan, and every weight that
+changed is written into it: on the same axis, of the same type, with scales from its new range. The activations' scales
+stay: what is kept of an activation comes near what it was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import onnx
+
+from snp_onnx.calibration.sessions import Runtime
+from snp_onnx.cost import param_terms, total, weights
+from snp_onnx.external import Store, array_of
+from snp_onnx.model_io import bytes_on_disk, with_provenance
+from snp_onnx.passes import Dequantise, EliminateDead, Note, Requantise, SliceUnits, narrow_weights, rewrite
+from snp_onnx.planning.options import Choices, Target, TargetKind
+from snp_onnx.tracing import PLAIN_KINDS
+from snp_onnx.verbs.carry_out import Candidate
+from snp_onnx.verbs.subject import Subject, trace_at
+
+_ON_DISK = (TargetKind.SIZE, TargetKind.LATENCY)
+"""Targets that are measured on the model as it will be: the float form says nothing of them."""
+
+
+def as_floats(
+    prepared: onnx.ModelProto, notes: tuple[Note, ...], store: Store | None
+) -> tuple[onnx.ModelProto, tuple[Note, ...]]:
+    """The float model that a prepared QDQ model stands for; the very same one where no weight is quantised."""
+    if all(node.op_type != "DequantizeLinear" for node in prepared.graph.node):
+        return prepared, notes
+    found = rewrite(prepared, [Dequantise(), EliminateDead()], store)
+    return (found.model, (*notes, *found.notes)) if found.notes else (prepared, notes)
+
+
+def is_pruned_as_floats(choices: Choices, target: Target | None) -> bool:
+    """Whether the options go with the float form; otherwise weights are cut as they are stored, without folding."""
+    on_disk = target is not None and target.kind in _ON_DISK
+    return choices.kinds <= PLAIN_KINDS and not (on_disk or choices.caches or choices.is_rounded_by_clock)
+
+
+def quantised_again(subject: Subject, candidate: Candidate, runtime: Runtime, external_as: str | None) -> Candidate:
+    """The candidate, which is of the float form, as a QDQ model."""
+    if subject.quantised is None:
+        return candidate
+    store = subject.dense.store
+    whole = trace_at(subject.dense, subject.quantised, (), subject.input_shapes, runtime)
+    alive = candidate.plan.alive(whole.trace)
+    values = {tensor.name: array_of(tensor) for tensor in candidate.model.graph.initializer}
+    again = Requantise(values, narrow_weights(subject.quantised))
+    model = rewrite(subject.quantised, [SliceUnits(whole.trace, alive), EliminateDead(), again], store).model
+    with_provenance(model, {entry.key: entry.value for entry in candidate.model.metadata_props})
+    sizes = {name: tuple(tensor.dims) for name, tensor in weights(model)}
+    params = total(param_terms(model), lambda tensor, axis: sizes[tensor][axis])
+    cost = replace(candidate.cost, params=params, bytes=bytes_on_disk(model, external_as))
+    return replace(candidate, model=model, cost=cost)
