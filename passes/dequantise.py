@@ -1,9 +1,9 @@
 """Quantisation taken out of a graph and put back: y = s (q - z) read as y, and y written as q = round(y / s) + z.
 
-`Dequantise` makes the float model that a QDQ model stands for: every quantised weight becomes the floats it is read as,
-under its own name, and pairs of QuantizeLinear and DequantizeLinear on activations go. (A quantiser leaves Relu and Clip out
-where the codes' ends do their work: then a Clip takes the pair's place.) `Requantise` writes changed
-floats into the QDQ graph: weights on the same axis with scales from their new ranges, biases with s_x s_w.
+`Dequantise` makes the float model that a QDQ model stands for: every quantised weight becomes the floats that it is
+read as, under its own name, and pairs of QuantizeLinear and DequantizeLinear on activations go. (A quantiser leaves
+Relu and Clip out where the ends of the codes do their work: then a Clip takes the pair's place.) `Requantise` writes
+changed floats into the QDQ graph: weights on the same axis with scales from their new ranges, biases with s_x s_w.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class Dequantise:
                 weights += 1
             elif _is_pair(node) and _without_pair(graph, node, outputs):
                 pairs += 1
-        notes = [Note("model", f"quantised: {weights} weights are pruned as the floats they stand for")] if weights else []
+        notes = (
+            [Note("model", f"quantised: {weights} weights are pruned as the floats they stand for")] if weights else []
+        )
         return Outcome(weights + pairs > 0, tuple(notes))
 
 
@@ -103,7 +105,7 @@ class Requantise:
             return []
         limits = np.iinfo(values_of(stored).dtype)
         if limits.bits <= 16:
-            steps = NARROW if stored.name in self.narrow else np.inf
+            steps = NARROW if stored.name in self.narrow else limits.max
             above, below = np.minimum(limits.max - zero, steps), np.minimum(zero - limits.min, steps)
             need = np.maximum(wanted / np.maximum(above, 1.0), -wanted / np.maximum(below, 1.0))
             shape = values_of(node.inputs[1]).shape
@@ -122,7 +124,7 @@ class Requantise:
         if same_scale and np.all(np.abs(wanted - exact) <= SAME * before):
             return []
         step = np.broadcast_to(step.reshape(-1), before.reshape(-1).shape).reshape(before.shape)
-        _set_codes(node, wanted, _set_scale(graph, node, step), np.float64(0.0))
+        _set_codes(node, wanted, _set_scale(graph, node, step), np.zeros(()))
         return [Note(stored.name, "folded and quantised again")]
 
 

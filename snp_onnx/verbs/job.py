@@ -30,7 +30,7 @@ from snp_onnx.verbs.find_plan import find_candidate
 from snp_onnx.verbs.latency import Latency
 from snp_onnx.verbs.measure import Calibration, Measured, measure, on_fewer_samples
 from snp_onnx.verbs.outlook import outlook
-from snp_onnx.verbs.quantised import as_floats, is_pruned_as_floats, quantised_again
+from snp_onnx.verbs.quantised import as_floats, quantised_again
 from snp_onnx.verbs.result import Outlook, PruneResult, Report, Stopwatch, stop_reports, versions
 from snp_onnx.verbs.settings import Data, Progress
 from snp_onnx.verbs.settle import held_back_fidelity
@@ -65,8 +65,7 @@ class Job:
         with clock("prepare"):
             dense, prepared, notes = load_subject(model, self.runtime)
             quantised = prepared
-            if is_pruned_as_floats(self.choices, self.target):
-                prepared, notes = as_floats(prepared, notes, dense.store)
+            prepared, notes = as_floats(prepared, notes, dense.store, self.choices, self.target)
         if self.data.source is None:
             seen = earlier.plan.input_shapes if earlier is not None else {}
             subject = self._traced(clock, dense, prepared, notes, seen, quantised)

@@ -10,6 +10,7 @@ from snp_onnx.planning.options import Target, TargetKind
 from snp_onnx.planning.plan import Plan
 from snp_onnx.verbs.carry_out import Candidate, Work, carry_out
 from snp_onnx.verbs.measure import on_fewer_samples
+from snp_onnx.verbs.quantised import quantised_again
 from snp_onnx.verbs.settle import held_back_fidelity, worst_cosine
 
 PROBES = 6
@@ -64,4 +65,5 @@ def _macs(share: float) -> Target:
 
 def _cosine(work: Work, candidate: Candidate) -> float:
     assert work.calibration is not None
-    return worst_cosine(held_back_fidelity(work.subject.dense.proto, candidate.model, work.calibration))
+    final = quantised_again(work.subject, candidate, work.calibration.runtime)
+    return worst_cosine(held_back_fidelity(work.subject.dense.proto, final.model, work.calibration))

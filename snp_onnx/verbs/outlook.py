@@ -6,6 +6,7 @@ from snp_onnx.errors import TargetError
 from snp_onnx.planning.options import Fold, Target, TargetKind
 from snp_onnx.verbs.carry_out import Work, cut_only, folded
 from snp_onnx.verbs.find_plan import deciding_by_macs
+from snp_onnx.verbs.quantised import quantised_again
 from snp_onnx.verbs.result import Outlook
 from snp_onnx.verbs.settle import held_back_fidelity
 
@@ -26,6 +27,7 @@ def outlook(work: Work) -> tuple[Outlook, ...]:
         for share in SHARES:
             plan = deciding.plan(Target(TargetKind.MACS, share))
             candidate = cut_only(work, plan) if work.choices.fold is Fold.NONE else folded(work, plan)
+            candidate = quantised_again(work.subject, candidate, work.calibration.runtime, work.external_as)
             with work.clock("outlook"):
                 fidelity = held_back_fidelity(dense, candidate.model, work.calibration)
             found.append(Outlook(share, candidate.cost, fidelity))

@@ -13,6 +13,7 @@ import onnx
 
 from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.cost import param_terms, total, weights
+from snp_onnx.errors import PlanError
 from snp_onnx.external import Store, array_of
 from snp_onnx.model_io import bytes_on_disk, with_provenance
 from snp_onnx.passes import Dequantise, EliminateDead, Note, Requantise, SliceUnits, narrow_weights, rewrite
@@ -21,27 +22,35 @@ from snp_onnx.tracing import PLAIN_KINDS
 from snp_onnx.verbs.carry_out import Candidate
 from snp_onnx.verbs.subject import Subject, trace_at
 
-_ON_DISK = (TargetKind.SIZE, TargetKind.LATENCY)
+_AS_STORED = (TargetKind.SIZE, TargetKind.LATENCY)
 """Targets that are measured on the model as it will be: the float form says nothing of them."""
 
 
 def as_floats(
-    prepared: onnx.ModelProto, notes: tuple[Note, ...], store: Store | None
+    prepared: onnx.ModelProto, notes: tuple[Note, ...], store: Store | None, choices: Choices, target: Target | None
 ) -> tuple[onnx.ModelProto, tuple[Note, ...]]:
-    """The float model that a prepared QDQ model stands for; the very same one where no weight is quantised."""
-    if all(node.op_type != "DequantizeLinear" for node in prepared.graph.node):
+    """The float model that a prepared QDQ model stands for; the very same one where no weight is quantised.
+
+    So it is with kinds of units that need more than a plan of widths: weights are cut as stored then, without folding.
+    """
+    is_plain = choices.kinds <= PLAIN_KINDS and not choices.caches
+    if not is_plain or all(node.op_type != "DequantizeLinear" for node in prepared.graph.node):
         return prepared, notes
     found = rewrite(prepared, [Dequantise(), EliminateDead()], store)
-    return (found.model, (*notes, *found.notes)) if found.notes else (prepared, notes)
+    if not found.notes:
+        return prepared, notes
+    if choices.is_rounded_by_clock or (target is not None and target.kind in _AS_STORED):
+        option = f"--{target.option}" if target is not None and target.kind in _AS_STORED else "--round-to auto"
+        raise PlanError(
+            f"{option}: a quantised model is pruned as the floats it stands for, of which this can't be told: give "
+            "--target-macs, or prune the float model and quantise it then"
+        )
+    return found.model, (*notes, *found.notes)
 
 
-def is_pruned_as_floats(choices: Choices, target: Target | None) -> bool:
-    """Whether the options go with the float form; otherwise weights are cut as they are stored, without folding."""
-    on_disk = target is not None and target.kind in _ON_DISK
-    return choices.kinds <= PLAIN_KINDS and not (on_disk or choices.caches or choices.is_rounded_by_clock)
-
-
-def quantised_again(subject: Subject, candidate: Candidate, runtime: Runtime, external_as: str | None) -> Candidate:
+def quantised_again(
+    subject: Subject, candidate: Candidate, runtime: Runtime, external_as: str | None = None
+) -> Candidate:
     """The candidate, which is of the float form, as a QDQ model."""
     if subject.quantised is None:
         return candidate

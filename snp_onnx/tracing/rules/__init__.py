@@ -81,7 +81,7 @@ RULES: Mapping[tuple[str, str], Rule] = MappingProxyType(
         ("", "DequantizeLinear"): quantisation.quantise,
         ("com.microsoft", "QuantizeLinear"): quantisation.quantise,
         ("com.microsoft", "DequantizeLinear"): quantisation.quantise,
-        **{key: quantisation.integer for key in quantisation.INTEGER},
+        **dict.fromkeys(quantisation.INTEGER, quantisation.integer),
         ("", "Einsum"): einsum.einsum,
         ("", "Attention"): attention.standard,
         ("", "RotaryEmbedding"): attention.rotary,
