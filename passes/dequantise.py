@@ -141,12 +141,18 @@ def _is(node: gs.Node, kind: str) -> bool:
 
 
 def is_weight(node: gs.Node) -> bool:
-    """Whether a DequantizeLinear reads whole integers that nothing else reads, with constant scales, not in blocks."""
+    """Whether a DequantizeLinear reads whole integers that nothing else reads, with constant scales, not in blocks.
+
+    Weights whose zero point is at an end have no codes for one of the signs, and stay as they are.
+    """
     stored = node.inputs[0]
     if not all(isinstance(tensor, gs.Constant) for tensor in node.inputs if tensor.name) or len(stored.outputs) > 1:
         return False
     kind = stored.dtype if not isinstance(stored.dtype, int) else None
-    return kind is not None and np.dtype(kind).kind in "iu" and not node.attrs.get("block_size", 0)
+    if kind is None or np.dtype(kind).kind not in "iu" or node.attrs.get("block_size", 0):
+        return False
+    zero, limits = _along(node, 2, len(stored.shape)), np.iinfo(kind)
+    return bool(np.all((zero > limits.min) & (zero < limits.max)))  # room for values of either sign
 
 
 def _is_pair(node: gs.Node) -> bool:
@@ -203,8 +209,9 @@ def _layers(graph: gs.Graph) -> list[tuple[gs.Node, gs.Node, gs.Node]]:
         if node.op in ("Conv", "ConvTranspose", "Gemm") and len(node.inputs) > 2:
             makers = [tensor.inputs[0] for tensor in node.inputs[:3] if tensor.inputs]
             if len(makers) == 3 and all(_is(maker, "DequantizeLinear") for maker in makers):
-                scales = [maker.inputs[1] for maker in makers[:2]]
-                if all(isinstance(scale, gs.Constant) for scale in scales):
+                scales = [maker.inputs[1] for maker in makers]
+                sizes = [np.size(values_of(scale)) if isinstance(scale, gs.Constant) else 0 for scale in scales]
+                if sizes[0] == 1 and sizes[1] in (1, sizes[2]):
                     found.append((makers[0], makers[1], makers[2]))
     return found
 
