@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,8 +57,8 @@ class Dequantise:
         weights = pairs = 0
         outputs = {id(tensor) for tensor in graph.outputs}
         for node in [node for node in graph.nodes if _is(node, "DequantizeLinear")]:
-            source = node.inputs[0]
             if is_weight(node) and id(node.outputs[0]) not in outputs:
+                source = _held(node)
                 replace_values(source, np.ascontiguousarray(_dequantised(node)))
                 replace_node(graph, node, source)
                 weights += 1
@@ -84,35 +85,41 @@ class Requantise:
         quantised = [node for node in graph.nodes if _is(node, "DequantizeLinear") and is_weight(node)]
         biases = {id(bias): (source, weight) for source, weight, bias in _layers(graph)}
         for node in quantised:
-            if id(node) not in biases and node.inputs[0].name in self.values:
+            if id(node) not in biases and _held(node).name in self.values:
                 notes += self._weight(graph, node)
         for node in quantised:
             if id(node) in biases and node.inputs[0].name in self.values:
                 notes += self._bias(graph, node, *biases[id(node)])
+        written = {id(_held(node)) for node in quantised}
         for constant in constants(graph):
             new = self.values.get(constant.name)
-            if new is not None and holds_floats(constant) and not np.array_equal(new, values_of(constant)):
+            if new is None or id(constant) in written or not holds_floats(constant):
+                continue
+            if not np.array_equal(new, values_of(constant)):
                 replace_values(constant, new)
                 notes.append(Note(constant.name, "folded"))
         return Outcome(bool(notes), tuple(notes))
 
     def _weight(self, graph: gs.Graph, node: gs.Node) -> list[Note]:
         """Scales that take in the new range by as many steps as the old one had; zero points stay."""
-        stored, wanted = node.inputs[0], np.asarray(self.values[node.inputs[0].name], np.float64)
+        held = _held(node)
+        wanted, limits = np.asarray(self.values[held.name], np.float64), _limits(node)
         scale, zero = (_along(node, place, wanted.ndim) for place in (1, 2))
-        codes = np.asarray(values_of(stored)).astype(np.float64)
-        if np.all(np.abs(wanted / scale - (codes - zero)) <= SAME):
+        if np.all(np.abs(wanted / scale - (_codes(node) - zero)) <= SAME):
             return []
-        limits = np.iinfo(values_of(stored).dtype)
         if limits.bits <= 16:
-            steps = NARROW if stored.name in self.narrow else limits.max
+            steps = NARROW if held.name in self.narrow else limits.max
             above, below = np.minimum(limits.max - zero, steps), np.minimum(zero - limits.min, steps)
-            need = np.maximum(wanted / np.maximum(above, 1.0), -wanted / np.maximum(below, 1.0))
-            shape = values_of(node.inputs[1]).shape
+            need = np.maximum(wanted / above, -wanted / below)
             most = need.max() if scale.size == 1 else need.max(axis=_others(node, need.ndim))
-            scale = _set_scale(graph, node, np.where(most > 0, most, scale.reshape(np.shape(most))).reshape(shape))
-        _set_codes(node, wanted, scale, zero)
-        return [Note(stored.name, "folded and quantised again")]
+            most = np.where(most > 0, most, scale.reshape(np.shape(most)))
+            scale = _set_scale(graph, node, most.reshape(values_of(node.inputs[1]).shape))
+        if _is_fake(node):
+            _set_scale(graph, node.inputs[0].inputs[0], np.asarray(values_of(node.inputs[1])))
+            replace_values(held, wanted.astype(np.asarray(values_of(held)).dtype))
+        else:
+            _set_codes(node, wanted, scale, zero)
+        return [Note(held.name, "folded and quantised again")]
 
     def _bias(self, graph: gs.Graph, node: gs.Node, source: gs.Node, weight: gs.Node) -> list[Note]:
         """Runtimes that fuse the layer read a bias in steps of s_x s_w, whatever its own scale says."""
@@ -141,18 +148,57 @@ def _is(node: gs.Node, kind: str) -> bool:
 
 
 def is_weight(node: gs.Node) -> bool:
-    """Whether a DequantizeLinear reads whole integers that nothing else reads, with constant scales, not in blocks.
+    """Whether a DequantizeLinear gives a weight of its own, with constant scales, not in blocks.
 
+    Either reads integers, or the codes of floats (as quantisation-aware training leaves them) that nothing else reads.
     Weights whose zero point is at an end have no codes for one of the signs, and stay as they are.
     """
-    stored = node.inputs[0]
-    if not all(isinstance(tensor, gs.Constant) for tensor in node.inputs if tensor.name) or len(stored.outputs) > 1:
+    held, rest = _held(node), [tensor for tensor in node.inputs[1:] if tensor.name]
+    if not all(isinstance(tensor, gs.Constant) for tensor in (held, *rest)) or len(held.outputs) > 1:
         return False
-    kind = stored.dtype if not isinstance(stored.dtype, int) else None
-    if kind is None or np.dtype(kind).kind not in "iu" or node.attrs.get("block_size", 0):
+    if node.attrs.get("block_size", 0) or (_is_fake(node) and not _is_undone(node)):
         return False
-    zero, limits = _along(node, 2, len(stored.shape)), np.iinfo(kind)
-    return bool(np.all((zero > limits.min) & (zero < limits.max)))  # room for values of either sign
+    kind = None if isinstance(held.dtype, int) else np.dtype(held.dtype)
+    if kind is None or kind.kind not in ("f" if _is_fake(node) else "iu"):
+        return False
+    limits = _limits(node)
+    zero = _along(node, 2, len(held.shape))
+    return limits is not None and bool(np.all((zero > limits.min) & (zero < limits.max)))
+
+
+def _held(node: gs.Node) -> gs.Tensor:
+    """What a DequantizeLinear reads, or the QuantizeLinear before it where that reads a constant."""
+    return node.inputs[0].inputs[0].inputs[0] if _is_fake(node) else node.inputs[0]
+
+
+def _is_fake(node: gs.Node) -> bool:
+    """Whether a DequantizeLinear reads the codes that a QuantizeLinear makes of floats that are there."""
+    makers = node.inputs[0].inputs
+    return (
+        len(makers) == 1 and _is(makers[0], "QuantizeLinear") and isinstance(makers[0].inputs[0], gs.Constant)
+    ) and len(node.inputs[0].outputs) == 1
+
+
+def _limits(node: gs.Node) -> np.iinfo[Any] | None:
+    """The type of a weight's codes; None where they aren't whole integers of at least a byte."""
+    codes = node.inputs[0]
+    if _is_fake(node):
+        zero = node.inputs[2] if len(node.inputs) > 2 else None
+        kind: Any = np.uint8 if zero is None else zero.dtype
+    else:
+        kind = codes.dtype
+    return np.iinfo(kind) if not isinstance(kind, int) and np.dtype(kind).kind in "iu" else None
+
+
+def _codes(node: gs.Node) -> npt.NDArray[np.float64]:
+    """The codes of a weight."""
+    held = _held(node)
+    values = np.asarray(values_of(held)).astype(np.float64)
+    limits = _limits(node)
+    if not _is_fake(node) or limits is None:
+        return values
+    scale, zero = (_along(node, place, values.ndim) for place in (1, 2))
+    return np.clip(np.rint(values / scale) + zero, limits.min, limits.max)
 
 
 def _is_pair(node: gs.Node) -> bool:
@@ -160,9 +206,18 @@ def _is_pair(node: gs.Node) -> bool:
     makers = node.inputs[0].inputs
     if len(makers) != 1 or not _is(makers[0], "QuantizeLinear") or isinstance(makers[0].inputs[0], gs.Constant):
         return False
-    return len(makers[0].inputs) == len(node.inputs) and all(
+    return _is_undone(node)
+
+
+def _is_undone(node: gs.Node) -> bool:
+    """Whether scales, zero points and axis are those of the QuantizeLinear before."""
+    first = node.inputs[0].inputs[0]
+    rank = len(node.inputs[0].shape or ())
+    if len(first.inputs) != len(node.inputs) or (rank and _axis(first, rank) != _axis(node, rank)):
+        return False
+    return all(
         isinstance(a, gs.Constant) and isinstance(b, gs.Constant) and np.array_equal(values_of(a), values_of(b))
-        for a, b in zip(makers[0].inputs[1:], node.inputs[1:], strict=True)
+        for a, b in zip(first.inputs[1:], node.inputs[1:], strict=True)
     )
 
 
@@ -235,7 +290,7 @@ def _along(node: gs.Node, place: int, rank: int) -> npt.NDArray[np.float64]:
 
 
 def _dequantised(node: gs.Node) -> Array:
-    codes = np.asarray(values_of(node.inputs[0])).astype(np.float64)
+    codes = _codes(node)
     floats = (codes - _along(node, 2, codes.ndim)) * _along(node, 1, codes.ndim)
     return floats.astype(np.asarray(values_of(node.inputs[1])).dtype)
 
@@ -248,7 +303,7 @@ def _set_scale(graph: gs.Graph, node: gs.Node, scale: Array) -> npt.NDArray[np.f
         node.inputs[1] = gs.Constant(fresh_name(graph, held.name), stored)
     else:
         replace_values(held, stored)
-    return _along(node, 1, len(node.inputs[0].shape))
+    return _along(node, 1, len(_held(node).shape) if _is(node, "DequantizeLinear") else len(node.inputs[0].shape))
 
 
 def _set_codes(
