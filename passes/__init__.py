@@ -1,7 +1,7 @@
 """Passes: model-to-model rewrites, one a file, and the pipeline that composes them."""
 
 from snp_onnx.passes.base import Note, Outcome, Pass, summarise
-from snp_onnx.passes.dequantise import Dequantise, Requantise, narrow_weights
+from snp_onnx.passes.dequantise import Dequantise
 from snp_onnx.passes.eliminate_dead import EliminateDead
 from snp_onnx.passes.fold_batch_norm import FoldBatchNorm
 from snp_onnx.passes.fold_constants import FoldConstants
@@ -11,6 +11,7 @@ from snp_onnx.passes.lift_constants import LiftConstants
 from snp_onnx.passes.pipeline import Rewritten, rewrite
 from snp_onnx.passes.prepare import prepare
 from snp_onnx.passes.remove_blocks import DropIdentities, RemoveBlocks
+from snp_onnx.passes.requantise import Requantise, narrow_weights
 from snp_onnx.passes.rotate_stream import rotate_streams
 from snp_onnx.passes.separate_shared import SeparateShared
 from snp_onnx.passes.slice_units import SliceUnits
