@@ -34,7 +34,7 @@ def prune_static(
 
     Parameters
     ----------
-    model_input : path or onnx.ModelProto, not quantised; never changed.
+    model_input : path or onnx.ModelProto, the float one where there is one; never changed. A QDQ model stays one.
     model_output : where the pruned model goes; not `model_input`.
     calibration_data_reader : a `CalibrationDataReader` (anything with `get_next() -> dict | None`), read to its end:
         call its `rewind`, or make another one, before `quantize_static`. Any other SOURCE of `prune` will do too.
