@@ -119,7 +119,7 @@ def _nothing_prunable(subject: Subject) -> str:
     alike: dict[str, list[str]] = {}
     for stop in stops:
         alike.setdefault(stop.barrier.reason, []).append(f"{stop.weight} axis {stop.axis}")
-    reasons = [f"{_first(names)}: {reason}" for reason, names in list(alike.items())[:4]]
+    reasons = [f"{name}: {reason}" for reason, names in list(alike.items())[:4] for name in _told(names)]
     if len(alike) > 4:
         reasons.append(f"{sum(map(len, list(alike.values())[4:]))} more (see snp-onnx inspect)")
     if left_out:
@@ -127,10 +127,10 @@ def _nothing_prunable(subject: Subject) -> str:
     return "nothing can be pruned: " + ("; ".join(reasons) or "the model has no weights with units")
 
 
-def _first(names: Sequence[str]) -> str:
-    """One of many.
+def _told(names: Sequence[str]) -> list[str]:
+    """Two by name; of more the first.
 
-    >>> _first(["w1 axis 0", "w2 axis 0"])
-    'w1 axis 0 and 1 more'
+    >>> _told(["w1", "w2"]), _told(["w1", "w2", "w3"])
+    (['w1', 'w2'], ['w1 and 2 more'])
     """
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+    return list(names) if len(names) < 3 else [f"{names[0]} and {len(names) - 1} more"]

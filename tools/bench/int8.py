@@ -1,6 +1,6 @@
 """Int8 after pruning against int8 alone: top-1 and bytes of a model, whole and pruned, before and after quantisation.
 
-    python -m tools.bench.int8 [--models resnet56,mobilenetv2] [--targets F ...] [--threads N]
+    python -m tools.bench.int8 [--models resnet56,mobilenetv2] [--targets F ...] [--round-to N] [--threads N]
     python -m tools.bench.int8 --settings
     python -m tools.bench.int8 --latency [--batch 1]
 
@@ -115,31 +115,41 @@ def quantise(source: Path, output: Path, images: material.Floats, **settings: An
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Where the models lie, and how many threads make them."""
+    """Where the models lie, how many threads make them, and what their widths are multiples of."""
 
     folder: Path
     threads: int | None
+    round_to: int | None = None
 
     def pruned(self, case: Case, share: float, fold: int) -> Path:
         """The float model with at most this share of the MACs; pruned unless it is there."""
         if share == WHOLE:
             return material.model(case.file)
-        path = self.folder / f"{case.name}_{share}_{fold}.onnx"
+        path = self._path(case, share, fold)
         if not path.is_file():
             start, options = time.perf_counter(), {n: v for n, v in case.options.items() if n != "batch_size"}
             calibration = case.folds[fold][0]
             result = snp_onnx.prune(
-                material.model(case.file), calibration, target_macs=share, threads=self.threads, **options
+                material.model(case.file),
+                calibration,
+                target_macs=share,
+                threads=self.threads,
+                round_to=self.round_to,
+                **options,
             )
             assert result.report.pruned.macs <= share * result.report.dense.macs
             result.save(path)
             print(f"{path.name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
         return path
 
+    def _path(self, case: Case, share: float, fold: int, kind: str = "") -> Path:
+        widths = f"_by_{self.round_to}" if self.round_to and share != WHOLE else ""
+        return self.folder / f"{case.name}_{share}_{fold}{widths}{kind}.onnx"
+
     def quantised(self, case: Case, share: float, fold: int) -> tuple[Path, Path]:
         """The float model and its int8 form."""
         plain = self.pruned(case, share, fold)
-        small = self.folder / f"{case.name}_{share}_{fold}_int8.onnx"
+        small = self._path(case, share, fold, "_int8")
         if not small.is_file():
             quantise(plain, small, case.floats(fold))
         return plain, small
@@ -199,7 +209,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        bench = Bench(folder, given.threads)
+        bench = Bench(folder, given.threads, given.round_to)
         cases = [CASES[name]() for name in given.models.split(",")]
         places = [(case, share) for case in cases for share in (WHOLE, *given.targets)]
         if given.settings:
@@ -219,6 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.bench.int8", description=__doc__)
     parser.add_argument("--models", default=",".join(CASES))
     parser.add_argument("--targets", nargs="*", type=float, default=TARGETS, metavar="F")
+    parser.add_argument("--round-to", type=int, metavar="N", help="widths are multiples of N")
     parser.add_argument("--settings", action="store_true")
     parser.add_argument("--latency", action="store_true")
     parser.add_argument("--batch", type=int, default=1)
