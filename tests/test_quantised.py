@@ -40,7 +40,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "fake-weights": {**U8S8, "extra_options": {"AddQDQPairToWeight": True}},
 }
 every_way = pytest.mark.parametrize("way", WAYS)
-some_ways = pytest.mark.parametrize("way", ("per-channel", "unsigned-weights", "float-biases", "fake-weights"))
+some_ways = pytest.mark.parametrize("way", ["per-channel", "unsigned-weights", "float-biases", "fake-weights"])
 """What differs in how it is written again."""
 FAST: dict[str, Any] = {"preset": "fast", "threads": 1}
 
