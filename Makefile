@@ -47,6 +47,7 @@ bench: .venv/.ready ## measure accuracy, validity and cost on the benchmark mode
 	$(DEV)/python -m tools.bench.pass_cost
 	$(DEV)/python -m tools.bench.latency --models resnet50,mobilenetv2,vgg16
 	$(DEV)/python -m tools.bench.mobilenet
+	$(DEV)/python -m tools.bench.int8
 	$(DEV)/python -m tools.bench.concat
 	$(DEV)/python -m tools.bench.depth
 	$(DEV)/python -m tools.bench.depth --latency 0.5
