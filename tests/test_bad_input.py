@@ -382,7 +382,12 @@ def decisions(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str,
 PLANS: dict[str, tuple[Callable[[dict[str, Any]], object], tuple[str, ...]]] = {
     "version": (lambda plan: plan.update(version=99), ("version 99",)),
     "no decisions": (lambda plan: plan.pop("decisions"), ("not a plan", "decisions")),
-    "unknown decision": (decisions(lambda d: d.update(type="paint")), ("'paint'",)),
+    "unknown decision": (decisions(lambda d: d.update(type="paint")), ("w1:0", "'type'")),
+    "unknown decision of version 1": (
+        lambda plan: (plan.update(version=1), plan["decisions"][0].update(type="paint")),
+        ("'paint'",),
+    ),
+    "decided twice": (lambda plan: plan["decisions"].append(plan["decisions"][0]), ("w1:0", "two decisions")),
     "unknown field": (decisions(lambda d: d.update(colour="red")), ("not a plan",)),
     "other width": (decisions(lambda d: d.update(before=9)), ("w1:0", "wrong model")),
     "other group": (decisions(lambda d: d.update(group="w9:0")), ("w9:0", "wrong model")),

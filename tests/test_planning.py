@@ -477,7 +477,7 @@ def test_a_plan_is_for_one_graph() -> None:
     good = Plan("", (UnitDecision("w1:0", "channels", 8, (0, 5)),))
     alive = good.alive(found)
     assert alive[found.groups[0].labels].tolist() == [True, False, False, False, False, True, False, False]
-    assert good.groups(found) == found.groups
+    assert good.cut_groups(found) == found.groups
     for group, before, kept in (("w1:0", 9, (0,)), ("w7:0", 8, (0,)), ("w1:0", 8, ()), ("w1:0", 8, (8,))):
         with pytest.raises(PlanError, match=group):
             Plan("", (UnitDecision(group, "channels", before, kept),)).alive(found)

@@ -30,6 +30,7 @@ from snp_onnx.cli.options import (
 from snp_onnx.cli.progress import shown_progress
 from snp_onnx.cli.sections import Sections
 from snp_onnx.cli.write import Destinations, RecoverDestinations, check_page, write_text
+from snp_onnx.planning.schema import schema_text
 from snp_onnx.report.json_report import to_json
 from snp_onnx.report.page import inspection_page
 from snp_onnx.report.table import comparison_table, inspection_table, pruning_table, recovery_table
@@ -47,10 +48,20 @@ def _version(context: typer.Context, value: bool) -> None:
         raise typer.Exit
 
 
+def _plan_schema(value: bool) -> None:
+    if value:
+        print(schema_text(), end="")
+        raise typer.Exit
+
+
 @app.callback()
 def _common(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    plan_schema: Annotated[
+        bool,
+        typer.Option("--plan-schema", callback=_plan_schema, is_eager=True, help="Print the JSON Schema of plans."),
     ] = False,
 ) -> None:
     """Structured pruning of trained ONNX models, without training."""
@@ -66,6 +77,9 @@ def prune(
     report: Annotated[Path | None, typer.Option(help="Write the report as FILE.json or FILE.html.")] = None,
     plan: Annotated[Path | None, typer.Option(help="Write the plan as FILE.json, folded weights beside it.")] = None,
     apply_plan: Annotated[Path | None, typer.Option(help="Carry out a plan instead of deciding.")] = None,
+    plan_widths: Annotated[
+        bool, typer.Option("--plan-widths", help="Of that plan keep the widths, and choose the units anew.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Decide and verify; write no model (--plan and --report are).")
     ] = False,
@@ -85,7 +99,12 @@ def prune(
     quiet, source, dask = options.pop("quiet"), options.pop("calibration"), options.pop("dask")
     destinations.check(model, force, [apply_plan, source and Path(source)])
     values = verb_options(options)
-    values |= {"plan": apply_plan, "external_as": destinations.external_as, "latency": latency}
+    values |= {
+        "plan": apply_plan,
+        "plan_widths": plan_widths,
+        "external_as": destinations.external_as,
+        "latency": latency,
+    }
     values["outlook"] = destinations.has_page
     with _workers(dask) as executor, shown_progress(quiet) as progress:
         result = run(model, source, progress=progress, executor=executor, **values)

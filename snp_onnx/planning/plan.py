@@ -1,23 +1,27 @@
-"""The plan: what is kept, as versioned JSON of typed decisions with the curves they were chosen from."""
+"""The plan: what is kept, as versioned JSON of typed decisions with the curves they were chosen from.
+
+Blocks go first and in order, units after that and in any: two lists of one type each. `plan.schema.json` describes the
+text, `blocks` and `groups` the model that it was made for.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from snp_onnx.errors import PlanError
+from snp_onnx.planning.plan_text import VERSION, digest_of, read_text, write_text
 from snp_onnx.tracing import Group, Trace
 from snp_onnx.tracing.groups import Mask
 
-VERSION = 1
+P = TypeVar("P", "GroupPlace", "BlockPlace")
 
 Folds = Mapping[str, npt.NDArray[np.generic]]
 """Folded weights by initialiser name, in the dense shape, zero where units were removed."""
@@ -41,7 +45,6 @@ class UnitDecision:
     kept: tuple[int, ...]
     order: tuple[int, ...] = ()
     variance: tuple[float, ...] = ()
-    type: str = "slice_units"
 
     @property
     def after(self) -> int:
@@ -66,10 +69,24 @@ class BlockDecision:
     macs: float
 
 
-Decision = UnitDecision
-"""Grows into a union as other kinds of decisions arrive; `type` tells them apart in the JSON."""
+@dataclass(frozen=True, slots=True)
+class GroupPlace:
+    """A group of the model that a plan was made for: how many layers make its units, and how many read them."""
 
-_DECISIONS: Mapping[str, type[Decision]] = {"slice_units": UnitDecision}
+    group: str
+    kind: str
+    units: int
+    producers: int
+    consumers: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPlace:
+    """A block of the model that a plan was made for."""
+
+    block: str
+    kind: str
+    stage: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,40 +94,50 @@ class Plan:
     """Decisions for one dense model, tied to it by its hash."""
 
     dense_sha256: str
-    decisions: tuple[Decision, ...]
+    decisions: tuple[UnitDecision, ...]
     target: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     version: int = VERSION
     removed: tuple[BlockDecision, ...] = ()
     """Blocks that go before anything else, in this order."""
+    groups: tuple[GroupPlace, ...] = ()
+    """All groups that the model has then, in graph order; none where that isn't known."""
+    blocks: tuple[BlockPlace, ...] = ()
+    """All blocks of the dense model, in graph order; none where none goes."""
 
     def to_json(self) -> str:
-        """The plan as JSON text, the same for the same plan."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+        """The plan as JSON text of the present version, the same for the same plan."""
+        return write_text({**self._facts(), "version": VERSION})
 
     @classmethod
     def from_json(cls, text: str, label: str = "plan") -> Plan:
         """Read a plan; PlanError for anything that isn't one of a version we know."""
-        try:
-            raw = json.loads(text)
-            version = raw["version"]
-            if version != VERSION:
-                raise PlanError(f"{label}: plan version {version} is not {VERSION}: make the plan anew")
-            decisions = tuple(_decision(entry, label) for entry in raw["decisions"])
-            shapes = {name: tuple(shape) for name, shape in raw["input_shapes"].items()}
-            removed = tuple(BlockDecision(**entry) for entry in raw.get("removed", ()))
-            if not all(isinstance(block.block, str) for block in removed):
-                raise PlanError(f"{label}: a removed block has no name: make the plan anew")
-            return cls(raw["dense_sha256"], decisions, raw["target"], raw["options"], shapes, version, removed)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, PlanError):
-                raise
-            raise PlanError(f"{label}: not a plan: {type(error).__name__}: {error}") from error
+        raw = read_text(text, label)
+        shapes = raw.get("input_shapes", {})
+        return cls(
+            raw["dense_sha256"],
+            tuple(_decision(entry) for entry in raw["decisions"]),
+            raw.get("target", {}),
+            raw.get("options", {}),
+            {name: _whole(shape) for name, shape in shapes.items()},
+            int(raw["version"]),
+            tuple(BlockDecision(**entry) for entry in raw.get("removed", ())),
+            tuple(_place(GroupPlace, entry) for entry in raw.get("groups", ())),
+            tuple(_place(BlockPlace, entry) for entry in raw.get("blocks", ())),
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        """What the JSON says, in the order in which people look for it."""
+        found = asdict(self)
+        heads = {"version": self.version, "dense_sha256": self.dense_sha256}
+        for name in ("target", "options", "input_shapes"):
+            heads[name] = dict(sorted(found[name].items()))
+        return heads | {name: found[name] for name in ("blocks", "removed", "groups", "decisions")}
 
     def digest(self) -> str:
         """A short name for the decisions."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+        return digest_of(self._facts())
 
     def summary(self) -> str:
         """Widths only, compact: what goes into the model's metadata."""
@@ -120,7 +147,7 @@ class Plan:
             found["blocks"] = [decision.block for decision in self.removed]
         return json.dumps(found, sort_keys=True)
 
-    def groups(self, trace: Trace) -> tuple[Group, ...]:
+    def cut_groups(self, trace: Trace) -> tuple[Group, ...]:
         """The groups of a trace that lose units."""
         cut = {decision.group for decision in self.decisions if decision.after < decision.before}
         return tuple(group for group in trace.groups if group.id in cut)
@@ -129,7 +156,7 @@ class Plan:
         """Which labels of a trace stay; PlanError where the plan was made for another graph."""
         groups = {group.id: group for group in trace.groups}
         removed = []
-        for decision in self.decisions:
+        for decision in _each_once(self.decisions):
             group = groups.get(decision.group)
             if group is None or len(group) != decision.before:
                 found = "no such group" if group is None else f"{len(group)} units"
@@ -147,17 +174,31 @@ def _removed(group: Group, decision: UnitDecision) -> npt.NDArray[np.int64]:
     return np.delete(group.labels, kept)
 
 
-def _decision(entry: Mapping[str, Any], label: str) -> Decision:
-    kind = _DECISIONS.get(entry.get("type", ""))
-    if kind is None:
-        raise PlanError(f"{label}: decisions of type {entry.get('type')!r} are not known to this version")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
-    if not all(type(number) is int for number in (values["before"], *values["kept"])):
-        raise PlanError(f"{label}: the units of group {values['group']!r} are not whole numbers: make the plan anew")
-    return kind(**values)  # type: ignore[arg-type]
+def _each_once(decisions: Iterable[UnitDecision]) -> Iterator[UnitDecision]:
+    seen: set[str] = set()
+    for decision in decisions:
+        if decision.group in seen:
+            raise PlanError(f"plan: there are two decisions on group {decision.group}: leave one")
+        seen.add(decision.group)
+        yield decision
 
 
-def widths(decisions: Iterable[Decision], groups: Sequence[Group]) -> npt.NDArray[np.int64]:
+def _decision(entry: Mapping[str, Any]) -> UnitDecision:
+    """A decision of a text that has been checked; JSON's 3.0 is a whole number too."""
+    numbers = {name: _whole(entry.get(name, ())) for name in ("kept", "order")}
+    variance = tuple(float(share) for share in entry.get("variance", ()))
+    return UnitDecision(entry["group"], entry["kind"], int(entry["before"]), **numbers, variance=variance)
+
+
+def _place(kind: Callable[..., P], entry: Mapping[str, Any]) -> P:
+    return kind(**{name: value if isinstance(value, str) else int(value) for name, value in entry.items()})
+
+
+def _whole(numbers: Iterable[float]) -> tuple[int, ...]:
+    return tuple(int(number) for number in numbers)
+
+
+def widths(decisions: Iterable[UnitDecision], groups: Sequence[Group]) -> npt.NDArray[np.int64]:
     """Units kept of every group, (G,); groups without a decision keep all."""
     kept = {decision.group: decision.after for decision in decisions}
     return np.array([kept.get(group.id, len(group)) for group in groups], dtype=np.int64)
@@ -186,7 +227,7 @@ def save_plan(plan: Plan, path: FilePath, folds: Folds | None, bases: Bases | No
     else:
         sidecar.unlink(missing_ok=True)
     with written_whole(path) as temporary:
-        temporary.write_text(plan.to_json())
+        temporary.write_text(plan.to_json(), encoding="utf-8")
 
 
 def sidecar_of(path: FilePath) -> FilePath:
@@ -213,7 +254,7 @@ def check_sidecar(path: FilePath) -> None:
 def load_plan(path: FilePath) -> Saved:
     """A plan with the folded weights and bases of its sidecar, if there is one of this very plan."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"{path}: can't be read as a plan: {error}") from error
     plan = Plan.from_json(text, str(path))

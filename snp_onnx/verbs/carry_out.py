@@ -49,6 +49,7 @@ class Candidate:
     folds: Folds
     cost: Cost
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def groups(self, subject: Subject, chosen: Choices) -> tuple[GroupReport, ...]:
         """Every group of the trace, decided or left alone."""
@@ -164,13 +165,15 @@ def cut_only(work: Work, plan: Plan) -> Candidate:
     return _cut(work, plan, plan.alive(work.subject.trace), Folding({}, ()))
 
 
-def candidate_from_plan(work: Work, plan: Plan, saved: Folds | None) -> Candidate:
-    """A plan made earlier: folded anew with calibration, else with its sidecar's weights, else not at all."""
+def candidate_from_plan(work: Work, plan: Plan, saved: Folds | None, same: bool) -> Candidate:
+    """A plan made earlier: folded anew with calibration, else with its sidecar's weights, else not at all.
+
+    `same` says whether it was made for this very model.
+    """
     subject = work.subject
     alive = plan.alive(subject.trace)
     if work.measured.moments:
         return carry_out(work, plan)
-    same = plan.dense_sha256 == subject.dense.sha256
     if saved and same:
         return _cut(work, plan, alive, Folding(_fitting(subject, saved), ()))
     as_removed = not plan.removed or plan.options.get("refine", Refine.NONE) == Refine.NONE

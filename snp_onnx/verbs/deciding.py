@@ -9,7 +9,8 @@ from snp_onnx.planning.budget import Costs, Ladders, Widths, smallest
 from snp_onnx.planning.decide import decide, decisions_at
 from snp_onnx.planning.options import Target
 from snp_onnx.planning.paths import Path
-from snp_onnx.planning.plan import Decision, Plan
+from snp_onnx.planning.plan import Plan, UnitDecision
+from snp_onnx.planning.transfer import block_places, group_places
 from snp_onnx.verbs.carry_out import Work
 
 
@@ -40,9 +41,20 @@ class Deciding:
         return self.costs.cost(smallest(self.ladders)) / self.dense
 
 
-def plan_of(work: Work, target: Target, decisions: tuple[Decision, ...]) -> Plan:
+def plan_of(work: Work, target: Target, decisions: tuple[UnitDecision, ...]) -> Plan:
     """A plan of these decisions for a subject, with the blocks that are gone already."""
     subject, record = work.subject, {"kind": str(target.kind), "value": target.value}
     removed = subject.depth.decisions if subject.depth is not None else ()
     shapes = dict(subject.input_shapes)
-    return Plan(subject.dense.sha256, decisions, record, work.choices.record(), shapes, removed=removed)
+    blocks = block_places(subject.depth.known) if subject.depth is not None else ()
+    groups = group_places(subject.trace)
+    return Plan(
+        subject.dense.sha256,
+        decisions,
+        record,
+        work.choices.record(),
+        shapes,
+        removed=removed,
+        groups=groups,
+        blocks=blocks,
+    )

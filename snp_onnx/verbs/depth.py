@@ -79,7 +79,7 @@ class Descent:
 
     def without(self, subject: Subject, block: Block, similarity: float | None) -> Subject:
         """The subject without a block of it, its layers solved anew if the choices say so and that does no harm."""
-        depth = subject.depth or Depth(self.whole)
+        depth = subject.depth or Depth(self.whole, self.blocks)
         gone = (*depth.blocks, *(whole for whole in self.blocks if whole.name == block.name))
         shallow = without_block(subject, block, replace(depth, blocks=gone), self.runtime)
         if self.calibration is not None:

@@ -17,6 +17,7 @@ from snp_onnx.planning.architecture import architecture
 from snp_onnx.planning.decide import eligible
 from snp_onnx.planning.options import Choices, Fold, Target, TargetKind
 from snp_onnx.planning.plan import Saved
+from snp_onnx.planning.transfer import on_blocks, on_groups
 from snp_onnx.sources.inputs import input_specs
 from snp_onnx.sources.samples import Part, Samples, open_samples
 from snp_onnx.tracing import Group, Kind
@@ -32,6 +33,7 @@ from snp_onnx.verbs.measure import Calibration, Measured, measure, on_fewer_samp
 from snp_onnx.verbs.outlook import outlook
 from snp_onnx.verbs.quantised import as_floats, quantised_again
 from snp_onnx.verbs.result import Outlook, PruneResult, Report, Stopwatch, stop_reports, versions
+from snp_onnx.verbs.reuse import BY_NUMBER, chosen_anew, tied
 from snp_onnx.verbs.settings import Data, Progress
 from snp_onnx.verbs.settle import held_back_fidelity
 from snp_onnx.verbs.shallower import by_blocks_alone, jointly
@@ -54,6 +56,8 @@ class Job:
     executor: Executor | None = None
     looks_around: bool = False
     """Whether the report says what other targets would leave."""
+    widths_only: bool = False
+    """Whether of a plan only the widths count, and units are chosen anew."""
 
     def run(self, model: str | os.PathLike[str] | onnx.ModelProto, earlier: Saved | None) -> PruneResult:
         with one_memory():
@@ -130,10 +134,7 @@ class Job:
         is_clocked = self.target is not None and self.target.kind is TargetKind.LATENCY
         descent = Descent(subject, self.choices, self.runtime, calibration, is_clocked)
         if earlier is not None:
-            subject = self._based(descent.named(earlier.plan.removed), calibration, earlier)
-            earlier.plan.alive(subject.trace)  # a plan for another graph is refused before the samples are run
-            work = self._work(clock, subject, earlier.plan.groups(subject.trace), calibration)
-            return work, candidate_from_plan(work, earlier.plan, earlier.folds)
+            return self._reused(clock, descent, earlier)
         assert self.target is not None  # `prune` asks for one where no plan is given
         target, kinds = self.target, self.choices.kinds
         if kinds == {Kind.BLOCKS}:
@@ -148,6 +149,22 @@ class Job:
         if Kind.BLOCKS in kinds:
             return jointly(descent, target, found)
         return found(self._based(subject, calibration, None), False)
+
+    def _reused(self, clock: Stopwatch, descent: Descent, earlier: Saved) -> tuple[Work, Candidate]:
+        """A plan carried out, on another model too, whose groups are then found by their places."""
+        calibration, plan = descent.calibration, earlier.plan
+        plan, notes = on_blocks(plan, descent.blocks if plan.removed else ())
+        subject = self._based(descent.named(plan.removed), calibration, earlier)
+        plan, more = on_groups(plan, subject.flow, subject.prepared)
+        plan.alive(subject.trace)  # a plan for another graph is refused before the samples are run
+        is_same, is_tied = plan.dense_sha256 == subject.dense.sha256, bool(plan.dense_sha256)
+        work = self._work(clock, subject, plan.cut_groups(subject.trace), calibration)
+        if self.widths_only:
+            plan = chosen_anew(work, plan)
+        elif is_tied and not is_same and calibration is not None:
+            more = (*more, BY_NUMBER)
+        found = candidate_from_plan(work, tied(plan, subject), earlier.folds if is_same else None, is_same)
+        return work, replace(found, notes=(*notes, *more))
 
     def _work(
         self,
@@ -179,7 +196,7 @@ class Job:
         if self.looks_around:
             self.progress("outlook", 0, 0)
             around = outlook(work)
-        notes = list(summarise(subject.notes))
+        notes = [*summarise(subject.notes), *candidate.notes]
         warnings = [*work.measured.warnings, *candidate.warnings, *self._missed(latency)]
         if samples is not None:
             notes += samples.notes

@@ -31,6 +31,9 @@ CHOICE_OPTIONS = [
     *("similarity", "representation", "ranking_samples", "min_blocks", "latency_batch"),
 ]
 
+AS_PLANNED = ("fold", "ridge", "refine", "order", "error_power", "kinds", "caches")
+"""Choices that a plan made earlier brings along; the schema of plans says what they look like."""
+
 
 def prune(
     model: str | os.PathLike[str] | onnx.ModelProto,
@@ -45,6 +48,7 @@ def prune(
     preset: str = "best",
     units: Sequence[str] | None = None,
     plan: Plan | str | os.PathLike[str] | None = None,
+    plan_widths: bool = False,
     external_as: str | None = None,
     latency: bool = False,
     outlook: bool = False,
@@ -67,7 +71,9 @@ def prune(
     preset : "best", "fast" or "paper". units : kinds that may be removed, of "channels", "heads", "head-dims", "stream"
         and "blocks". With "head-dims" an attention gives up dimensions inside its heads, and whole heads only where it
         can't: run twice for both. "blocks" go first: all that are needed or, beside other kinds, as many as is best.
-    plan : a Plan or the path of a saved one, to carry out instead of deciding.
+    plan : a Plan or the path of a saved one, to carry out instead of deciding; on another model of the same structure
+        too, whose layers may have other names. plan_widths : take its widths only, and keep at each the units that are
+        best by this model's own statistics.
     external_as : the file name that the result will be saved under with external data; its bytes then count for
         `target_size`.
     latency : time the result against the dense model too, one row and `latency_batch` of them; a latency target does so
@@ -85,11 +91,12 @@ def prune(
     given = {"macs": target_macs, "params": target_params, "size": target_size, "latency": target_latency}
     target = _target(plan, given | {"variance": variance, "fidelity": min_fidelity})
     earlier = _read_plan(plan)
+    _check_plan_widths(plan_widths, earlier, calibration)
     chosen = _chosen(preset, options | {"kinds": units}, earlier)
     _check_target(target, calibration, options.get("ratios"), chosen.kinds)
     data, runtime, workers = data_from(calibration, options), runtime_from(options), _checked(executor)
     is_timed = latency or (target is not None and target.kind is TargetKind.LATENCY)
-    job = Job(chosen, target, data, runtime, progress or _silent, external_as, is_timed, workers, outlook)
+    job = Job(chosen, target, data, runtime, progress or _silent, external_as, is_timed, workers, outlook, plan_widths)
     return job.run(model, earlier)
 
 
@@ -97,7 +104,7 @@ def _chosen(preset: str, options: Mapping[str, Any], earlier: Saved | None) -> C
     """The choices that were given; a plan is folded as it was made, unless told otherwise."""
     given = {name: options.get(name) for name in [*CHOICE_OPTIONS, "kinds"]}
     if earlier is not None:
-        as_planned = {name: earlier.plan.options.get(name) for name in ("fold", "ridge", "refine", "kinds", "caches")}
+        as_planned = {name: earlier.plan.options.get(name) for name in AS_PLANNED}
         given |= {name: value for name, value in as_planned.items() if given[name] is None}
     return choices(preset, seed=options.get("seed"), **given)
 
@@ -109,6 +116,13 @@ def _target(plan: object, given: Mapping[str, float | None]) -> Target | None:
     if any(value is not None for value in given.values()):
         raise PlanError("a plan and a target were given: give one of them")
     return None
+
+
+def _check_plan_widths(plan_widths: bool, earlier: Saved | None, calibration: Any) -> None:
+    if plan_widths and earlier is None:
+        raise PlanError("--plan-widths takes the widths of a plan: give --apply-plan too")
+    if plan_widths and calibration is None:
+        raise CalibrationError("--plan-widths chooses units by this model's own statistics: give --calibration too")
 
 
 def _check_target(target: Target | None, calibration: Any, ratios: Any, kinds: frozenset[Kind]) -> None:

@@ -88,9 +88,13 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Depth:
-    """Blocks of the subject `whole` that are gone, as they were there, why, and the weights solved anew since."""
+    """Blocks of the subject `whole` that are gone, as they were there, why, and the weights solved anew since.
+
+    `known` are all the blocks that it has.
+    """
 
     whole: Subject
+    known: tuple[Block, ...] = ()
     blocks: tuple[Block, ...] = ()
     decisions: tuple[BlockDecision, ...] = ()
     values: Folds = field(default_factory=dict)
