@@ -2,6 +2,7 @@
 
 from snp_onnx._version import __version__
 from snp_onnx.errors import CalibrationError, ModelError, PassError, PlanError, SnpError, TargetError
+from snp_onnx.integrations.folder import prune_folder
 from snp_onnx.integrations.static import prune_static
 from snp_onnx.planning.plan import Plan
 from snp_onnx.verbs.compare import compare
@@ -25,6 +26,7 @@ __all__ = [
     "compare",
     "inspect",
     "prune",
+    "prune_folder",
     "prune_static",
     "recover",
 ]

@@ -35,6 +35,7 @@ from snp_onnx.external import (
     size_as_one_file,
     weight_bytes,
 )
+from snp_onnx.model_folder import model_file
 
 _DATA_FROM = 1024
 """Bytes from which on a weight is kept in the external data file."""
@@ -69,13 +70,13 @@ class Model:
 
 
 def load(source: str | os.PathLike[str] | onnx.ModelProto) -> Model:
-    """Load a model file with its external data, or take a copy of a model in memory.
+    """Load a model file (or that of a folder) with its external data, or take a copy of a model in memory.
 
     Raises ModelError for anything that is not a complete ONNX model.
     """
     if isinstance(source, onnx.ModelProto):
         return _copied(source)
-    path = Path(source)
+    path = model_file(Path(source))
     proto = _parse(path)
     files = _external_files(proto, path)
     store = Store() if weight_bytes(proto) >= LARGE else None

@@ -78,7 +78,7 @@ def test_a_plan_is_carried_out_on_other_weights(name: str) -> None:
     assert any("kept by number" in note for note in again.report.notes)
     assert again.plan.dense_sha256 != plan.dense_sha256
     if name in ("head-dims", "stream"):
-        assert all(not np.array_equal(again.bases[k], v) for k, v in pruned(name).bases.items())
+        assert any(not np.array_equal(again.bases[k], v) for k, v in pruned(name).bases.items())
         with pytest.raises(PlanError, match=r"bases|sidecar"):
             snp_onnx.prune(model, plan=plan)
         return

@@ -30,6 +30,8 @@ from snp_onnx.cli.options import (
 from snp_onnx.cli.progress import shown_progress
 from snp_onnx.cli.sections import Sections
 from snp_onnx.cli.write import Destinations, RecoverDestinations, check_page, write_text
+from snp_onnx.integrations.folder import ModelFolder
+from snp_onnx.model_folder import model_file
 from snp_onnx.planning.schema import schema_text
 from snp_onnx.report.json_report import to_json
 from snp_onnx.report.page import inspection_page
@@ -70,7 +72,9 @@ def _common(
 @app.command(cls=Sections)
 @takes(*TARGETS, *DATA, *CHOICES, DASK, CONFIG, QUIET)
 def prune(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The trained model.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="The trained model, or a folder with it and its config.json.")
+    ],
     output: Annotated[
         Path | None, typer.Argument(metavar="OUTPUT", help="Where the pruned model goes; not needed with --dry-run.")
     ] = None,
@@ -86,7 +90,10 @@ def prune(
     save_as_external_data: Annotated[
         bool, typer.Option("--save-as-external-data", help="Keep the weights in a file beside the model.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="OUTPUT may be MODEL.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="OUTPUT may be MODEL, or a folder with another model.")
+    ] = False,
+    onnx_file: Annotated[str | None, typer.Option(help="Of a folder with several models, the one to prune.")] = None,
     latency: Annotated[
         bool, typer.Option("--latency/--no-latency", help="Time the result against MODEL, in turn.")
     ] = True,
@@ -95,7 +102,9 @@ def prune(
     """Prune MODEL to a target and write OUTPUT."""
     from snp_onnx.verbs.prune import prune as run
 
-    destinations = Destinations(output, report, plan, dry_run, save_as_external_data)
+    folder = ModelFolder.at(model, onnx_file) if model.is_dir() else None
+    model = model_file(model, onnx_file)
+    destinations = Destinations(output, report, plan, dry_run, save_as_external_data, folder)
     quiet, source, dask = options.pop("quiet"), options.pop("calibration"), options.pop("dask")
     destinations.check(model, force, [apply_plan, source and Path(source)])
     values = verb_options(options)
@@ -107,7 +116,8 @@ def prune(
     }
     values["outlook"] = destinations.has_page
     with _workers(dask) as executor, shown_progress(quiet) as progress:
-        result = run(model, source, progress=progress, executor=executor, **values)
+        values |= {"progress": progress, "executor": executor}
+        result = run(model, source, **values) if folder is None else folder.prune(source, **values)
     destinations.write(result, model)
     _show(pruning_table(result.report), result.report.notes, result.report.warnings, quiet)
 
@@ -122,6 +132,7 @@ def inspect(
     """Show what may be cut, and what may not and why. Nothing is run: no samples are needed."""
     from snp_onnx.verbs.inspect import inspect as run
 
+    model = model_file(model)
     check_page(html, model)
     quiet, as_json = options.pop("quiet"), options.pop("json")
     inspection = run(model, **verb_options(options))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from snp_onnx.errors import PlanError
+from snp_onnx.integrations.folder import ModelFolder
 from snp_onnx.model_io import check_destination, data_files, written_whole
 from snp_onnx.planning.plan import check_sidecar, sidecar_of
 from snp_onnx.report.json_report import to_json
@@ -24,10 +25,14 @@ class Destinations:
     plan: Path | None
     dry_run: bool
     external_data: bool
+    folder: ModelFolder | None = None
+    """The folder that is pruned as a whole; OUTPUT is one too then."""
 
     @property
     def external_as(self) -> str | None:
         """The name of the model file if its weights are to lie beside it."""
+        if self.folder is not None:
+            return self.folder.file.name if self.external_data else None
         return (self.output.name if self.output else "model.onnx") if self.external_data else None
 
     @property
@@ -41,7 +46,10 @@ class Destinations:
             require_pages()
         if self.output is None and not self.dry_run:
             raise PlanError("no OUTPUT given: name the file to write, or add --dry-run")
-        if self.output is not None:
+        read = [path for path in inputs if path is not None]
+        if self.output is not None and self.folder is not None:
+            self.folder.check(self.output, force, read)
+        elif self.output is not None:
             check_destination(self.output, model, force)
             check_config(self.output)
         for option, path, endings in (("--report", self.report, (".json", ".html")), ("--plan", self.plan, (".json",))):
@@ -54,10 +62,18 @@ class Destinations:
             sidecar = sidecar_of(self.plan)
             check_sidecar(self.plan)
         paths = [path for path in (self.output, self.report, self.plan, sidecar) if path is not None]
+        self._keep_folders(paths[1:] if self.output is not None else paths)
         for number, path in enumerate(paths):
             if path.resolve() in [other.resolve() for other in paths[:number]]:
                 raise PlanError(f"{path}: two outputs have this name: give each its own file")
-        _keep_inputs(paths, model, [path for path in inputs if path is not None])
+        _keep_inputs(paths, model, read)
+
+    def _keep_folders(self, paths: Sequence[Path]) -> None:
+        """A folder that is pruned, or written, holds no reports and plans of ours: it appears whole."""
+        folders = [] if self.folder is None else [self.folder.source, self.output]
+        for path in paths:
+            if any(folder is not None and folder.resolve() in path.resolve().parents for folder in folders):
+                raise PlanError(f"{path}: this would lie in a folder that is pruned as a whole: name another place")
 
     def write(self, result: PruneResult, model: Path) -> None:
         """The plan, the model, and the report that has the model's bytes on disk and says which models it is about."""
@@ -72,12 +88,17 @@ class Destinations:
         if self.plan is not None:
             result.save_plan(self.plan)
         if self.output is not None and not self.dry_run:
-            size = result.save(self.output, save_as_external_data=self.external_data)
+            size = self._write_model(result, self.output)
             facts = replace(facts, pruned=replace(facts.pruned, bytes=size))
         if self.report is not None:
             text = pruning_page(result, facts, " → ".join(names)) if self.has_page else to_json(facts)
             with written_whole(self.report) as temporary:
                 temporary.write_text(text, encoding="utf-8")
+
+    def _write_model(self, result: PruneResult, output: Path) -> int:
+        if self.folder is not None:
+            return self.folder.write(result, output, self.external_data)
+        return result.save(output, save_as_external_data=self.external_data)
 
 
 def check_page(path: Path | None, model: Path) -> None:
