@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from snp_onnx.cli.commands import app
 from tests.command_line import Bench, bench, call, files
 
 
@@ -97,3 +100,61 @@ def test_nonsense_is_one_line(text: str | None, said: str, here: Bench, capsys: 
 def test_an_empty_file_says_nothing(here: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     config = written(here, "# nothing yet\n")
     assert here.prune(capsys, "--config", config, "--preset", "fast", "--no-latency").code == 0
+
+
+# every option of every command
+
+COMMANDS: dict[str, Any] = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+ARGUMENTS = {"prune": 2, "inspect": 1, "compare": 2, "recover": 3}
+VALUES: dict[Any, Any] = {int: 7, float: 0.25, str: "some.text", Path: "folder/file.json"}
+LISTS = ("mean", "std", "crop", "units", "augment")
+"""Options whose text is a list."""
+
+
+def options() -> list[tuple[str, str]]:
+    return [
+        (name, option.name)
+        for name, command in COMMANDS.items()
+        for option in command.params
+        if option.param_type_name == "option" and option.name not in ("config", "help")
+    ]
+
+
+def held(option: Any) -> list[tuple[Any, list[str]]]:
+    """Values of the option for the file, and what would be typed in their place."""
+    flag = f"--{option.name.replace('_', '-')}"
+    if option.is_flag:
+        return [(True, [flag]), *((False, [no]) for no in option.secondary_opts)]
+    if option.multiple:
+        return [(["a:1,2", "b:3"], [flag, "a:1,2", flag, "b:3"]), ("a:1", [flag, "a:1"])]
+    value = VALUES[option.type_descriptor.annotation]
+    lists = [([1, 2.5, "x"], [flag, "1,2.5,x"]), (0.5, [flag, "0.5"])] if option.name in LISTS else []
+    return [(value, [flag, str(value)]), *lists]
+
+
+def parsed(name: str, arguments: list[str]) -> dict[str, Any]:
+    """What the command would be called with."""
+    files = [f"{place}.onnx" for place in range(ARGUMENTS[name])]
+    found = dict(COMMANDS[name].make_context(name, [*files, *arguments]).params)
+    found.pop("config")
+    return found
+
+
+def test_the_walk_finds_the_options() -> None:
+    found = options()
+    assert set(ARGUMENTS) == set(COMMANDS)
+    assert {("prune", "latency"), ("prune", "units"), ("compare", "mean"), ("recover", "whiten")} <= set(found)
+    assert len(found) > 80
+
+
+@pytest.mark.parametrize(("name", "option"), options())
+def test_every_option_can_be_held(name: str, option: str, tmp_path: Path) -> None:
+    (param,) = [param for param in COMMANDS[name].params if param.name == option]
+    config, plain = tmp_path / "options.yaml", parsed(name, [])
+    changed = []
+    for value, typed in held(param):
+        config.write_text(json.dumps({option.replace("_", "-"): value}), encoding="utf-8")
+        found = parsed(name, ["--config", str(config)])
+        assert found == parsed(name, typed)
+        changed.append(found != plain)
+    assert any(changed)

@@ -220,9 +220,11 @@ def test_the_only_file_is_the_model(tmp_path: Path) -> None:
     options: dict[str, Any] = {"target_macs": 0.6, "preset": "fast"}
     snp_onnx.prune_folder(tmp_path / "a", tmp_path / "b", {"x": images()}, **options)
     assert set(files(tmp_path / "b")) == {"onnx/net.onnx"}
-    snp_onnx.prune_folder(tmp_path / "a", tmp_path / "c", {"x": images()}, save_as_external_data=True, **options)
+    snp_onnx.prune_folder(
+        tmp_path / "a", tmp_path / "c", {"x": images()}, save_as_external_data=True, **options | {"target_macs": 0.95}
+    )
     assert [path.name[:9] for path in (tmp_path / "c" / "onnx").glob("*.data")] == ["net.onnx."]
-    assert onnx.load(tmp_path / "c" / "onnx" / "net.onnx") == onnx.load(tmp_path / "b" / "onnx" / "net.onnx")
+    assert snp_onnx.inspect(tmp_path / "c").groups
     with pytest.raises(ModelError, match="no such folder"):
         snp_onnx.prune_folder(tmp_path / "none", tmp_path / "d", {"x": images()}, target_macs=0.6)
 
