@@ -97,6 +97,22 @@ def test_nonsense_is_one_line(text: str | None, said: str, here: Bench, capsys: 
     assert files(here.folder) == before
 
 
+def test_the_options_of_a_run_can_be_kept(here: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    kept, again = here.folder / "run.yaml", here.folder / "again.onnx"
+    options = ("--preset", "fast", "--no-latency", "--mean", "0.1,0.2,0.3", "--input-shape", "x:1,3,8,8", "--seed", 3)
+    assert here.prune(capsys, *options, "--save-config", kept).code == 0
+    said = kept.read_text(encoding="utf-8")
+    assert "target-macs: 0.6" in said
+    assert "batch-size: 16" in said  # a default is part of the run
+    assert "save-config" not in said
+    assert call(capsys, "prune", here.model, again, "--config", kept).code == 0
+    assert again.read_bytes() == here.output.read_bytes()
+    for wrong in (here.folder / "run.json", here.output, here.data):
+        before = files(here.folder)
+        assert here.prune(capsys, "--save-config", wrong).code == 2
+        assert files(here.folder) == before
+
+
 def test_an_empty_file_says_nothing(here: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     config = written(here, "# nothing yet\n")
     assert here.prune(capsys, "--config", config, "--preset", "fast", "--no-latency").code == 0

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from snp_onnx._version import __version__
+from snp_onnx.cli.config import config_text
 from snp_onnx.cli.options import (
     CHOICES,
     CONFIG,
@@ -72,6 +73,7 @@ def _common(
 @app.command(cls=Sections)
 @takes(*TARGETS, *DATA, *CHOICES, DASK, CONFIG, QUIET)
 def prune(
+    context: typer.Context,
     model: Annotated[
         Path, typer.Argument(metavar="MODEL", help="The trained model, or a folder with it and its config.json.")
     ],
@@ -80,6 +82,9 @@ def prune(
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write the report as FILE.json or FILE.html.")] = None,
     plan: Annotated[Path | None, typer.Option(help="Write the plan as FILE.json, folded weights beside it.")] = None,
+    save_config: Annotated[
+        Path | None, typer.Option(help="Write these options, defaults too, as FILE.yaml for --config.")
+    ] = None,
     apply_plan: Annotated[Path | None, typer.Option(help="Carry out a plan instead of deciding.")] = None,
     plan_widths: Annotated[
         bool, typer.Option("--plan-widths", help="Of that plan keep the widths, and choose the units anew.")
@@ -104,9 +109,9 @@ def prune(
 
     folder = ModelFolder.at(model, onnx_file) if model.is_dir() else None
     model = model_file(model, onnx_file)
-    destinations = Destinations(output, report, plan, dry_run, save_as_external_data, folder)
+    destinations = Destinations(output, report, plan, dry_run, save_as_external_data, folder, save_config)
     quiet, source, dask = options.pop("quiet"), options.pop("calibration"), options.pop("dask")
-    destinations.check(model, force, [apply_plan, source and Path(source)])
+    destinations.check(model, force, [apply_plan, source and Path(source), options.get("config")])
     values = verb_options(options)
     values |= {
         "plan": apply_plan,
@@ -118,7 +123,11 @@ def prune(
     with _workers(dask) as executor, shown_progress(quiet) as progress:
         values |= {"progress": progress, "executor": executor}
         result = run(model, source, **values) if folder is None else folder.prune(source, **values)
+        values |= {"progress": progress, "executor": executor}
+        result = run(model, source, **values) if folder is None else folder.prune(source, **values)
     destinations.write(result, model)
+    if save_config is not None:
+        write_text(save_config, config_text(context))
     _show(pruning_table(result.report), result.report.notes, result.report.warnings, quiet)
 
 

@@ -46,6 +46,21 @@ def read_config(path: Path, known: Collection[str], several: Collection[str] = (
     return found
 
 
+def config_text(context: typer.Context) -> str:
+    """The options of this call as a file that `--config` reads, defaults written out; what isn't set isn't there."""
+    import yaml
+
+    options = {str(option.name) for option in context.command.params if option.param_type_name == "option"}
+    found = {}
+    for name in sorted(options - {"config", "save_config", "help"}):
+        value = context.params.get(name)
+        if value is None or value == []:
+            continue
+        plain = [str(item) for item in value] if isinstance(value, list) else value
+        found[name.replace("_", "-")] = str(plain) if isinstance(plain, Path) else plain
+    return str(yaml.safe_dump(found, allow_unicode=True))
+
+
 def _typed(path: Path, name: str, value: Any, is_several: bool) -> Any:
     """A value as it would be typed."""
     if isinstance(value, dict):

@@ -27,6 +27,7 @@ class Destinations:
     external_data: bool
     folder: ModelFolder | None = None
     """The folder that is pruned as a whole; OUTPUT is one too then."""
+    config: Path | None = None
 
     @property
     def external_as(self) -> str | None:
@@ -52,7 +53,11 @@ class Destinations:
         elif self.output is not None:
             check_destination(self.output, model, force)
             check_config(self.output)
-        for option, path, endings in (("--report", self.report, (".json", ".html")), ("--plan", self.plan, (".json",))):
+        for option, path, endings in (
+            ("--report", self.report, (".json", ".html")),
+            ("--plan", self.plan, (".json",)),
+            ("--save-config", self.config, (".yaml", ".yml")),
+        ):
             if path is not None and path.suffix not in endings:
                 raise PlanError(f"{option} {path}: give a file name that ends in {' or '.join(endings)}")
             if path is not None:
@@ -61,7 +66,7 @@ class Destinations:
         if self.plan is not None:
             sidecar = sidecar_of(self.plan)
             check_sidecar(self.plan)
-        paths = [path for path in (self.output, self.report, self.plan, sidecar) if path is not None]
+        paths = [path for path in (self.output, self.report, self.plan, sidecar, self.config) if path is not None]
         self._keep_folders(paths[1:] if self.output is not None else paths)
         for number, path in enumerate(paths):
             if path.resolve() in [other.resolve() for other in paths[:number]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tools.bench import material
 from tools.bench.accuracy import EXPORTS, calibration_images
 
 SEEDS = (1, 2, 3)
+SHARES = (0.3, 0.15)
 DIGITS = Path(__file__).parents[2] / "models"
 
 
@@ -27,7 +29,7 @@ def main() -> None:
     """Print both tables: top-1 on the test images."""
     print(f"{datetime.now(UTC):%Y-%m-%d}; {material.machine()}\n")
     print(material.table(("MACs kept", "preset", "own plan", "the other export's plan"), list(_exports())), "\n")
-    columns = ("preset", "seed", "dense", "cut only", "planned units", "planned widths", "own plan")
+    columns = ("MACs kept", "preset", "seed", "dense", "cut only", "planned units", "planned widths", "own plan")
     print(material.table(columns, list(_digits())))
 
 
@@ -54,26 +56,24 @@ def _digits() -> list[tuple[str, ...]]:
     with np.load(DIGITS / "digits.npz") as arrays:
         images, tests = arrays["images"], {"input": arrays["test_images"], "labels": arrays["test_labels"]}
     rows = []
-    for preset in ("paper", "fast", "best"):
-        plan = snp_onnx.prune(
-            DIGITS / "digits.onnx", {"input": images}, target_macs=0.3, preset=preset, scale=1 / 16
-        ).plan
+    for share, preset in product(SHARES, ("paper", "fast", "best")):
+        how: dict[str, Any] = {"target_macs": share, "preset": preset, "scale": 1 / 16}
+        plan = snp_onnx.prune(DIGITS / "digits.onnx", {"input": images}, **how).plan
         for seed in SEEDS:
-            model = trained(seed)
-            rows.append((preset, str(seed), *_ways(model, plan, preset, images, tests)))
+            rows.append((f"{share:g}", preset, str(seed), *_ways(trained(seed), plan, how, images, tests)))
     return rows
 
 
-def _ways(model: Path, plan: Plan, preset: str, images: Any, tests: Mapping[str, Any]) -> list[str]:
-    how: dict[str, Any] = {"preset": preset, "scale": 1 / 16}
+def _ways(model: Path, plan: Plan, how: dict[str, Any], images: Any, tests: Mapping[str, Any]) -> list[str]:
+    own = {"preset": how["preset"], "scale": how["scale"]}
     results = [
         onnx.load(model),
-        snp_onnx.prune(model, plan=plan, preset=preset).model,
-        snp_onnx.prune(model, {"input": images}, plan=plan, **how).model,
-        snp_onnx.prune(model, {"input": images}, plan=plan, plan_widths=True, **how).model,
-        snp_onnx.prune(model, {"input": images}, target_macs=0.3, **how).model,
+        snp_onnx.prune(model, plan=plan, **own).model,
+        snp_onnx.prune(model, {"input": images}, plan=plan, **own).model,
+        snp_onnx.prune(model, {"input": images}, plan=plan, plan_widths=True, **own).model,
+        snp_onnx.prune(model, {"input": images}, **how).model,
     ]
-    return [_top1(model, result, tests, {"scale": 1 / 16}) for result in results]
+    return [_top1(model, result, tests, {"scale": how["scale"]}) for result in results]
 
 
 def trained(seed: int, epochs: int = 8) -> Path:
