@@ -191,6 +191,19 @@ def test_other_forms_are_left_out_and_other_parts_copied(home: Path, capsys: Cap
     assert (home / "small" / "vision.onnx").read_bytes() == (source / "vision.onnx").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("has_config", "said"), [(True, "tiny has no number"), (False, "vision.onnx would no longer fit")]
+)
+def test_caches_of_parts_are_refused_before_any_work(home: Path, capsys: Capture, has_config: bool, said: str) -> None:
+    if not has_config:
+        (home / "dense" / "config.json").unlink()
+        onnx.save(small(), home / "dense" / "vision.onnx")
+    (home / "data.npz").unlink()
+    refused = prune(capsys, home, "--caches")
+    assert (refused.code, len(refused.lines)) == (2, 1)
+    assert said in refused.err
+
+
 def test_of_several_files_one_must_be_named(home: Path, capsys: Capture) -> None:
     source = home / "dense"
     (source / "model.onnx").rename(source / "encoder_model.onnx")

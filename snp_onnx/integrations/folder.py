@@ -112,8 +112,7 @@ class ModelFolder:
 
     def prune(self, calibration: Any, **options: Any) -> PruneResult:
         """`prune` on the model of the folder; caches keep as many heads in every layer, as config.json wants."""
-        wants_caches = bool(options.get("caches"))
-        if wants_caches and self.config is not None:
+        if options.get("caches"):
             self._check_caches()
         result = prune(self.file, calibration, **options)
         narrowed = self._levelled(result)
@@ -155,11 +154,11 @@ class ModelFolder:
         return _noted(result, (*notes, *self._new_config(result)[1]))
 
     def _new_config(self, result: PruneResult) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+        lost, dense = self._is_narrower(result), shapes_of(self._dense())
+        if lost:
+            self._check_caches()
         if self.config is None:
             return None, ()
-        lost, dense = self._is_narrower(result), shapes_of(self._dense())
-        if lost and self.kept:
-            self._check_caches()
         part = next((name for name in ("encoder", "decoder") if self.file.stem.startswith(name)), self.file.stem)
         setting = Setting(_has_caches(dense), lost, part if self.kept else None)
         if lost and result.architecture is None:
@@ -179,8 +178,8 @@ class ModelFolder:
             raise PlanError(
                 f"--caches: {self.kept[0].name} would no longer fit {self.file.name}: prune without --caches"
             )
-        if not holds_cache_heads(self.config or {}):
-            kind = (self.config or {}).get("model_type", "this model")
+        if self.config is not None and not holds_cache_heads(self.config):
+            kind = self.config.get("model_type", "this model")
             raise PlanError(
                 f"--caches: the config.json of {kind} has no number of key-value heads, so that what loads it would "
                 "make caches of another shape: prune without --caches"

@@ -71,11 +71,9 @@ def prune(
     preset : "best", "fast" or "paper". units : kinds that may be removed, of "channels", "heads", "head-dims", "stream"
         and "blocks". With "head-dims" an attention gives up dimensions inside its heads, and whole heads only where it
         can't: run twice for both. "blocks" go first: all that are needed or, beside other kinds, as many as is best.
-    plan : a Plan or the path of a saved one, to carry out instead of deciding; on another model of the same structure
-        too, whose layers may have other names. plan_widths : take its widths only, and keep at each the units that are
-        best by this model's own statistics.
-    external_as : the file name that the result will be saved under with external data; its bytes then count for
-        `target_size`.
+    plan : a Plan or the path of a saved one, to carry out instead of deciding, on another model of this structure too.
+        plan_widths : take its widths only, and choose the units at them by this model's own statistics.
+    external_as : the file name of a result saved with external data, whose bytes then count for `target_size`.
     latency : time the result against the dense model too, one row and `latency_batch` of them; a latency target does so
         anyway. outlook : report what other shares of the MACs would leave, each a fold and a look at held-back samples.
     progress : called as `progress(stage, done, total)`. executor : whose workers measure (`calibration.workers`).
@@ -90,8 +88,7 @@ def prune(
     check_options(options, DATA_OPTIONS + CHOICE_OPTIONS)
     given = {"macs": target_macs, "params": target_params, "size": target_size, "latency": target_latency}
     target = _target(plan, given | {"variance": variance, "fidelity": min_fidelity})
-    earlier = _read_plan(plan)
-    _check_plan_widths(plan_widths, earlier, calibration)
+    earlier = _read_plan(plan, plan_widths, calibration)
     chosen = _chosen(preset, options | {"kinds": units}, earlier)
     _check_target(target, calibration, options.get("ratios"), chosen.kinds)
     data, runtime, workers = data_from(calibration, options), runtime_from(options), _checked(executor)
@@ -116,13 +113,6 @@ def _target(plan: object, given: Mapping[str, float | None]) -> Target | None:
     if any(value is not None for value in given.values()):
         raise PlanError("a plan and a target were given: give one of them")
     return None
-
-
-def _check_plan_widths(plan_widths: bool, earlier: Saved | None, calibration: Any) -> None:
-    if plan_widths and earlier is None:
-        raise PlanError("--plan-widths takes the widths of a plan: give --apply-plan too")
-    if plan_widths and calibration is None:
-        raise CalibrationError("--plan-widths chooses units by this model's own statistics: give --calibration too")
 
 
 def _check_target(target: Target | None, calibration: Any, ratios: Any, kinds: frozenset[Kind]) -> None:
@@ -163,7 +153,14 @@ def _silent(stage: str, done: int, total: int) -> None:
     """No progress shown."""
 
 
-def _read_plan(plan: Plan | str | os.PathLike[str] | None) -> Saved | None:
+def _read_plan(
+    plan: Plan | str | os.PathLike[str] | None, widths_only: bool = False, calibration: Any = None
+) -> Saved | None:
+    """The plan made earlier, if there is one; its widths alone are of use with samples only."""
+    if widths_only and plan is None:
+        raise PlanError("--plan-widths takes the widths of a plan: give --apply-plan too")
+    if widths_only and calibration is None:
+        raise CalibrationError("--plan-widths chooses units by this model's own statistics: give --calibration too")
     if plan is None:
         return None
     return Saved(plan) if isinstance(plan, Plan) else load_plan(Path(plan))
