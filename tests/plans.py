@@ -32,7 +32,7 @@ class Case:
         if "blocks" in self.units:
             return network(quiet=True, seed=seed)
         if "stream" in self.units:
-            net = Net(17 + seed, batch="n")
+            net = Net(17, batch="n", seed=seed)
             streams.pre_norm(net, streams.layer_norm)
             return net.model()
         if "heads" in self.units or "head-dims" in self.units:
