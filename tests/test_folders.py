@@ -16,6 +16,7 @@ import snp_onnx
 from snp_onnx.errors import ModelError, PlanError
 from snp_onnx.integrations.checkpoint_config import Setting, updated
 from snp_onnx.integrations.folder import ModelFolder
+from snp_onnx.model_folder import model_file
 from tests.command_line import Outcome, call, files, images, small
 from tests.graphs import feed_for
 from tests.topologies import CATALOGUE
@@ -238,6 +239,8 @@ def test_the_only_file_is_the_model(tmp_path: Path) -> None:
     )
     assert [path.name[:9] for path in (tmp_path / "c" / "onnx").glob("*.data")] == ["net.onnx."]
     assert snp_onnx.inspect(tmp_path / "c").groups
+    with pytest.raises(ModelError, match="is no folder"):
+        model_file(tmp_path / "a" / "onnx" / "net.onnx", "net.onnx")
     with pytest.raises(ModelError, match="no such folder"):
         snp_onnx.prune_folder(tmp_path / "none", tmp_path / "d", {"x": images()}, target_macs=0.6)
 

@@ -48,7 +48,7 @@ def test_groups_are_found_by_their_places_where_names_differ(name: str) -> None:
     assert kept == [(decision.before, decision.kept) for decision in result.plan.decisions]
 
 
-@pytest.mark.parametrize("name", ["blocks", "heads"])
+@pytest.mark.parametrize("name", ["channels", "heads"])
 def test_numbers_that_mean_other_layers_here_are_not_taken_for_names(name: str) -> None:
     """One node more in front and every number names the layer behind: of the same width, it would fit."""
     case = CASES[name]
@@ -113,8 +113,8 @@ def test_widths_alone_choose_units_anew() -> None:
 def test_a_network_trained_from_another_start_keeps_its_accuracy() -> None:
     """Digits, in another order of channels: the units of the plan are others here, the widths are as good."""
     with np.load(DIGITS_DATA) as arrays:
-        images = {"input": arrays["images"][:300]}
-        tests = {"input": arrays["test_images"], "labels": arrays["test_labels"]}
+        images = {"input": arrays["images"][:120]}
+        tests = {"input": arrays["test_images"][:300], "labels": arrays["test_labels"][:300]}
     plan = snp_onnx.prune(DIGITS, images, target_macs=0.2, preset="fast", scale=1 / 16).plan
     model = shuffled(onnx.load(DIGITS))
 
@@ -253,9 +253,9 @@ def test_a_real_network_trained_on_keeps_its_accuracy() -> None:
     if not dense.is_file():
         pytest.skip(f"{dense.name} is not here: set SNP_ONNX_BENCH_DATA")
     with np.load(SHARED / "data" / "cifar10_train12k.npz") as arrays:
-        images = {"input": arrays["images"][:256]}
+        images = {"input": arrays["images"][:128]}
     with np.load(SHARED / "data" / "cifar10_test5k.npz") as arrays:
-        tests = {"input": arrays["images"][:1000], "labels": arrays["labels"][:1000]}
+        tests = {"input": arrays["images"][:400], "labels": arrays["labels"][:400]}
     how: dict[str, Any] = {"layout": "nhwc", "scale": 1 / 255, "mean": MEAN, "std": STD}
     plan = snp_onnx.prune(dense, images, target_macs=0.6, preset="fast", **how).plan
     moved = jolted(onnx.load(dense), 0.05)
@@ -269,7 +269,7 @@ def test_a_real_network_trained_on_keeps_its_accuracy() -> None:
         top1(snp_onnx.prune(moved, samples, preset="fast", **how, **what).model)
         for samples, what in ((images, {"target_macs": 0.6}), (images, {"plan": plan}), (None, {"plan": plan}))
     )
-    assert carried > own - 0.015
+    assert carried > own - 0.03
     assert carried > bare + 0.2
 
 
