@@ -92,7 +92,7 @@ def own_operator(proto: onnx.ModelProto) -> None:
 
 MODELS: dict[str, tuple[Callable[[Bench], object], tuple[str, ...]]] = {
     "missing": (lambda here: here.model.unlink(), ("no such model file",)),
-    "folder": (a_folder, ("no such model file",)),
+    "folder": (a_folder, ("holds no ONNX file",)),
     "text": (lambda here: here.model.write_text("this is not a model\n" * 9), ("not an ONNX model",)),
     "empty": (lambda here: here.model.write_bytes(b""), ("not an ONNX model",)),
     "picture": (a_picture, ("not an ONNX model",)),
