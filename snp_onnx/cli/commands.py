@@ -123,8 +123,6 @@ def prune(
     with _workers(dask) as executor, shown_progress(quiet) as progress:
         values |= {"progress": progress, "executor": executor}
         result = run(model, source, **values) if folder is None else folder.prune(source, **values)
-        values |= {"progress": progress, "executor": executor}
-        result = run(model, source, **values) if folder is None else folder.prune(source, **values)
     destinations.write(result, model)
     if save_config is not None:
         write_text(save_config, config_text(context))
