@@ -51,8 +51,8 @@ def _version(context: typer.Context, value: bool) -> None:
         raise typer.Exit
 
 
-def _plan_schema(value: bool) -> None:
-    if value:
+def _plan_schema(context: typer.Context, value: bool) -> None:
+    if value and not context.resilient_parsing:
         print(schema_text(), end="")
         raise typer.Exit
 
