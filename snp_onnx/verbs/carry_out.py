@@ -222,7 +222,7 @@ def _in_words(subject: Subject, plan: Plan, cost: Cost) -> str:
     parts = [f"{100 * cost.macs / dense.macs:.1f} % of the MACs"] if dense.macs else []
     parts += [f"{100 * cost.params / dense.params:.1f} % of the parameters"] if dense.params else []
     parts += [f"{len(plan.removed)} block{'s' * (len(plan.removed) > 1)} removed"] if plan.removed else []
-    return ", ".join([*parts, f"{len(plan.groups(subject.trace))} of {len(subject.trace.groups)} groups cut"])
+    return ", ".join([*parts, f"{len(plan.cut_groups(subject.trace))} of {len(subject.trace.groups)} groups cut"])
 
 
 def _cost(subject: Subject, model: onnx.ModelProto, alive: Mask) -> Cost:
