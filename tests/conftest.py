@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,18 @@ import pytest
 
 from snp_onnx.calibration.kernel_times import FOLDER
 from tests.command_line import Bench, bench
+from tests.exports import FOLDER as EXPORTS
+
+
+def pytest_configure() -> None:
+    """The folder of exports is made by the first process; those that it starts find it."""
+    if EXPORTS not in os.environ:
+        os.environ[EXPORTS] = tempfile.mkdtemp(prefix="snp_onnx_exports_")
+
+
+def pytest_unconfigure() -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ.pop(EXPORTS, ""), ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

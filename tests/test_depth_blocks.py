@@ -15,13 +15,13 @@ from onnx import helper
 from rich.console import Console
 
 import snp_onnx
-from models import export_bytes
 from models.tiny import TINY, TRANSFORMERS
 from snp_onnx.passes import prepare
 from snp_onnx.report.json_report import to_json
 from snp_onnx.report.table import inspection_table
 from snp_onnx.tracing import Block, BlockKind, find_blocks, trace
 from snp_onnx.tracing.flow import Flow
+from tests.exports import export_bytes
 from tests.graphs import Net, feed_for
 from tests.oracles import traced
 from tests.topologies import CATALOGUE
@@ -47,7 +47,8 @@ DYNAMO_QUICK = ("resnet20-a", "preresnet20", "bert", "llama")
 
 @cache
 def exported(name: str, exporter: str) -> onnx.ModelProto:
-    return prepare(export_bytes(name, exporter, "dynamic", rows=2, **TINY[name])).model
+    rows = 2 if name in TRANSFORMERS else 1
+    return prepare(export_bytes(name, exporter, "dynamic", rows=rows, **TINY[name])).model
 
 
 def recipe_feed(name: str, rows: int = 1) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from models import export_bytes
 from models.tiny import TINY, TRANSFORMERS
+from tests.exports import export_bytes
 from tests.torch_form import torch_outputs
 
 FOLDER = Path(__file__).parents[1] / "models"

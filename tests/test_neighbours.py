@@ -13,11 +13,11 @@ import onnx
 import pytest
 
 import snp_onnx
-from models import export_bytes
 from models.tiny import TINY
 from snp_onnx import PruneResult
 from snp_onnx.passes import prepare
 from tests.command_line import DIGITS, DIGITS_DATA
+from tests.exports import export_bytes
 from tests.graphs import feed_for
 from tests.oracles import Feed, assert_valid, cut, difference, half_removed, run, tolerance, traced
 from tests.topologies import CATALOGUE

@@ -296,10 +296,12 @@ def test_an_option_reaches_prune(
         raise ReachedError
 
     more = {"input_shapes": {"x": [1, 3, 8, 8]}, "threads": 3, "custom_ops": [str(model)], "plan": str(model)}
+    more["plan_widths"] = True
+    beside = {"plan": str(model)} if row.name == "plan_widths" else {}
     value = (VALUES | more | {target.name: 0.75 for target in TARGETS} | {"latency": True, "outlook": True})[row.name]
     monkeypatch.setattr("snp_onnx.integrations.olive.prune_pass.prune", stop)
     with pytest.raises(ReachedError):
-        pruned(olive, model, **{row.name: value})
+        pruned(olive, model, **{row.name: value}, **beside)
     assert given[row.name] == value
 
 
@@ -494,6 +496,7 @@ def test_what_a_cache_needs_is_filled_in(olive: SimpleNamespace, model: Path) ->
         ({"threads": 0}, PlanError, "--threads 0: give a positive number"),
         ({"data_config": None}, CalibrationError, "SnpPrune has no data_config: name one of the workflow's"),
         ({"plan": "plan.json", "target_macs": 0.5}, PlanError, "SnpPrune has a plan and a target: give one of them"),
+        ({"plan_widths": True}, PlanError, "SnpPrune has plan_widths: give a plan, and in data_config the samples"),
         ({"include": "("}, PlanError, "--include '(': not a regular expression"),
     ],
 )

@@ -10,7 +10,6 @@ import pytest
 from onnx import numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 
-from models import export_bytes
 from models.tiny import TINY, TRANSFORMERS
 from snp_onnx.passes import prepare
 from snp_onnx.tracing import Trace, trace, unknown_shapes
@@ -18,6 +17,7 @@ from snp_onnx.tracing.facts import infer_facts
 from snp_onnx.tracing.labels import FIXED, HEAD, REPEATED, STILL, DisjointSet, still
 from snp_onnx.tracing.products import Products
 from snp_onnx.tracing.rules import RULES
+from tests.exports import export_bytes
 from tests.graphs import Net, feed_for
 from tests.oracles import assert_counts, assert_valid, cut, difference, half_removed, run, tolerance, traced, zeroed
 from tests.topologies import CATALOGUE

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from models import export_bytes
 from models.tiny import TRANSFORMERS
 from snp_onnx.passes import prepare
 from snp_onnx.tracing import Trace
 from snp_onnx.tracing.groups import Mask
+from tests.exports import export_bytes
 from tests.oracles import cut, masks, traced
 
 Array = npt.NDArray[Any]

@@ -78,6 +78,7 @@ CHOICES = (
     Row("min_blocks", WHOLE, None, "Keep at least so many blocks of every stage; 1 by default."),
     Row("latency_batch", WHOLE, None, "Rows of the batch that latencies are of; 1 by default."),
     Row("plan", PATH, None, "A saved plan to carry out instead of deciding; then no target, and data only to fold."),
+    Row("plan_widths", YES_OR_NO, None, "Of that plan keep the widths, and choose the units anew."),
 )
 
 RUNNING = (
@@ -149,6 +150,8 @@ def check_values(values: Mapping[str, Any], is_whole: bool) -> None:
             raise CalibrationError(f"SnpPrune has no {DATA}: name one of the workflow's data_configs")
     elif targets:
         raise PlanError("SnpPrune has a plan and a target: give one of them")
+    if given.get("plan_widths") and ("plan" not in given or values.get(DATA) is None):
+        raise PlanError(f"SnpPrune has plan_widths: give a plan, and in {DATA} the samples to choose units by")
 
 
 def as_given(values: Mapping[str, Any], working: Path) -> dict[str, Any]:
