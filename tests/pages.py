@@ -129,6 +129,7 @@ def environment(folder: Path) -> dict[str, str]:
         "PATH": os.pathsep.join([str(tools), str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
+        "SNP_ONNX_THREADS": "1",
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "HF_HUB_OFFLINE": "1",
         "PYTHONWARNINGS": "ignore",

@@ -330,6 +330,10 @@ def test_threads_reach_the_runtime(here: Bench, capsys: Capture, monkeypatch: py
     monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
     done(here, capsys, "--threads", 3)
     assert seen == {3}
+    seen.clear()
+    monkeypatch.setenv("SNP_ONNX_THREADS", "2")
+    done(here, capsys)
+    assert seen == {2}
 
 
 def test_providers(here: Bench, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,7 +262,7 @@ def test_a_measured_latency_is_a_target() -> None:
     """Convolutions large enough to be timed: the result takes about the time that was asked for."""
     net = Net(batch="N", seed=3)
     x = net.conv_relu(net.input("x", 3, 32, 32), 3, 48)
-    for _ in range(6):
+    for _ in range(4):
         x = net.Relu(net.Add(net.conv(net.conv_relu(x, 48, 48), 48, 48), x))
     net.output(net.dense(net.Flatten(net.GlobalAveragePool(x)), 48, 4))
     data = {"x": np.random.default_rng(0).standard_normal((24, 3, 32, 32)).astype(np.float32)}

@@ -291,7 +291,7 @@ def network() -> tuple[onnx.ModelProto, dict[str, Any]]:
     """Convolutions large enough to be timed."""
     net = Net(batch="N", seed=3)
     x = net.conv_relu(net.input("x", 3, 32, 32), 3, 64)
-    for _ in range(4):
+    for _ in range(2):
         x = net.Relu(net.Add(net.conv(net.conv_relu(x, 64, 64), 64, 64), x))
     net.output(net.dense(net.Flatten(net.GlobalAveragePool(x)), 64, 4))
     return net.model(), {"x": np.random.default_rng(0).standard_normal((24, 3, 32, 32)).astype(np.float32)}

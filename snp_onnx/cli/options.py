@@ -47,6 +47,9 @@ def _section(heading: str, *options: inspect.Parameter) -> tuple[inspect.Paramet
     return options
 
 
+THREADS = "SNP_ONNX_THREADS"
+"""For every run on a machine: a container with a quota of processors shows the runtime all of the host's."""
+
 CONFIG = _option(
     "config", Path | None, None, "Options by name in FILE.yaml; those typed win.", callback=take_config, is_eager=True
 )
@@ -96,7 +99,9 @@ DATA = _section(
     INPUT_SHAPE,
     _option("seed", int, 0, "For random orders and random calibration."),
     _option("provider", str, "cpu", "cpu, cuda, or a provider of onnxruntime by name.", among=("cpu", "cuda")),
-    _option("threads", int | None, None, "Intra-op threads of the runtime."),
+    _option(
+        "threads", int | None, None, "Intra-op threads of the runtime; by default as many as cores.", envvar=THREADS
+    ),
     CUSTOM_OPS,
 )
 

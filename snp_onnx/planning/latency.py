@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
 
 from snp_onnx.cost import Term
 from snp_onnx.planning.axis_widths import Widths
@@ -81,6 +80,8 @@ class LatencyCosts:
 
     def learn(self, widths: Widths, ratio: float) -> None:
         """Take in what a whole model of these widths took, as a share of the dense latency."""
+        from scipy.optimize import nnls  # a tenth of the time that every start of a command takes
+
         self._timed.append((self._parts(widths), ratio))
         rows = [(self._parts(self._sizes), 1.0), *self._timed]
         anchors = ANCHOR / np.maximum(self._guess, ANCHOR)
