@@ -25,11 +25,11 @@ from snp_onnx.planning.budget import widths_by_error
 from snp_onnx.planning.latency import LatencyCosts
 from snp_onnx.planning.layer_times import LayerTimes, time_layers, timed_widths
 from snp_onnx.planning.layers import Grid, Layer, grid_from_cross, inner_places, layers_of
-from snp_onnx.planning.options import choices
+from snp_onnx.planning.options import Target, TargetKind, choices
 from snp_onnx.planning.paths import Path
 from snp_onnx.tracing import Group, Trace, trace
 from snp_onnx.verbs import clocked
-from snp_onnx.verbs.latency import measure_latency
+from snp_onnx.verbs.latency import Latency, measure_latency
 from tests.graphs import Net, feed_for
 from tests.oracles import traced
 from tests.topologies import CATALOGUE
@@ -321,6 +321,40 @@ def test_rounding_by_the_clock_takes_the_runtimes_steps() -> None:
     assert all(width % 4 == 0 for width in widths)  # of 64 every fourth width is timed
     assert choices(round_to="8").step == 8
     assert choices(round_to="auto").step == 1
+
+
+def timed(ratio: float, batch: int = 1, dense_ms: float = 1.0) -> Latency:
+    return Latency(batch, 10, dense_ms, ratio * dense_ms, ratio, ratio, ratio, ratio, dense_ms)
+
+
+@pytest.mark.parametrize(
+    ("latency", "macs", "options", "target", "said"),
+    [
+        ([timed(1.16)], 0.5, {}, None, "takes 1.160 of the dense time with 0.500 of the MACs"),
+        ([timed(0.91)], 0.5, {}, Target(TargetKind.MACS, 0.5), "try --round-to auto"),
+        ([timed(0.89)], 0.5, {}, None, None),
+        ([timed(0.97)], 0.8, {"round_to": "8"}, None, "try --round-to auto"),
+        ([timed(0.95)], 0.8, {}, None, None),
+        ([timed(1.1), timed(0.6, 8)], 0.5, {}, None, None),  # the batch that was asked for counts
+        ([timed(0.6), timed(1.1, 8)], 0.5, {}, None, "takes 1.100"),
+        ([timed(1.16)], 0.5, {"round_to": "auto"}, None, None),
+        ([timed(1.16, dense_ms=0.04)], 0.5, {}, None, None),
+        ([timed(0.66)], 0.5, {}, Target(TargetKind.LATENCY, 0.6), "0.6 was asked for"),
+        ([timed(0.64)], 0.5, {}, Target(TargetKind.LATENCY, 0.6), None),
+        ([], 0.5, {}, None, None),
+    ],
+)
+def test_a_result_that_is_not_quicker_is_said(
+    latency: list[Latency], macs: float, options: dict[str, Any], target: Target | None, said: str | None
+) -> None:
+    found = clocked.cautions(latency, macs, choices(**options), target, False)
+    assert len(found) == (said is not None)
+    assert said is None or said in found[0]
+
+
+def test_a_quantised_result_is_told_of_whole_blocks() -> None:
+    (said,) = clocked.cautions([timed(1.2)], 0.5, choices(), None, True)
+    assert said.endswith("try --round-to 8 or 16")
 
 
 def test_a_clock_that_varies_costs_some_time_not_the_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from snp_onnx.planning.decide import decisions_at
 from snp_onnx.planning.latency import LatencyCosts
 from snp_onnx.planning.layer_times import LayerTimes, Timer, time_layers, timed_widths
 from snp_onnx.planning.layers import dense_kernels, layers_of
-from snp_onnx.planning.options import Target
+from snp_onnx.planning.options import Choices, Target, TargetKind
 from snp_onnx.planning.paths import Path
 from snp_onnx.planning.plan import Plan, widths
 from snp_onnx.sources.samples import Part
@@ -43,6 +43,10 @@ CLOSE = 0.02
 """A measured share so far below the target is near enough."""
 MISSED = 0.05
 """A share so far above the target is worth a warning."""
+FELT = 0.2
+"""Of the share of the MACs that went: where less time is saved than that, a user should hear of it."""
+LEAST_MS = 0.05
+"""Models that are quicker spend their time outside of kernels, and no width helps."""
 STEP_DOWN = 0.01
 """How much less is aimed at, for every model more that took too long."""
 ROUNDS, SECONDS = 200, 2.0
@@ -53,6 +57,27 @@ def clocked(dense: onnx.ModelProto, pruned: onnx.ModelProto, calibration: Calibr
     """Both models in turn on `batch` calibration samples, where the model's batch is dynamic."""
     feed, surface = _feed(calibration, batch), surface_between(dense, pruned)
     return latency_of(dense, pruned, calibration.runtime, feed, surface, ROUNDS, SECONDS)
+
+
+def cautions(
+    latency: Sequence[Latency], macs: float, choices: Choices, target: Target | None, is_quantised: bool
+) -> list[str]:
+    """What to say of a result with this share of the MACs whose time isn't what was asked for, or hardly less."""
+    if not latency:
+        return []
+    ratio, is_tiny = latency[-1].undisturbed, latency[-1].undisturbed_ms < LEAST_MS
+    if target is not None and target.kind is TargetKind.LATENCY:
+        said = (
+            f"the result takes {ratio:.3f} of the dense time, {target.value:g} was asked for: the machine is busy or "
+            "its clock varies; try again when it is quiet"
+        )
+        return [said] if ratio > target.value + MISSED else []
+    if is_tiny or choices.is_rounded_by_clock or 1.0 - ratio >= FELT * (1.0 - macs):
+        return []
+    return [
+        f"the result takes {ratio:.3f} of the dense time with {macs:.3f} of the MACs: kernels want whole blocks of "
+        f"channels; try --round-to {'8 or 16' if is_quantised else 'auto'}"
+    ]
 
 
 def _feed(calibration: Calibration, batch: int) -> Mapping[str, Any]:

@@ -23,7 +23,7 @@ from snp_onnx.sources.samples import Part, Samples, open_samples
 from snp_onnx.tracing import Group, Kind
 from snp_onnx.verbs.bases import change_bases
 from snp_onnx.verbs.carry_out import Candidate, Work, candidate_from_plan, carry_out, tidied
-from snp_onnx.verbs.clocked import MISSED, clocked
+from snp_onnx.verbs.clocked import cautions, clocked
 from snp_onnx.verbs.deciding import plan_of
 from snp_onnx.verbs.depth import Descent
 from snp_onnx.verbs.fidelity import Fidelity
@@ -197,7 +197,9 @@ class Job:
             self.progress("outlook", 0, 0)
             around = outlook(work)
         notes = [*summarise(subject.notes), *candidate.notes]
-        warnings = [*work.measured.warnings, *candidate.warnings, *self._missed(latency)]
+        left = candidate.cost.macs / subject.dense_cost().macs
+        said = cautions(latency, left, self.choices, self.target, subject.quantised is not None)
+        warnings = [*work.measured.warnings, *candidate.warnings, *said]
         if samples is not None:
             notes += samples.notes
             if samples.is_random:
@@ -237,19 +239,6 @@ class Job:
         with work.clock("time"):
             found = [clocked(dense, candidate.model, work.calibration, batch) for batch in sorted(batches)]
         return tuple({entry.batch: entry for entry in found}.values())  # a fixed batch is timed as it is
-
-    def _missed(self, latency: Sequence[Latency]) -> list[str]:
-        """What to say where the clock disagrees with the target at the end."""
-        target = self.target
-        if target is None or target.kind is not TargetKind.LATENCY:
-            return []
-        ratios = [entry.undisturbed for entry in latency if entry.batch == self.choices.latency_batch]
-        return [
-            f"the result takes {ratio:.3f} of the dense time, {target.value:g} was asked for: the machine is busy or "
-            "its clock varies; try again when it is quiet"
-            for ratio in ratios
-            if ratio > target.value + MISSED
-        ]
 
     def _options(self, samples: Samples | None) -> dict[str, Any]:
         used = self.choices.record()
