@@ -151,6 +151,7 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--convention", choices=PREPARED, default="imagenet", help="how images are prepared")
     parser.add_argument("--count", type=int, default=512, help="images that are written out")
     parser.add_argument("--target-macs", default="0.5")
+    parser.add_argument("--round-to", default="8", help="widths that integer kernels like")
     parser.add_argument("--folder", type=Path, help="where everything happens; a new temporary folder by default")
     asked = parser.parse_args()
     if (asked.model is None) != (asked.images is None):
@@ -191,7 +192,7 @@ def work(journey: Journey, asked: argparse.Namespace, options: list[str]) -> Non
     """Inspect, prune, quantise, compare."""
     journey.step("inspect", ["snp-onnx", "inspect", "model.onnx", "--html", "inspect.html"], _costs)
     prune = ["snp-onnx", "prune", "model.onnx", "small.onnx", "--calibration", "images/", *options]
-    prune += ["--target-macs", asked.target_macs, "--report", "report.html"]
+    prune += ["--target-macs", asked.target_macs, "--round-to", asked.round_to, "--report", "report.html"]
     journey.step("prune", prune, lambda _: f"small.onnx {_bytes(journey.folder / 'small.onnx')}, report.html")
     scale, mean, std = PREPARED[asked.convention] if asked.model else ("1 / 240", "0.0", "1.0")
     text = QUANTISE.format(scale=scale, mean=mean, std=std)
