@@ -52,7 +52,7 @@ QUANTISE = """
 from pathlib import Path
 
 import numpy as np
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from PIL import Image
 
@@ -74,7 +74,15 @@ class Reader(CalibrationDataReader):
 
 
 quant_pre_process("small.onnx", "prepared.onnx", skip_symbolic_shape=True)  # the symbolic one needs sympy
-quantize_static("prepared.onnx", "int8.onnx", Reader("images"), quant_format=QuantFormat.QDQ, per_channel=True)
+quantize_static(
+    "prepared.onnx",
+    "int8.onnx",
+    Reader("images"),
+    quant_format=QuantFormat.QDQ,
+    per_channel=True,
+    activation_type=QuantType.QUInt8,  # twice as quick as QInt8 on x86-64
+    weight_type=QuantType.QInt8,
+)
 """
 
 PREPARED = {
@@ -201,7 +209,7 @@ def work(journey: Journey, asked: argparse.Namespace, options: list[str]) -> Non
         return
     for name in ("small.onnx", "int8.onnx"):
         compare = ["snp-onnx", "compare", "model.onnx", name, "--calibration", "test.npz", *options]
-        compare += ["--input-array", "images", "--label-array", "labels", "--latency"]
+        compare += ["--input-array", "images", "--label-array", "labels", "--latency", "--threads", "1"]
         journey.step(f"compare {name}", compare, _judgement)
 
 
