@@ -20,7 +20,7 @@ demo: .venv-core/.ready ## prune a sample model with a plain install, and show w
 	$(CORE)/python tools/demo.py $(ARGS)
 
 test: .venv/.ready ## run the tests and doctests (ARGS="-k name -x")
-	OMP_NUM_THREADS=1 $(DEV)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(DEV)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 check: format-check lint types size test ## everything that must pass before a commit
 
