@@ -285,7 +285,7 @@ def test_sizes_are_not_told_from_floats() -> None:
 # declined
 
 
-def declined(here: Bench, capsys: pytest.CaptureFixture[str], *said: str) -> None:
+def check_declined(here: Bench, capsys: pytest.CaptureFixture[str], *said: str) -> None:
     """`prune` ends with exit code 3 and one line; nothing is written."""
     outcome = here.prune(capsys, "--no-latency")
     assert outcome.code == 3, outcome.err
@@ -298,17 +298,17 @@ def declined(here: Bench, capsys: pytest.CaptureFixture[str], *said: str) -> Non
 
 def test_operators_that_compute_in_integers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = quantised(classifier(), tmp_path, quant_format=QuantFormat.QOperator, **U8S8)
-    declined(bench(tmp_path, onnx.load(path)), capsys, "QLinearConv", "QGemm")
+    check_declined(bench(tmp_path, onnx.load(path)), capsys, "QLinearConv", "QGemm")
 
 
 def test_operators_that_quantise_while_they_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quantize_dynamic(classifier(), tmp_path / "dynamic.onnx", weight_type=QuantType.QUInt8)
-    declined(bench(tmp_path, onnx.load(tmp_path / "dynamic.onnx")), capsys, "ConvInteger", "MatMulInteger")
+    check_declined(bench(tmp_path, onnx.load(tmp_path / "dynamic.onnx")), capsys, "ConvInteger", "MatMulInteger")
 
 
 def test_weights_of_four_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = quantised(classifier(), tmp_path, **{**U8S8, "weight_type": QuantType.QInt4})
-    declined(bench(tmp_path, onnx.load(path)), capsys, "byte")
+    check_declined(bench(tmp_path, onnx.load(path)), capsys, "byte")
 
 
 def test_weights_in_blocks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -321,7 +321,7 @@ def test_weights_in_blocks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         x = net.Relu(net.MatMul(x, net.DequantizeLinear(codes, scales, axis=0, block_size=16)))
     net.output(x)
     here = bench(tmp_path, net.model(), {"x": rng.standard_normal((48, 16)).astype(np.float32)})
-    declined(here, capsys, "blocks")
+    check_declined(here, capsys, "blocks")
 
 
 def test_float_layers_beside_integer_ones_are_cut(tmp_path: Path) -> None:
