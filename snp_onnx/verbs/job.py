@@ -197,7 +197,7 @@ class Job:
             self.progress("outlook", 0, 0)
             around = outlook(work)
         notes = [*summarise(subject.notes), *candidate.notes]
-        left = candidate.cost.macs / subject.dense_cost().macs
+        left = candidate.cost.macs / max(subject.dense_cost().macs, 1)
         said = cautions(latency, left, self.choices, self.target, subject.quantised is not None)
         warnings = [*work.measured.warnings, *candidate.warnings, *said]
         if samples is not None:
