@@ -35,18 +35,25 @@ def sizes(samples: Samples, batch_size: int, part: Part = Part.ALL) -> list[int]
 @pytest.mark.parametrize("count", [10, 37, 256, 4000])
 def test_the_split_is_disjoint_complete_and_capped(count: int) -> None:
     with open_samples(numbered(count), [spec()]) as samples:
-        kept, held_out = indices(samples, Part.CALIBRATION), indices(samples, Part.HELD_OUT)
-        assert sorted(kept + held_out) == indices(samples, Part.ALL) == list(range(count))
+        kept, choosing, held_out = (indices(samples, part) for part in (Part.CALIBRATION, Part.CHOOSING, Part.HELD_OUT))
+        assert sorted(kept + choosing + held_out) == indices(samples, Part.ALL) == list(range(count))
         assert len(held_out) == samples.part_count(Part.HELD_OUT) == min(count // 10, 256)
+        assert len(choosing) == samples.part_count(Part.CHOOSING) == min((count + 5) // 10, 256)
         assert all(index % 10 == 9 for index in held_out)
+        assert all(index % 10 == 4 for index in choosing)
         assert samples.part_count(Part.CALIBRATION) == len(kept)
 
 
-def test_under_ten_samples_the_held_out_part_is_all_of_them() -> None:
+def test_where_a_part_would_be_empty_it_is_all_samples() -> None:
     with open_samples(numbered(9), [spec()]) as samples:
-        assert indices(samples, Part.HELD_OUT) == indices(samples, Part.CALIBRATION) == list(range(9))
+        assert indices(samples, Part.HELD_OUT) == list(range(9))
+        assert indices(samples, Part.CALIBRATION) == [0, 1, 2, 3, 5, 6, 7, 8]
+        assert indices(samples, Part.CHOOSING) == [4]
         assert samples.part_count(Part.HELD_OUT) == 9
-        assert any("hold any back" in note for note in samples.notes)
+        assert len([note for note in samples.notes if "hold any back" in note]) == 1
+    with open_samples(numbered(4), [spec()]) as samples:
+        assert all(indices(samples, part) == list(range(4)) for part in Part)
+        assert len([note for note in samples.notes if "hold any back" in note]) == 2
 
 
 def test_feeds_are_regrouped_across_their_borders() -> None:
@@ -69,7 +76,7 @@ def test_a_fixed_batch_wins_and_what_is_left_over_is_dropped() -> None:
     with open_samples({"x": numbered(43), "y": np.arange(43)}, [spec(shape=(4, 2))], LABELLED) as samples:
         assert sizes(samples, 16) == [4] * 10
         assert indices(samples, Part.CALIBRATION)[-1] == 38
-        assert samples.part_count(Part.CALIBRATION) == 36
+        assert samples.part_count(Part.CALIBRATION) == 32
         assert samples.part_count(Part.HELD_OUT) == 4
         labels = samples.labels(Part.CALIBRATION)
         assert labels is not None
@@ -94,7 +101,7 @@ def test_without_a_batch_axis_a_feed_is_a_sample() -> None:
     with open_samples(feeds, [spec(shape=(3, 2)), spec("b", (5,))], LABELLED) as samples:
         assert samples.count == 12
         got = [int(feed["x"][0, 0]) for feed in samples.batches(8, Part.CALIBRATION)]
-        assert got == [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11]
+        assert got == [0, 1, 2, 3, 5, 6, 7, 8, 10, 11]
         labels = samples.labels(Part.CALIBRATION)
         assert labels is not None
         assert labels.tolist() == got

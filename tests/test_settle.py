@@ -146,15 +146,15 @@ def test_worst_and_mean_are_over_outputs() -> None:
 
 
 def test_a_trial_is_judged_on_all_samples_it_did_without() -> None:
-    """Every second batch decides: the others and those held back judge, by the divergence of a classifier's classes."""
+    """Every second batch decides: the others and those that choose judge, by the divergence of a classifier's classes."""
     model = digits(target_macs=0.6, preset="fast").model
     dense = onnx.load(DIGITS)
     with open_samples(DIGITS_DATA, input_specs(dense), Preprocess(input_array="images", scale=1 / 16), 300) as samples:
         whole = Calibration(samples, 10, Runtime(threads=1), Stopwatch(), lambda *_: None)
         trial = replace(whole, every=2)
         used, unused = (sum(len(next(iter(b.values()))) for b in batches) for batches in _both(trial))
-        assert used + unused == samples.count
-        assert sum(len(next(iter(b.values()))) for b in whole.unused()) == samples.part_count(Part.HELD_OUT)
+        assert used + unused == samples.count - samples.part_count(Part.HELD_OUT)
+        assert sum(len(next(iter(b.values()))) for b in whole.unused()) == samples.part_count(Part.CHOOSING)
         (name,) = (value.name for value in dense.graph.output)
         runs = [[run(open_session(m, Runtime()), b)[name] for b in trial.unused()] for m in (dense, model)]
         p, q = (log_softmax(np.concatenate(outputs).astype(np.float64), axis=1) for outputs in runs)

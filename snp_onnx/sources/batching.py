@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
 
 import numpy as np
 
@@ -11,22 +12,32 @@ from snp_onnx.sources.inputs import Array
 from snp_onnx.sources.matching import View
 
 _EVERY = 10
-_MOST_HELD_OUT = 256
+_MOST = 256
 
 
 class Part(Enum):
-    """Which samples: those for the moments, those held back from them for the fidelity figures, or all."""
+    """Which samples: those for the moments, those that choose between candidates, those that are reported, or all."""
 
     CALIBRATION = "calibration"
+    CHOOSING = "choosing"
     HELD_OUT = "held-out"
     ALL = "all"
 
     def choose(self, samples: Array) -> Array:
-        """The indices of this part among `samples`: the last of every ten is held out, at most 256 of them."""
+        """The indices of this part among `samples`, at most 256 each of those that choose and that are held out.
+
+        >>> [part.choose(np.arange(20)).tolist() for part in (Part.CHOOSING, Part.HELD_OUT)]
+        [[4, 14], [9, 19]]
+        """
         if self is Part.ALL:
             return samples
-        held_out = (samples % _EVERY == _EVERY - 1) & (samples // _EVERY < _MOST_HELD_OUT)
-        return np.asarray(samples[held_out if self is Part.HELD_OUT else ~held_out])
+        places = np.where(samples // _EVERY < _MOST, samples % _EVERY, 0)
+        taken = [places == place for part, place in _PLACES.items() if self in (part, Part.CALIBRATION)]
+        return np.asarray(samples[np.any(taken, axis=0) != (self is Part.CALIBRATION)])
+
+
+_PLACES: Mapping[Part, int] = MappingProxyType({Part.CHOOSING: 4, Part.HELD_OUT: 9})
+"""Which of every ten samples a part takes; CALIBRATION is what none takes."""
 
 
 @dataclass(frozen=True, slots=True)

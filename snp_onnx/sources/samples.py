@@ -1,7 +1,8 @@
 """The samples of a calibration source: checked, split, in batches, as often as wanted, in constant memory.
 
-Held out is sample i with i % 10 == 9, at most 256 of them. A part that comes out empty (under ten samples, or too few
-for a fixed batch) is all samples instead, with a note.
+Of every ten samples one chooses between candidates (i % 10 == 4) and one is held out for the figures that are reported
+(i % 10 == 9), at most 256 each; the others are for the moments. A part that comes out empty (under ten samples, or too
+few for a fixed batch) is all samples instead, with a note.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -179,7 +180,7 @@ def _check_fixed_batch(opened: Samples, origin: str) -> None:
             f"the {opened.count} samples of {origin} fill no batch of the model's fixed size {fixed}; "
             "give more of equal shapes"
         )
-    for part in (Part.CALIBRATION, Part.HELD_OUT):
+    for part in (Part.CALIBRATION, Part.CHOOSING, Part.HELD_OUT):
         if opened._effective(part) is not part:
             opened.notes.append(
                 f"too few samples ({opened.count}) to hold any back: the {part.value} part is all of them"

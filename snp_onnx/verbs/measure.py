@@ -78,11 +78,11 @@ class Calibration:
         return islice(self.samples.batches(self.batch_size, part), 0, None, step)
 
     def unused(self) -> Iterator[Feed]:
-        """The batches that decide nothing here: those held back and, in a trial, those that it does without."""
+        """The batches that no moments are of: those that choose and, in a trial, those that it does without."""
         for place, batch in enumerate(self.samples.batches(self.batch_size, Part.CALIBRATION)):
             if place % self.every:
                 yield batch
-        yield from self.samples.batches(self.batch_size, Part.HELD_OUT)
+        yield from self.samples.batches(self.batch_size, Part.CHOOSING)
 
     @property
     def count(self) -> int:
