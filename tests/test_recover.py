@@ -25,7 +25,7 @@ from tests.topologies import CATALOGUE
 torch = pytest.importorskip("torch")
 
 QUICK: dict[str, Any] = {"epochs": 4, "batch_size": 16, "lr": 2e-3, "threads": 1}
-COUNT = 120
+COUNT = 140
 
 
 def residual(seed: int = 0, batch: int | str = "N") -> onnx.ModelProto:

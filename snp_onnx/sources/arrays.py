@@ -78,6 +78,25 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
+class Block:
+    """Some rows of an array, as an array of their own."""
+
+    array: Readable
+    rows: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.rows), *self.array.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.array.dtype
+
+    def read(self, rows: Array | None) -> Array:
+        return self.array.read(self.rows if rows is None else self.rows[rows])
+
+
+@dataclass(frozen=True, slots=True)
 class Fleeting:
     """An array that is gone after this feed: kept means spooled."""
 

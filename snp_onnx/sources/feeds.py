@@ -21,7 +21,7 @@ def collect(source: Source, matcher: Matcher, samples: int | None, spool: Spool)
         labels = None if source.labels is not None else _labels(raw, matcher, matches, count)
         kept = count if samples is None else min(count, samples - start)
         if kept:
-            feeds.append(_settle(matches, labels, Feed(start, kept, not matcher.batched, {}, None), spool))
+            feeds.append(settle(matches, labels, Feed(start, kept, not matcher.batched, {}, None), spool))
             start += kept
         for spec in matcher.specs if not source.is_random else ():
             notes.update(dict.fromkeys(remarks(matches[spec.name], spec, matcher.preprocess)))
@@ -30,8 +30,8 @@ def collect(source: Source, matcher: Matcher, samples: int | None, spool: Spool)
     return feeds, list(notes)
 
 
-def _settle(matches: Mapping[str, Match], labels: Match | None, bare: Feed, spool: Spool) -> Feed:
-    """The feed with its arrays, of which only the rows it needs are spooled."""
+def settle(matches: Mapping[str, Match], labels: Match | None, bare: Feed, spool: Spool) -> Feed:
+    """The feed `bare` with its arrays, of which only the rows it needs are spooled."""
 
     def place(match: Match) -> Place:
         rows = None if bare.whole or match.view.adds_batch else bare.count

@@ -58,12 +58,14 @@ class Request:
     samples: int | None
     seed: int
     random_shapes: Mapping[str, tuple[int, ...]]
+    batched: bool
 
 
 def open_source(source: object, request: Request) -> Source:
     """The feeds of any form of source; nothing is read before they are asked for, but for names."""
     if isinstance(source, str) and source == "random":
-        made = random_feeds(request.specs, request.samples or _RANDOM_SAMPLES, request.seed, request.random_shapes)
+        count = request.samples or _RANDOM_SAMPLES
+        made = random_feeds(request.specs, count, request.seed, request.random_shapes, request.batched)
         return Source("random data", (RawFeed("random data", feed) for feed in made), is_random=True)
     if isinstance(source, str | Path):
         return _open_path(str(source), request)

@@ -1,7 +1,7 @@
 """What a model wants to be fed: its true inputs, their batch axis and their image layout."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -18,11 +18,15 @@ _IMAGE_CHANNELS = (3, 1, 4)  # the likeliest first
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """One input; `None` in the shape is a dynamic dimension, a shape of `None` an unknown rank."""
+    """One input; `None` in the shape is a dynamic dimension, a shape of `None` an unknown rank.
+
+    `symbols` are the names of dynamic dimensions, "" where one has none and for a fixed one.
+    """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...] | None
+    symbols: tuple[str, ...] = field(default=(), compare=False)
 
 
 def input_specs(model: onnx.ModelProto) -> tuple[InputSpec, ...]:
@@ -39,7 +43,8 @@ def _spec(value: onnx.ValueInfoProto) -> InputSpec:
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
     if not tensor.HasField("shape"):
         return InputSpec(value.name, dtype, None)
-    return InputSpec(value.name, dtype, tuple(_dimension(dim) for dim in tensor.shape.dim))
+    dims = tensor.shape.dim
+    return InputSpec(value.name, dtype, tuple(map(_dimension, dims)), tuple(dim.dim_param for dim in dims))
 
 
 def _dimension(dim: onnx.TensorShapeProto.Dimension) -> int | None:
@@ -52,6 +57,19 @@ def has_batch_axis(specs: Sequence[InputSpec]) -> bool:
     if not specs or any(spec.shape == () for spec in specs):
         return False
     return len({_batch(spec) for spec in specs}) == 1
+
+
+def repeats_batch_symbol(specs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether the symbol of axis 0 names another axis too, as of an adjacency matrix (V, V).
+
+    Some exporters give one name to all dynamic axes: it counts only if the axes have the same size in `shapes`.
+    """
+    sizes = {spec.symbols[0]: shapes[spec.name][0] for spec in specs if spec.symbols and shapes.get(spec.name)}
+    return any(
+        symbol and sizes.get(symbol) == size
+        for spec in specs
+        for symbol, size in zip(spec.symbols[1:], shapes.get(spec.name, ())[1:], strict=False)
+    )
 
 
 def fixed_batch(specs: Sequence[InputSpec]) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from snp_onnx.errors import CalibrationError
-from snp_onnx.sources.inputs import Array, InputSpec, expected_shape, has_batch_axis, is_floating
+from snp_onnx.sources.inputs import Array, InputSpec, expected_shape, is_floating
 from snp_onnx.sources.spool import Spool
 
 _INTEGERS_BELOW = 2  # 0 and 1 are valid as token, mask and segment ids alike
@@ -39,13 +39,12 @@ class RandomRows:
 
 
 def random_feeds(
-    specs: tuple[InputSpec, ...], samples: int, seed: int, shapes: Mapping[str, tuple[int, ...]]
+    specs: tuple[InputSpec, ...], samples: int, seed: int, shapes: Mapping[str, tuple[int, ...]], batched: bool
 ) -> Iterator[dict[str, RandomRows]]:
     """One feed of all samples; for a model without a batch axis one feed a sample."""
     unknown = sorted(set(shapes) - {spec.name for spec in specs})
     if unknown:
         raise CalibrationError(f"--input-shape names {unknown[0]!r}, which is no input of the model; correct the name")
-    batched = has_batch_axis(specs)
     whole = [_shape(spec, shapes.get(spec.name), batched) for spec in specs]
     for sample in (0,) if batched else range(samples):
         yield {

@@ -6,8 +6,8 @@ few for a fixed batch) is all samples instead, with a note.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from math import prod
 from types import MappingProxyType
 from typing import Self
@@ -16,15 +16,18 @@ import numpy as np
 
 from snp_onnx.errors import CalibrationError
 from snp_onnx.sources.arrays import Stored
+from snp_onnx.sources.batch_axis import Finding, Runnable, axes_of_one
 from snp_onnx.sources.batching import Chunk, Feed, Part, count_grouped, group
-from snp_onnx.sources.feeds import check_beside, collect
+from snp_onnx.sources.feeds import check_beside
 from snp_onnx.sources.forms import Request, Source, open_source
-from snp_onnx.sources.inputs import Array, InputSpec, fixed_batch, has_batch_axis
+from snp_onnx.sources.inputs import Array, InputSpec, fixed_batch, has_batch_axis, repeats_batch_symbol
 from snp_onnx.sources.matching import Matcher, with_layout
-from snp_onnx.sources.preprocess import Preprocess, check_options, convert, first_not_finite
+from snp_onnx.sources.preprocess import Preprocess, check_options
+from snp_onnx.sources.reading import Reader
+from snp_onnx.sources.row_trial import collect_as, look_ahead, try_rows
 from snp_onnx.sources.spool import Spool
 
-__all__ = ["Part", "Preprocess", "Samples", "open_samples"]
+__all__ = ["Part", "Preprocess", "Runnable", "Samples", "open_samples"]
 
 _PLAIN = Preprocess()
 _NO_SHAPES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
@@ -36,15 +39,18 @@ class Samples:
     """Re-iterable samples; a context manager that removes what it spooled.
 
     `count` is the number of samples, `notes` are one-line remarks for the user, `largest_shapes` the largest dimension
-    seen on every axis of every input at batch 1, `is_random` says that the data are made up.
+    seen on every axis of every input at batch 1, `is_random` says that the data are made up. `is_whole` says that each
+    feed is one sample; otherwise samples are rows of axis 0, and `output_axes` has the axis on which they are in the
+    model's outputs, `None` for an output without such an axis.
     """
 
     count: int
     notes: list[str]
     largest_shapes: Mapping[str, tuple[int, ...]]
     is_random: bool
-    _specs: tuple[InputSpec, ...] = field(repr=False)
-    _preprocess: Preprocess = field(repr=False)
+    is_whole: bool
+    output_axes: Mapping[str, int | None]
+    _reader: Reader = field(repr=False)
     _feeds: Sequence[Feed] = field(repr=False)
     _labels_beside: Stored | None = field(repr=False)
     _spool: Spool = field(repr=False)
@@ -57,7 +63,7 @@ class Samples:
         """
         if batch_size < 1:
             raise CalibrationError(f"--batch-size {batch_size} is less than 1; give a positive number")
-        return map(self._read, self._grouped(part, batch_size))
+        return map(self._reader.read, self._grouped(part, batch_size))
 
     def labels(self, part: Part) -> Array | None:
         """The labels of what `batches` gives for this part, in the same order; `None` without a label array."""
@@ -71,15 +77,20 @@ class Samples:
             return None
         shapes = sorted({labels.shape[1:] for labels in found})
         if len(shapes) > 1:
-            name = self._preprocess.label_array
+            name = self._reader.preprocess.label_array
             raise CalibrationError(
                 f"label array {name!r} has samples of shape {shapes[0]} and of {shapes[1]}; make them alike"
             )
         return np.concatenate(found)
 
+    @property
+    def fixed_batch(self) -> int | None:
+        """The number of rows that the model insists on; `None` if it takes any, or samples aren't rows."""
+        return None if self.is_whole else fixed_batch(self._reader.specs)
+
     def part_count(self, part: Part) -> int:
         """How many samples `batches` gives for this part."""
-        return count_grouped(self._feeds, self._effective(part), fixed_batch(self._specs))
+        return count_grouped(self._feeds, self._effective(part), self.fixed_batch)
 
     def close(self) -> None:
         """Remove what was spooled; the samples can't be read any more."""
@@ -92,32 +103,12 @@ class Samples:
         self.close()
 
     def _effective(self, part: Part) -> Part:
-        return part if count_grouped(self._feeds, part, fixed_batch(self._specs)) else Part.ALL
+        return part if count_grouped(self._feeds, part, self.fixed_batch) else Part.ALL
 
     def _grouped(self, part: Part, batch_size: int) -> Iterator[list[Chunk]]:
-        fixed = fixed_batch(self._specs)
-        size = (fixed or batch_size) if has_batch_axis(self._specs) else 1
+        fixed = self.fixed_batch
+        size = 1 if self.is_whole else fixed or batch_size
         return group(self._feeds, self._effective(part), size, keep_partial=fixed is None)
-
-    def _read(self, batch: Sequence[Chunk]) -> dict[str, Array]:
-        return {spec.name: self._read_input(spec, batch) for spec in self._specs}
-
-    def _read_input(self, spec: InputSpec, batch: Sequence[Chunk]) -> Array:
-        parts = [self._read_chunk(spec, chunk) for chunk in batch]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def _read_chunk(self, spec: InputSpec, chunk: Chunk) -> Array:
-        place = chunk.feed.places[spec.name]
-        raw = place.view.read(place.array, None if chunk.feed.whole else chunk.rows)
-        values = convert(raw, spec, place.name, self._preprocess)
-        bad = first_not_finite(values)
-        if bad is not None:
-            sample = chunk.samples[0 if chunk.feed.whole else bad]
-            raise CalibrationError(
-                f"array {place.name!r} of shape {place.array.shape} has NaN or infinity as {spec.dtype} "
-                f"in sample {sample} for input {spec.name!r}; remove or repair that sample"
-            )
-        return values
 
 
 def open_samples(
@@ -127,10 +118,12 @@ def open_samples(
     samples: int | None = None,
     seed: int = 0,
     random_shapes: Mapping[str, tuple[int, ...]] = _NO_SHAPES,
+    model: Runnable | None = None,
 ) -> Samples:
     """The first `samples` samples of any `SOURCE`, every array matched to its input and checked but for its values.
 
-    What can be read only once is spooled here; nothing beyond the last sample asked for is read.
+    What can be read only once is spooled here; nothing beyond the last sample asked for is read. With a `model` a few
+    rows are run to see whether rows are samples; without, axis 0 of inputs that agree in it is taken for a batch axis.
     """
     specs = tuple(specs)
     if samples is not None and samples < 1:
@@ -138,31 +131,59 @@ def open_samples(
     check_options(preprocess, specs)
     spool = Spool()
     try:
-        return _open(source, Request(specs, preprocess, samples, seed, random_shapes), spool)
+        batched = has_batch_axis(specs) and not repeats_batch_symbol(specs, random_shapes)
+        return _open(source, Request(specs, preprocess, samples, seed, random_shapes, batched), spool, model)
     except BaseException:
         spool.close()
         raise
 
 
-def _open(source: object, request: Request, spool: Spool) -> Samples:
+def _open(source: object, request: Request, spool: Spool, model: Runnable | None) -> Samples:
     found = open_source(source, request)
-    data = request.preprocess
+    data, specs = request.preprocess, request.specs
     used = Preprocess(label_array=data.label_array) if found.is_random else with_layout(data, found.layout)
-    matcher = Matcher(request.specs, has_batch_axis(request.specs), used, found.single)
-    with closing(found.feeds):
-        feeds, notes = collect(found, matcher, request.samples, spool)
+    matcher = Matcher(specs, request.batched, used, found.single)
+    with ExitStack() as stack:
+        stack.callback(found.feeds.close)
+        finding = Finding()
+        if model is not None and request.batched and fixed_batch(specs) != 1:
+            ahead = look_ahead(found, matcher, request.samples)
+            finding = try_rows(ahead, matcher, model, request.samples)
+            is_drawn_anew = found.is_random and finding.why is not None
+            found = open_source(source, replace(request, batched=False)) if is_drawn_anew else ahead.source
+            stack.callback(found.feeds.close)
+        feeds, notes = collect_as(finding, found, matcher, request.samples, spool)
     count = sum(feed.count for feed in feeds)
     if not count:
         raise CalibrationError(f"{found.origin} has no samples; give at least one")
     if found.labels is not None:
         check_beside(found.labels, count, is_all=count != request.samples)
-    largest = _largest_shapes(request.specs, feeds)
-    notes = [*found.notes, *notes]
+    is_whole = feeds[0].whole
+    notes = [*found.notes, *notes, *([_of_whole(finding, count)] if is_whole and finding.why is not None else [])]
     if data.resize is not None or data.crop is not None:
         _require_images(found)
-    opened = Samples(count, notes, largest, found.is_random, request.specs, used, feeds, found.labels, spool)
+    axes = {} if model is None else _output_axes(model, finding, is_whole, fixed_batch(specs))
+    opened = Samples(
+        count, notes, _largest_shapes(specs, feeds), found.is_random, is_whole, axes,
+        Reader(specs, used), feeds, found.labels, spool,
+    )  # fmt: skip
     _check_fixed_batch(opened, found.origin)
     return opened
+
+
+def _of_whole(finding: Finding, count: int) -> str:
+    """One line on feeds that are not cut into rows."""
+    more = "; give more feeds, as a loader or a folder of files does" if count == 1 else ""
+    feeds = "feed is one sample" if count == 1 else f"of {count} feeds is one sample"
+    return f"axis 0 of the inputs is no batch axis ({finding.why}): each {feeds}, fed whole{more}"
+
+
+def _output_axes(model: Runnable, finding: Finding, is_whole: bool, fixed: int | None) -> Mapping[str, int | None]:
+    """The axis of the rows by output: none of whole feeds, as found, or the first where nothing was tried."""
+    if is_whole:
+        return dict.fromkeys(model.outputs)
+    first = axes_of_one(model.outputs) if fixed == 1 else dict.fromkeys(model.outputs, 0)
+    return {**first, **finding.axes}
 
 
 def _require_images(found: Source) -> None:
@@ -174,7 +195,7 @@ def _require_images(found: Source) -> None:
 
 def _check_fixed_batch(opened: Samples, origin: str) -> None:
     """No batch at all is an error; what is left over, and parts that fall back to all samples, are noted."""
-    fixed = fixed_batch(opened._specs)
+    fixed = opened.fixed_batch
     if not opened.part_count(Part.ALL):
         raise CalibrationError(
             f"the {opened.count} samples of {origin} fill no batch of the model's fixed size {fixed}; "

@@ -12,11 +12,12 @@ from snp_onnx.calibration.sessions import Runtime, open_session
 from snp_onnx.cost import Cost
 from snp_onnx.errors import CalibrationError, ModelError, PlanError
 from snp_onnx.sources.inputs import Array, input_specs
-from snp_onnx.sources.samples import Part, Samples, open_samples
+from snp_onnx.sources.samples import Part, Samples
 from snp_onnx.tracing.padding import mask_of
 from snp_onnx.tracing.surface import Surface, surface_between
 from snp_onnx.verbs.fidelity import measure_fidelity
 from snp_onnx.verbs.latency import Latency, latency_of
+from snp_onnx.verbs.reading import read_samples
 from snp_onnx.verbs.result import Comparison
 from snp_onnx.verbs.settings import DATA_OPTIONS, check_options, data_from, runtime_from
 from snp_onnx.verbs.subject import load_subject, resolve_shapes, trace_at
@@ -44,8 +45,7 @@ def compare(
         raise PlanError(f"--latency-batch {latency_batch}: give a positive number")
     models = [load_subject(model, runtime) for model in (dense, pruned)]
     surface = require_same_surface(models[0][0].proto, models[1][0].proto)
-    specs = input_specs(models[0][0].proto)
-    with open_samples(data.source, specs, data.preprocess, data.samples, data.seed, data.input_shapes) as samples:
+    with read_samples(data, models[0][0].proto, runtime) as samples:
         shapes = resolve_shapes(models[0][0].proto, data.input_shapes, samples.largest_shapes)
         both = (shapes, surface.cut_shapes(shapes))
         costs = [_cost(*model, own, runtime) for model, own in zip(models, both, strict=True)]

@@ -18,8 +18,7 @@ from snp_onnx.planning.decide import eligible
 from snp_onnx.planning.options import Choices, Fold, Target, TargetKind
 from snp_onnx.planning.plan import Saved
 from snp_onnx.planning.transfer import on_blocks, on_groups
-from snp_onnx.sources.inputs import input_specs
-from snp_onnx.sources.samples import Part, Samples, open_samples
+from snp_onnx.sources.samples import Part, Samples
 from snp_onnx.tracing import Group, Kind
 from snp_onnx.verbs.bases import change_bases
 from snp_onnx.verbs.carry_out import Candidate, Work, candidate_from_plan, carry_out, tidied
@@ -32,6 +31,7 @@ from snp_onnx.verbs.latency import Latency
 from snp_onnx.verbs.measure import Calibration, Measured, measure, on_fewer_samples
 from snp_onnx.verbs.outlook import outlook
 from snp_onnx.verbs.quantised import as_floats, quantised_again
+from snp_onnx.verbs.reading import read_samples
 from snp_onnx.verbs.result import Outlook, PruneResult, Report, Stopwatch, stop_reports, versions
 from snp_onnx.verbs.reuse import BY_NUMBER, chosen_anew, tied
 from snp_onnx.verbs.settings import Data, Progress
@@ -75,19 +75,13 @@ class Job:
             subject = self._traced(clock, dense, prepared, notes, seen, quantised)
             return self._carry_out(clock, subject, None, earlier)
         with clock("read samples"):
-            samples = self._open_samples(prepared)
+            samples = read_samples(self.data, dense.proto, self.runtime)
         with samples:
             calibration = Calibration(
                 samples, self.data.batch_size, self.runtime, clock, self.progress, executor=self.executor
             )
             subject = self._traced(clock, dense, prepared, notes, samples.largest_shapes, quantised)
             return self._carry_out(clock, subject, calibration, earlier)
-
-    def _open_samples(self, prepared: onnx.ModelProto) -> Samples:
-        data = self.data
-        return open_samples(
-            data.source, input_specs(prepared), data.preprocess, data.samples, data.seed, data.input_shapes
-        )
 
     def _traced(
         self,

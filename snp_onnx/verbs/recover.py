@@ -17,12 +17,12 @@ from snp_onnx import model_io
 from snp_onnx.calibration.sessions import Runtime, open_session
 from snp_onnx.errors import CalibrationError, PlanError
 from snp_onnx.planning.training import Augmentation, Checkpoints, Training
-from snp_onnx.sources.inputs import fixed_batch, has_batch_axis, input_specs
-from snp_onnx.sources.samples import Part, Samples, open_samples
+from snp_onnx.sources.samples import Part, Samples
 from snp_onnx.tracing.padding import mask_of
 from snp_onnx.tracing.surface import Surface
 from snp_onnx.verbs.compare import require_same_surface
 from snp_onnx.verbs.fidelity import Fidelity, measure_fidelity
+from snp_onnx.verbs.reading import read_samples
 from snp_onnx.verbs.recovered import RecoverReport, RecoverResult
 from snp_onnx.verbs.result import MADE_BY, Stopwatch, config_of, versions
 from snp_onnx.verbs.settings import DATA_OPTIONS, Data, Progress, check_options, data_from, runtime_from
@@ -50,8 +50,8 @@ def recover(
     """Train the pruned model to do what the dense one does, on unlabelled samples; needs torch.
 
     The graph stays as it is: nodes, names, operator sets, inputs, outputs and element types; only weights change. A
-    tenth of the samples (at most 256) is held back, and what does best on them is kept: if nothing is better than the
-    pruned model as it came, that is the result, and the report says so.
+    tenth of the samples (at most 256) chooses what is kept, and another tenth, used for nothing else, is reported. If
+    nothing is better than the pruned model as it came, that is the result, and the report says so.
 
     Parameters
     ----------
@@ -141,9 +141,7 @@ class _Job:
                 open_session(model.proto, self.runtime)
             models = _Models(dense, pruned, require_same_surface(dense.proto, pruned.proto))
         with clock("read samples"):
-            data = self.data
-            specs = input_specs(dense.proto)
-            samples = open_samples(data.source, specs, data.preprocess, data.samples, data.seed, data.input_shapes)
+            samples = read_samples(self.data, dense.proto, self.runtime)
         with samples:
             with clock("train"):
                 trained = self._train(models, samples)
@@ -163,14 +161,14 @@ class _Job:
         features, sums = shared_features(dense.proto, pruned.proto), features_of(dense.proto)
         device = torch.device(self.training.device)
         teacher = teacher_of(dense.proto, (*student.outputs, *sums), device, self.runtime)
-        specs, size = input_specs(dense.proto), self.data.batch_size
+        size = self.data.batch_size
         labels = _labels(samples)
         self.progress("read samples", 0, 0)
-        held_back = [Rows(feed, None) for feed in samples.batches(size, Part.HELD_OUT)]
-        fixed, whole = fixed_batch(specs), not has_batch_axis(specs)
-        with Pool(samples.batches(size, Part.CALIBRATION), labels, fixed, whole) as pool:
+        choosing = [Rows(feed, None) for feed in samples.batches(size, Part.CHOOSING)]
+        batches = samples.batches(size, Part.CALIBRATION)
+        with Pool(batches, labels, samples.fixed_batch, samples.is_whole) as pool:
             task = Task(
-                student, teacher, features, pool, held_back, mask_of(dense.proto), self.training, self.progress,
+                student, teacher, features, pool, choosing, mask_of(dense.proto), self.training, self.progress,
                 self.checkpoints, self._fingerprint(models, samples), sums, models.surface,
             )  # fmt: skip
             return train(task)
@@ -187,18 +185,18 @@ class _Job:
         """Write back, verify, judge both by the runtime; the pruned model itself where nothing got better."""
         pruned = models.pruned
         self.progress("verify", 0, 0)
-        with clock("fidelity"):
-            before = after = self._fidelity(models, pruned.proto, samples)
         notes, proto = [*samples.notes, *trained.notes], pruned.proto
         if trained.weights:
             with clock("verify"):
                 proto = self._written_back(models, samples, trained)
-            with clock("fidelity"):
-                after = self._fidelity(models, proto, samples)
-        changed = bool(trained.weights) and mean_error(after) < mean_error(before)
+        with clock("fidelity"):
+            changed = bool(trained.weights) and self._is_better(models, proto, samples)
+            before = after = self._fidelity(models, pruned.proto, samples, Part.HELD_OUT)
+            if changed:
+                after = self._fidelity(models, proto, samples, Part.HELD_OUT)
         if not changed:
-            proto, after = pruned.proto, before
-            notes.append("nothing did better on the samples held back: the result is the pruned model as it was")
+            proto = pruned.proto
+            notes.append("nothing did better on the samples that choose: the result is the pruned model as it was")
         report = RecoverReport(
             changed, before, after, trained.history, _elements(trained), len(trained.features),
             samples.part_count(Part.CALIBRATION), trained.passes, dict(clock.seconds), self._options(samples),
@@ -217,10 +215,17 @@ class _Job:
         verify(_plain(models.pruned.proto), _plain(proto), self.runtime, feed)
         return proto
 
-    def _fidelity(self, models: _Models, pruned: onnx.ModelProto, samples: Samples) -> tuple[Fidelity, ...]:
+    def _is_better(self, models: _Models, proto: onnx.ModelProto, samples: Samples) -> bool:
+        """Whether the trained model does better than the pruned one on the samples that choose."""
+        errors = [
+            mean_error(self._fidelity(models, one, samples, Part.CHOOSING)) for one in (proto, models.pruned.proto)
+        ]
+        return errors[0] < errors[1]
+
+    def _fidelity(self, models: _Models, pruned: onnx.ModelProto, samples: Samples, part: Part) -> tuple[Fidelity, ...]:
         dense = models.dense.proto
         sessions = open_session(dense, self.runtime), open_session(pruned, self.runtime)
-        batches, labels = samples.batches(self.data.batch_size, Part.HELD_OUT), samples.labels(Part.HELD_OUT)
+        batches, labels = samples.batches(self.data.batch_size, part), samples.labels(part)
         return measure_fidelity(sessions[0], sessions[1], batches, labels, mask_of(dense), models.surface)
 
     def _options(self, samples: Samples) -> dict[str, Any]:
