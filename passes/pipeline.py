@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from snp_onnx.errors import PassError, SnpError
-from snp_onnx.external import Store, is_external
+from snp_onnx.external import Store, bodies_of, is_external
 from snp_onnx.passes.base import Note, Outside, Pass, constants, outside
 
 
@@ -44,6 +44,7 @@ def rewrite(model: onnx.ModelProto, passes: Sequence[Pass], store: Store | None 
                 raise PassError(f"pass {type(step).__name__} failed: {type(error).__name__}: {error}") from error
         _leave_outside(graph, store)
         result = _export(graph, model)
+    _put_outside_bodies(model, result)
     _put_back(model, result)
     _put_back_nodes(origins, zip(graph.nodes, result.graph.node, strict=True))
     return Rewritten(result, tuple(notes))
@@ -72,18 +73,61 @@ def _export(graph: gs.Graph, source: onnx.ModelProto) -> onnx.ModelProto:
 
 def _attribute_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from _attribute_tensors(inner)
+        yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
+        for _, inner in bodies_of(node):
+            yield from _attribute_tensors(inner)
+
+
+def _put_outside_bodies(source: onnx.ModelProto, result: onnx.ModelProto) -> None:
+    """Initialisers that a body reads from outside stay outside: the export writes a copy into every body."""
+    owned = dict(_initialised(source.graph, ""))
+    there = {tensor.name for tensor in result.graph.initializer}
+    for node in result.graph.node:
+        for tensor in _taken_out(node, owned):
+            if tensor.name not in there:
+                there.add(tensor.name)
+                result.graph.initializer.append(tensor)
+
+
+def _initialised(graph: onnx.GraphProto, within: str) -> Iterator[tuple[str, frozenset[str]]]:
+    """The names of the initialisers of every body, by the body's place."""
+    for node in graph.node:
+        for place, body in bodies_of(node):
+            key = _place(within, node, place)
+            yield key, frozenset(tensor.name for tensor in body.initializer)
+            yield from _initialised(body, key)
+
+
+def _place(within: str, node: onnx.NodeProto, place: str) -> str:
+    return f"{within}/{next((name for name in node.output if name), '')}:{place}"
+
+
+def _taken_out(node: onnx.NodeProto, owned: Mapping[str, frozenset[str]], within: str = "") -> list[onnx.TensorProto]:
+    """Take out of a node's bodies, and of theirs, what the source has further out."""
+    taken = []
+    for place, body in bodies_of(node):
+        key = _place(within, node, place)
+        inner = [tensor for below in body.node for tensor in _taken_out(below, owned, key)]
+        held = {tensor.name: tensor for tensor in inner}
+        held |= {tensor.name: _copied(tensor) for tensor in body.initializer}
+        own = owned.get(key, frozenset(held))  # a body that a pass made keeps what it has
+        del body.initializer[:]
+        body.initializer.extend(tensor for name, tensor in held.items() if name in own)
+        taken += [tensor for name, tensor in held.items() if name not in own]
+    return taken
+
+
+def _copied(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    copy = onnx.TensorProto()
+    copy.CopyFrom(tensor)
+    return copy
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """graphsurgeon warns about duplicate node names and the like: not for our users."""
+    """graphsurgeon warns about duplicate node names and the like: not for our users. Its errors are raised too."""
     severity = G_LOGGER.severity
-    G_LOGGER.severity = G_LOGGER.ERROR
+    G_LOGGER.severity = G_LOGGER.CRITICAL + 1
     try:
         yield
     finally:

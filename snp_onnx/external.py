@@ -75,6 +75,15 @@ def weight_bytes(model: onnx.ModelProto) -> int:
     return sum(byte_count(t) * (2 if t.data_type in _HALVES else 1) for t in model.graph.initializer)
 
 
+def bodies_of(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
+    """The graphs that a control-flow node holds, each with the attribute that it is in and its place there."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.name, attribute.g
+        elif attribute.type == onnx.AttributeProto.GRAPHS:
+            yield from ((f"{attribute.name}{place}", body) for place, body in enumerate(attribute.graphs))
+
+
 def array_of(tensor: TensorProto) -> Array:
     """A tensor's values; those in a file are mapped, read-only, not read."""
     if not is_external(tensor):

@@ -189,18 +189,16 @@ CATALOGUE: Mapping[str, Topology] = MappingProxyType(
         "fake-quantised": Topology(weights.fake_quantised, {"w1:0": 8, "w2:0": 6}),
         "weight-norm": Topology(weights.weight_norm, {"t3:0": 8, "t8:0": 6}),
         "listed-initialisers": Topology(weights.listed_initialisers, {"w1:0": 8, "w2:0": 6}),
-        "if-capture": Topology(
-            weights.if_capture, {"w1:0": 8, "w3:0": 5}, barriers=("read inside a control-flow body",)
-        ),
+        "if-capture": Topology(weights.if_capture, {"w1:0": 8, "w3:0": 5}, barriers=("read inside a body of If",)),
         "if-captures-constant": Topology(
-            weights.if_captures_constant, {"w2:0": 5}, barriers=("read inside a control-flow body",)
+            weights.if_captures_constant, {"w2:0": 5}, barriers=("read inside a body of If",)
         ),
         "if-captures-extent": Topology(
             weights.if_captures_extent,
             {"w1:0": 8},
             barriers=(
-                "its extent is read inside a control-flow body",
-                "read inside a control-flow body",
+                "its extent is read inside a body of If",
+                "read inside a body of If",
             ),
         ),
         "loop-capture": Topology(
@@ -208,7 +206,7 @@ CATALOGUE: Mapping[str, Topology] = MappingProxyType(
             {"w1:0": 8, "w4:0": 5},
             barriers=(
                 "no rule for operator Loop",
-                "read inside a control-flow body",
+                "read inside a body of Loop",
             ),
         ),
         "custom-operator": Topology(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import onnx
 
+from snp_onnx.cost import FLOATS, NARROW, constants_of, is_matrix, multiplies
+from snp_onnx.external import bodies_of
 from snp_onnx.tracing.attention import find_attention
+from snp_onnx.tracing.bodies import count_bodies
 from snp_onnx.tracing.caches import find_caches, possible_caches
 from snp_onnx.tracing.extents import bar_extents, bar_numbers
 from snp_onnx.tracing.facts import AxisOf, Facts, Shape, infer_facts
@@ -20,7 +23,7 @@ from snp_onnx.tracing.norms import open_norms
 from snp_onnx.tracing.op import Op, ops_of
 from snp_onnx.tracing.padding import mask_of
 from snp_onnx.tracing.rules import RULES
-from snp_onnx.tracing.tracer import Tracer
+from snp_onnx.tracing.tracer import Tracer, output_axis
 
 
 def trace(
@@ -44,11 +47,12 @@ def trace(
         tracer, ops = _walk(model, facts, replace(opened, surface=possible_caches(model, tracer)))
         opened = replace(opened, surface=find_caches(model, tracer, ops))
         tracer, ops = _walk(model, facts, opened)
+    bodies = count_bodies(model, facts)
     if Kind.HEAD_DIMS not in kinds:
-        return conclude(tracer, ops, mask_of(model))
-    inside = find_attention(Flow(model, conclude(tracer, ops, mask_of(model))))
+        return conclude(tracer, ops, bodies, mask_of(model))
+    inside = find_attention(Flow(model, conclude(tracer, ops, bodies, mask_of(model))))
     tracer, ops = _walk(model, facts, replace(opened, inside=inside))
-    return conclude(tracer, ops, mask_of(model), inside)
+    return conclude(tracer, ops, bodies, mask_of(model), inside)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,6 +84,7 @@ def _walk(model: onnx.ModelProto, facts: Facts, opened: _Opened) -> tuple[Tracer
         _bar_captures(op, tracer)
         if op.index not in followed:
             bar_extents(op, tracer)
+    _decline_rest(ops, tracer)
     for value in model.graph.output:
         tracer.barrier_all(None, value.name, "graph output", opened.surface)
         bar_numbers(None, tracer, value.name, "its extent is a graph output")
@@ -113,7 +118,7 @@ def _visit(op: Op, tracer: Tracer) -> None:
     rule = RULES.get((op.domain, op.type))
     unknown = next((name for name in (*op.inputs, *op.outputs) if name and not tracer.knows(name)), None)
     if rule is None or op.has_subgraph:
-        _bar_node(op, tracer, f"no rule for operator {op.domain + '::' if op.domain else ''}{op.type}")
+        _bar_node(op, tracer, _no_rule(op))
     elif unknown is not None:
         _bar_node(op, tracer, f"the shape of {unknown} is not known")
     elif any(0 in tracer.shape(name) for name in op.outputs if name):
@@ -158,15 +163,64 @@ def _bar_captures(op: Op, tracer: Tracer) -> None:
     """What a control-flow body reads from outside is sliced by nobody."""
     if not op.has_subgraph:
         return
-    for name in _names_read_inside(op.node):
-        tracer.barrier_all(op, name, "read inside a control-flow body")
-        bar_numbers(op, tracer, name, "its extent is read inside a control-flow body")
+    readers: dict[str, Op] = {}
+    for name, reader in _read_inside(op):
+        readers.setdefault(name, reader)
+    for name, reader in readers.items():
+        tracer.barrier_all(op, name, f"read inside a body of {op.type}")
+        bar_numbers(op, tracer, name, f"its extent is read inside a body of {op.type}")
+        if _is_weight(name, tracer):
+            axis = output_axis(reader, len(tracer.shape(name)))
+            tracer.decline(op, name, axis, tracer.shape(name), f"read inside a body of {op.type}")
+    for name, tensor in _constants_inside(op.node):
+        if is_matrix(tensor):
+            axis = output_axis(readers.get(name, op), len(tensor.dims))
+            tracer.decline(op, name, axis, tuple(tensor.dims), f"inside a body of {op.type}")
 
 
-def _names_read_inside(node: onnx.NodeProto) -> Iterator[str]:
-    for attribute in node.attribute:
-        for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-            for inner in graph.node:
-                yield from inner.input
-                yield from _names_read_inside(inner)
-            yield from (value.name for value in graph.output)
+def _read_inside(op: Op) -> Iterator[tuple[str, Op]]:
+    """What is read in the bodies of a node, and in theirs, with the node there that reads it."""
+    for _, graph in bodies_of(op.node):
+        for node in graph.node:
+            inner = replace(op, node=node)
+            yield from ((name, inner) for name in node.input)
+            yield from _read_inside(inner)
+        yield from ((value.name, op) for value in graph.output)
+
+
+def _constants_inside(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    for _, graph in bodies_of(node):
+        yield from constants_of(graph)
+        for inner in graph.node:
+            yield from _constants_inside(inner)
+
+
+def _is_weight(name: str, tracer: Tracer) -> bool:
+    """Whether a tensor is a constant that may be a layer's weight: floats or codes along two axes or more."""
+    if not name or not tracer.is_constant(name) or not tracer.knows(name):
+        return False
+    return tracer.facts.types.get(name) in FLOATS | NARROW and sum(extent > 1 for extent in tracer.shape(name)) > 1
+
+
+def _decline_rest(ops: Iterable[Op], tracer: Tracer) -> None:
+    """Weights that a node multiplies with, or does what is not known, and that no rule has told of."""
+    told = {(linear.op.index, linear.weight) for linear in tracer.linears}
+    told |= {(-1, tracer.root(weight)) for weight, *_ in tracer.declined}
+    for op in ops:
+        if not (multiplies(op.node) or (op.domain, op.type) not in RULES) or op.has_subgraph:
+            continue
+        for name in dict.fromkeys(op.inputs):
+            if _is_weight(name, tracer) and not told & {(op.index, name), (-1, tracer.root(name))}:
+                shape = tracer.shape(name)
+                tracer.decline(op, name, output_axis(op, len(shape)), shape, _why_whole(op, name, tracer))
+
+
+def _why_whole(op: Op, weight: str, tracer: Tracer) -> str:
+    """What the node's rule said of the weight, or of what is multiplied with it."""
+    said = [barrier for barrier, _ in tracer.barriers if barrier.node == op.name]
+    said.sort(key=lambda barrier: barrier.tensor != weight)
+    return said[0].reason if said else _no_rule(op)
+
+
+def _no_rule(op: Op) -> str:
+    return f"no rule for operator {op.domain + '::' if op.domain else ''}{op.type}"

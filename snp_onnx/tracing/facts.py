@@ -7,7 +7,7 @@ known element also remembers which axes' extents it was computed from, so that a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -96,19 +96,32 @@ def infer_facts(
 ) -> Facts:
     """Facts of a model for the given shapes of its true inputs; `observed` fills in what inference can't tell."""
     facts = Facts()
-    for tensor in model.graph.initializer:
-        _know_constant(facts, tensor)
     for value in model.graph.input:
         if value.name in input_shapes:
             facts.shapes[value.name] = input_shapes[value.name]
             facts.types[value.name] = value.type.tensor_type.elem_type
-    declared = {value.name: value for value in (*model.graph.value_info, *model.graph.output)}
-    for op in ops_of(model):
+    infer_graph(model.graph, model, facts, observed)
+    return facts
+
+
+def infer_graph(
+    graph: onnx.GraphProto,
+    model: onnx.ModelProto,
+    facts: Facts,
+    observed: Mapping[str, Shape] | None = None,
+    enter: Callable[[Op, Facts], None] | None = None,
+) -> None:
+    """Follow the nodes of the main graph, or of a body; `enter` tells of nodes that have bodies themselves."""
+    for tensor in graph.initializer:
+        _know_constant(facts, tensor)
+    declared = {value.name: value for value in (*graph.value_info, *graph.output)}
+    for op in ops_of(model, graph):
         _follow(facts, op, model)
+        if enter is not None and op.has_subgraph:
+            enter(op, facts)
         for name in op.outputs:
             if name and name not in facts.shapes:
                 _fill_in(facts, name, observed or {}, declared)
-    return facts
 
 
 def _know_constant(facts: Facts, tensor: onnx.TensorProto) -> None:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from snp_onnx.tracing.bodies import Counted
 from snp_onnx.tracing.facts import Facts, Shape
 from snp_onnx.tracing.heads import Attention
 from snp_onnx.tracing.labels import FIXED, HEAD, INSIDE, STREAM, SUMMED, Labels
@@ -77,6 +78,8 @@ class Trace:
     linears: tuple[Linear, ...]
     products: tuple[Product, ...]
     label_count: int
+    bodies: Counted
+    """What bodies of If, Loop and Scan cost, and what can't be counted."""
     mask: str | None = None
     """The (batch, sequence) input that is 0 where a position is padding."""
     attention: Attention | None = None
@@ -106,7 +109,13 @@ class Trace:
         return tuple(int(np.count_nonzero(alive[labels])) for labels in self.axes[tensor])
 
 
-def conclude(tracer: Tracer, ops: Sequence[Op], mask: str | None = None, attention: Attention | None = None) -> Trace:
+def conclude(
+    tracer: Tracer,
+    ops: Sequence[Op],
+    bodies: Counted,
+    mask: str | None = None,
+    attention: Attention | None = None,
+) -> Trace:
     """Resolve all labels to their classes and collect the groups."""
     axes = {name: tuple(tracer.classes.find(part) for part in parts) for name, parts in tracer.traced().items()}
     removable = _removable(tracer, axes)
@@ -121,6 +130,7 @@ def conclude(tracer: Tracer, ops: Sequence[Op], mask: str | None = None, attenti
         tuple(tracer.linears),
         tuple(tracer.activation_products),
         len(tracer.classes),
+        bodies,
         mask if mask in tracer.facts.shapes else None,
         attention,
     )
@@ -256,7 +266,7 @@ def _stops(tracer: Tracer, axes: Mapping[str, Axes], groups: Iterable[Group]) ->
             reason = "a single position" if len(labels) == 1 else _lacking(tracer, labels)
             barrier = Barrier(linear.output, linear.output_axis, "", reason)
         stops.append(Stop(linear.weight, linear.out_axis, len(labels), barrier))
-    stops += [Stop(name, axis, tracer.shape(name)[axis], barrier) for name, axis, barrier in tracer.declined]
+    stops += [Stop(*declined) for declined in tracer.declined]
     return tuple(dict.fromkeys(stops))
 
 

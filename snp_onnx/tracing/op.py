@@ -96,9 +96,9 @@ def read_by(node: onnx.NodeProto) -> list[str]:
     return names
 
 
-def ops_of(model: onnx.ModelProto) -> Iterator[Op]:
-    """The nodes of the main graph in their order, which ONNX requires to be topological."""
+def ops_of(model: onnx.ModelProto, graph: onnx.GraphProto | None = None) -> Iterator[Op]:
+    """The nodes of the main graph, or of a body, in their order, which ONNX requires to be topological."""
     versions = {("" if o.domain in STANDARD_DOMAINS else o.domain): o.version for o in model.opset_import}
-    for index, node in enumerate(model.graph.node):
+    for index, node in enumerate((model.graph if graph is None else graph).node):
         domain = "" if node.domain in STANDARD_DOMAINS else node.domain
         yield Op(node, index, versions.get(domain, 1))

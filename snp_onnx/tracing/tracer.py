@@ -60,6 +60,18 @@ class Barrier:
     reason: str
 
 
+def output_axis(op: Op, rank: int) -> int:
+    """The axis of a weight that counts a layer's outputs, for telling: its first, its last, or that of the gates.
+
+    A recurrent weight is (directions, gates x hidden, inputs); one that onnxruntime quantises to int8 has its last two
+    axes swapped.
+    """
+    if op.type in ("LSTM", "GRU", "RNN"):
+        return min(1, rank - 1)
+    is_first = ("Conv" in op.type and "Transpose" not in op.type) or op.type in ("MatMulNBits", "QMoE")
+    return 0 if is_first or op.attr("transB", 0) else rank - 1
+
+
 class Tracer:
     """Labels of every tensor's axes, and the facts that rules have recorded so far."""
 
@@ -78,8 +90,9 @@ class Tracer:
         self.classes = DisjointSet()
         self.products = Products(self.classes)
         self.barriers: list[tuple[Barrier, Labels]] = []
-        self.declined: list[tuple[str, int, Barrier]] = []
-        """Weights that only an operator without units reads: the axis of their outputs, and why it stays whole."""
+        self.declined: list[tuple[str, int, int, Barrier]] = []
+        """Weights that only an operator without units reads: the axis of their outputs, its extent, and why it stays
+        whole."""
         self.linears: list[Linear] = []
         self.activation_products: list[Product] = []
         self._axes: dict[str, Axes] = {}
@@ -164,9 +177,12 @@ class Tracer:
         self.classes.flag(held, FIXED)
         self.barriers.append((Barrier(tensor, axis, op.name if op else "", reason), held))
 
-    def decline(self, op: Op, weight: str, axis: int, reason: str) -> None:
-        """Tell of a weight whose outputs can't be units, because of the node that reads it."""
-        self.declined.append((weight, axis, Barrier(weight, axis, op.name, reason)))
+    def decline(self, op: Op, weight: str, axis: int, shape: Shape, reason: str) -> None:
+        """Tell of a weight that stays whole because of the node that reads it; `axis` counts its outputs."""
+        name = self.root(weight)
+        if self.facts.shapes.get(name) != shape:
+            name = weight
+        self.declined.append((name, axis, shape[axis], Barrier(weight, axis, op.name, reason)))
 
     def barrier_all(self, op: Op | None, tensor: str, reason: str, but: Collection[AxisOf] = ()) -> None:
         """Keep every axis of a tensor whole, but those named."""

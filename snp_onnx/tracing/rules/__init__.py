@@ -19,6 +19,7 @@ from snp_onnx.tracing.rules import (
     matmul,
     normalisation,
     quantisation,
+    recurrent,
     reduction,
     spatial,
 )
@@ -82,6 +83,7 @@ RULES: Mapping[tuple[str, str], Rule] = MappingProxyType(
         ("com.microsoft", "QuantizeLinear"): quantisation.quantise,
         ("com.microsoft", "DequantizeLinear"): quantisation.quantise,
         **dict.fromkeys(quantisation.INTEGER, quantisation.integer),
+        **{("", name): recurrent.recurrent for name in ("LSTM", "GRU", "RNN")},
         ("", "Einsum"): einsum.einsum,
         ("", "Attention"): attention.standard,
         ("", "RotaryEmbedding"): attention.rotary,

@@ -9,7 +9,7 @@ import onnx
 
 from snp_onnx.tracing.op import Op
 from snp_onnx.tracing.rules.joining import opaque
-from snp_onnx.tracing.tracer import Tracer
+from snp_onnx.tracing.tracer import Tracer, output_axis
 
 INSTEAD = "prune the float model, then quantise it"
 
@@ -57,5 +57,5 @@ def integer(op: Op, tracer: Tracer) -> None:
     opaque(op, tracer, reason)
     for name in op.inputs:
         if name and tracer.is_constant(name) and len(tracer.shape(name)) > 1:
-            is_first = "Conv" in op.type or op.attr("transB", 0)
-            tracer.decline(op, name, 0 if is_first else len(tracer.shape(name)) - 1, reason)
+            shape = tracer.shape(name)
+            tracer.decline(op, name, output_axis(op, len(shape)), shape, reason)

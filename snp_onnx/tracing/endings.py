@@ -1,0 +1,131 @@
+"""Endings: what a graph does last, in front of its outputs, as far as the comparison of two models must know it.
+
+Behind a Softmax or Sigmoid that saturates, errors can't be seen; in front of it they can. Detectors join heads of
+different meaning in one output; in front of the Concat they lie apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from snp_onnx.tracing.op import STANDARD_DOMAINS
+
+KNOWN_DOMAINS = (*STANDARD_DOMAINS, "com.microsoft", "ai.onnx.ml")
+
+SOFTMAX_LAST = 13
+"""The opset from which on the default axis of Softmax is the last; before it is axis 1."""
+
+SATURATING = frozenset(("Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid", "Hardmax", "ArgMax", "TopK"))
+"""Operators behind which different values look alike."""
+
+SELECTING = {"NonMaxSuppression": (0, 1)}
+"""Operators that decide by some of their inputs."""
+
+MOVING = frozenset(
+    ("Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Gather")
+)
+"""Operators that move values and don't change them; the values are their first input."""
+
+
+DATA_SIZED = frozenset(
+    (
+        *("NonMaxSuppression", "NonZero", "Unique", "Compress", "Loop", "If"),
+        *("BeamSearch", "GreedySearch", "Sampling", "WhisperBeamSearch"),
+    )
+)
+"""Operators whose output has as many entries as the data decide; those of unknown domains may be such."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """One graph output: the extents its declaration fixes, the axis of its classes, and where its values arise.
+
+    `shape` has None where an extent is dynamic, and is None where the rank isn't declared. `classes` is the axis of a
+    Softmax that the output comes from, from 0 on or, below 0, from the end; None without one. `sources` are the tensors
+    that hold the output's values before they are joined, moved and saturated; the output itself where nothing is.
+    `is_data_sized` says that the number of entries may depend on the data: two models then can't be compared by place.
+    """
+
+    name: str
+    shape: tuple[int | None, ...] | None
+    classes: int | None
+    sources: tuple[str, ...]
+    is_data_sized: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    """The maker of every tensor, the constants, and the operator set's version."""
+
+    makers: Mapping[str, onnx.NodeProto]
+    constants: frozenset[str]
+    version: int
+
+
+def endings(model: onnx.ModelProto) -> tuple[Ending, ...]:
+    """The ending of every output, in the model's order."""
+    makers = {name: node for node in model.graph.node for name in node.output if name}
+    constants = {tensor.name for tensor in model.graph.initializer}
+    constants |= {name for name, node in makers.items() if node.op_type == "Constant"}
+    version = next((entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS), 1)
+    graph = _Graph(makers, frozenset(constants), version)
+    return tuple(_ending(value, graph) for value in model.graph.output)
+
+
+def _ending(value: onnx.ValueInfoProto, graph: _Graph) -> Ending:
+    kind = value.type.tensor_type
+    shape = None
+    if kind.HasField("shape"):
+        shape = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in kind.shape.dim)
+    sources = tuple(dict.fromkeys(_sources(value.name, graph)))
+    return Ending(value.name, shape, _class_axis(value.name, graph), sources, _is_data_sized(value.name, graph))
+
+
+def _is_data_sized(name: str, graph: _Graph) -> bool:
+    """Whether a node from which the output is computed gives as many entries as the data decide."""
+    seen, waiting = set[str](), [name]
+    while waiting:
+        node = graph.makers.get(waiting.pop())
+        if node is None or node.output[0] in seen:
+            continue
+        seen.add(node.output[0])
+        if node.op_type in DATA_SIZED or node.domain not in KNOWN_DOMAINS:
+            return True
+        waiting.extend(node.input)
+    return False
+
+
+def _sources(name: str, graph: _Graph) -> Iterator[str]:
+    """Where the values of a tensor arise, behind joining, moving and saturating nodes."""
+    node = graph.makers.get(name)
+    parts = _passed_on(node) if node is not None else ()
+    if not parts or graph.constants.intersection(parts):
+        yield name
+        return
+    for part in parts:
+        yield from _sources(part, graph)
+
+
+def _passed_on(node: onnx.NodeProto) -> tuple[str, ...]:
+    """The inputs whose values a node passes on, whatever it does to their places; none where it computes new ones."""
+    if node.domain not in STANDARD_DOMAINS or not node.input:
+        return ()
+    if node.op_type == "Concat":
+        return tuple(node.input)
+    if node.op_type in SELECTING:
+        return tuple(node.input[place] for place in SELECTING[node.op_type])
+    return (node.input[0],) if node.op_type in SATURATING or node.op_type in MOVING else ()
+
+
+def _class_axis(name: str, graph: _Graph) -> int | None:
+    """The axis of a Softmax right before an output."""
+    node = graph.makers.get(name)
+    while node is not None and node.op_type in ("Identity", "Cast"):
+        node = graph.makers.get(node.input[0])
+    if node is None or node.op_type not in ("Softmax", "LogSoftmax"):
+        return None
+    default = -1 if graph.version >= SOFTMAX_LAST else 1
+    return next((attribute.i for attribute in node.attribute if attribute.name == "axis"), default)
