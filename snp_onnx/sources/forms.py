@@ -10,7 +10,7 @@ import numpy as np
 from snp_onnx.errors import CalibrationError
 from snp_onnx.sources.arrays import Fleeting, Held, RowArray, Stored, as_array, open_npy, open_npz
 from snp_onnx.sources.images import SUFFIXES as IMAGE_SUFFIXES
-from snp_onnx.sources.images import Images, open_images
+from snp_onnx.sources.images import Images, open_images, remarks_on
 from snp_onnx.sources.inputs import InputSpec, Layout
 from snp_onnx.sources.loader import loader, split_loader, tell_inputs
 from snp_onnx.sources.preprocess import Preprocess
@@ -137,7 +137,8 @@ def _open_directory(folder: Path, request: Request) -> Source:
     if kind == "images":
         images = open_images(files[: request.samples], request.specs, request.preprocess)
         feeds = (RawFeed(str(folder), {"images": images}) for _ in range(1))
-        return Source(str(folder), feeds, labels, layout="nhwc", notes=(_of_images(images, request.preprocess),))
+        notes = (_of_images(images, request.preprocess), *remarks_on(images.paths))
+        return Source(str(folder), feeds, labels, layout="nhwc", notes=notes)
     return Source(str(folder), _file_feeds(files), labels, single=kind != ".json")
 
 

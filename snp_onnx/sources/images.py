@@ -1,6 +1,7 @@
 """A directory of images as one array `(N, H, W, C)` of uint8 that decodes the rows it is asked for."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,22 @@ from snp_onnx.sources.inputs import Array, InputSpec, expected_shape, image_layo
 from snp_onnx.sources.preprocess import Preprocess
 from snp_onnx.sources.spool import Spool
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _PLAIN = Preprocess()
+_ORIENTATION = 0x0112  # the tag of EXIF
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPPING = frozenset({5, 6, 7, 8})
+"""Orientations in which height and width change places."""
+_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +66,12 @@ class Images:
     def _decode(self, path: Path) -> Array:
         try:
             with Image.open(path) as file:
-                image = file.convert(_MODES[self.channels])
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                turn = _TURNS.get(_orientation(file))
+                image = _in_8_bits(file).convert(_MODES[self.channels])
+        except _UNREADABLE as error:
             raise CalibrationError(f"cannot read image {path}: {error}; repair or remove it") from error
+        if turn is not None:
+            image = image.transpose(turn)
         if self.is_cut:
             image = self._cut(image, path)
         elif self.resize and image.size != (self.width, self.height):
@@ -139,6 +156,50 @@ def _common_size(paths: Sequence[Path]) -> tuple[int, int]:
 def _size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            height, width = image.height, image.width
+            return (width, height) if _orientation(image) in _SWAPPING else (height, width)
+    except _UNREADABLE as error:
         raise CalibrationError(f"cannot read image {path}: {error}; repair or remove it") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the camera was held, by the EXIF data at the start of the file; 1 is upright."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns these itself
+    if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
+        return 1  # to look behind the pixels would decode them
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # damaged EXIF data, which most programs pass over
+        return 1
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether values go up to 65535; other 32-bit ones may have any range."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """A form that Pillow converts as one expects: it saturates values of 16 bits at 255."""
+    if _is_deep(image):
+        return Image.fromarray(np.rint(np.asarray(image).astype(np.float64) / 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("its values have 32 bits and no known range: write it with 8 or 16 bits, or give an .npz file")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA")
+    return image
+
+
+def remarks_on(paths: Sequence[Path]) -> tuple[str, ...]:
+    """What the user should know about the files: those that can't be read are told when they are decoded."""
+    deep = turned = 0
+    for path in paths:
+        with suppress(*_UNREADABLE), Image.open(path) as image:
+            deep += _is_deep(image)
+            turned += _orientation(image) in _TURNS
+    notes = []
+    if deep:
+        notes.append(f"{deep} of {len(paths)} images have 16 bits a value: 0 to 65535 scaled to 0 to 255")
+    if turned:
+        notes.append(f"{turned} of {len(paths)} images turned upright as their EXIF data say")
+    return tuple(notes)
