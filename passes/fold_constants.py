@@ -18,6 +18,8 @@ _WEIGHT_PLACES: Mapping[str, tuple[int, ...]] = {
     "Conv": (1, 2),
     "ConvTranspose": (1, 2),
     "Gemm": (0, 1, 2),
+    "FusedConv": (1, 2),
+    "FusedGemm": (0, 1, 2),
     "MatMul": (0, 1),
     "FusedMatMul": (0, 1),
     "Einsum": (0, 1),

@@ -15,10 +15,14 @@ from snp_onnx.passes.lift_constants import LiftConstants
 from snp_onnx.passes.name_sums import NameSums
 from snp_onnx.passes.pipeline import Rewritten, rewrite
 from snp_onnx.passes.separate_shared import SeparateShared
+from snp_onnx.passes.split_fused import SplitFused
 
 
 def prepare(model: onnx.ModelProto, store: Store | None = None) -> Rewritten:
-    """Inline functions, lift constants, separate shared vectors, fold BatchNormalization; the model isn't changed."""
+    """Inline functions, split fused layers, lift constants, separate shared vectors, fold BatchNormalization.
+
+    The model given isn't changed.
+    """
     notes: list[Note] = []
     if model.functions:
         notes.append(Note("model", f"{len(model.functions)} model-local functions inlined"))
@@ -28,7 +32,7 @@ def prepare(model: onnx.ModelProto, store: Store | None = None) -> Rewritten:
     if listed:
         plain = "they are plain initialisers now, which by itself makes runtimes faster"
         notes.append(Note("model", f"{listed} initialisers were listed as graph inputs: {plain}"))
-    passes: list[Pass] = [LiftConstants(), FoldConstants(computed_weights(model)), EinsumToMatMul()]
+    passes: list[Pass] = [SplitFused(), LiftConstants(), FoldConstants(computed_weights(model)), EinsumToMatMul()]
     passes += [SeparateShared(), FoldBatchNorm(), EliminateDead(), NameSums()]
     rewritten = rewrite(model, passes, store)
     return Rewritten(rewritten.model, (*notes, *rewritten.notes))
