@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
+import snp_onnx
 from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.sources.batch_axis import Runnable
 from snp_onnx.sources.inputs import Array, input_specs
@@ -30,6 +31,8 @@ def normal(*shape: int, seed: int = 0) -> Array:
 
 WEIGHTS = {
     "w": normal(4, 4),
+    "w2": normal(4, 4, seed=1),
+    "k2": normal(4, 4, 3, seed=1),
     "k": normal(4, 4, 3),
     "k1": normal(4, 4, 1),
     "filters": normal(6, 3, 3, 3),
@@ -287,3 +290,39 @@ def test_a_single_row_tells_nothing_and_a_fixed_batch_of_one_is_not_tried() -> N
         given = normal(1 if dim == "N" else 20, 4)
         with open_samples(given, specs, model=Runnable(refuse, {"y": (None, 4)})) as samples:
             assert not samples.is_whole
+
+
+SERIES = (
+    "(float[T, 1, 4] x) => (float[T, 1, 4] y) {"
+    + TURNED
+    + "h = Conv <pads = [1, 1]> (t, k) r = Relu(h) c = Conv <pads = [1, 1]> (r, k2) "
+    + BACK
+    + "}"
+)
+
+
+def test_prune_and_compare_feed_series_whole_and_agree() -> None:
+    dense, given = model_of(SERIES), feeds(*[(20 + index % 3, 1, 4) for index in range(30)])
+    result = snp_onnx.prune(dense, given, target_macs=0.6, preset="fast")
+    (note,) = [note for note in result.report.notes if "no batch axis" in note]
+    assert "each of 30 feeds is one sample" in note
+    compared = snp_onnx.compare(dense, result.model, given[9::10])
+    assert [entry.relative_l2 for entry in compared.fidelity] == pytest.approx(
+        [entry.relative_l2 for entry in result.report.fidelity]
+    )
+    run = {name: runnable(model, CPU).run for name, model in (("dense", dense), ("pruned", result.model))}
+    before, after = (np.concatenate([run[name](feed)["y"].ravel() for feed in given[9::10]]) for name in run)
+    wanted = np.linalg.norm(before - after) / np.linalg.norm(before)
+    assert result.report.fidelity[0].relative_l2 == pytest.approx(wanted, rel=1e-4)
+
+
+def test_every_verb_warns_of_samples_that_repeat() -> None:
+    dense = model_of("(float[N, 4] x) => (float[N, 4] y) { h = MatMul(x, w) r = Relu(h) y = MatMul(r, w2) }")
+    for data, text in (
+        (np.zeros((64, 4), np.float32), "all 64 samples"),
+        (np.tile(normal(4, 4), (16, 1)), "only 4 of"),
+    ):
+        result = snp_onnx.prune(dense, {"x": data}, target_macs=0.8, preset="fast")
+        compared = snp_onnx.compare(dense, result.model, {"x": data})
+        for warnings in (result.report.warnings, compared.warnings):
+            assert len([warning for warning in warnings if text in warning]) == 1

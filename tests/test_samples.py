@@ -228,3 +228,53 @@ def test_memory_does_not_grow_with_the_samples(form: str, tmp_path: Path) -> Non
         del data
         peaks.append(peak(feeds if form == "feeds" else tmp_path / f"d.{form}", image))
     assert peaks[2] < peaks[1] + 256 * 1024  # the samples themselves grew by 5.9 MB, as float32 by 23.6 MB
+
+
+# samples that say nothing
+
+
+def warned(source: object, *specs: InputSpec) -> tuple[str, ...]:
+    with open_samples(source, specs or [spec()]) as samples:
+        for part in (Part.CALIBRATION, Part.HELD_OUT, Part.ALL):
+            deque(samples.batches(8, part), maxlen=0)
+        return samples.warnings
+
+
+def test_samples_that_differ_are_not_warned_about() -> None:
+    assert warned(numbered(64)) == ()
+    assert warned(np.concatenate([numbered(60), numbered(4)])) == ()
+    assert warned(numbered(1)) == ()
+
+
+@pytest.mark.parametrize("data", [np.zeros((64, 2)), np.full((64, 2), 7.5), np.repeat(numbered(1, 3), 64, axis=0)])
+def test_one_sample_many_times_is_warned_about(data: Array) -> None:
+    (warning,) = warned(data)
+    assert "all 64 samples are the same" in warning
+
+
+def test_samples_that_repeat_are_counted() -> None:
+    (warning,) = warned(np.tile(numbered(16), (4, 1)))
+    assert "only 16 of 64 are different" in warning
+
+
+def test_whole_feeds_that_repeat_are_counted() -> None:
+    feeds = [{"x": numbered(3, index % 4), "s": np.float32(1)} for index in range(12)]
+    (warning,) = warned(feeds, spec(shape=(3, 2)), spec("s", ()))
+    assert "only 4 of 12 are different" in warning
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (np.zeros((32, 3), np.float32), True),
+        (np.full((32, 3), 0.5, np.float32), True),
+        (np.ones((32, 3), np.float32), False),
+        (np.zeros((32, 3), np.int64), False),
+        (np.full((32, 1), 0.5, np.float32), False),
+    ],
+    ids=["zeros", "constant", "mask", "integers", "number"],
+)
+def test_an_input_that_never_varies_is_warned_about_if_it_is_data(values: Array, said: bool) -> None:
+    found = warned({"x": numbered(32), "z": values}, spec(), spec("z", (None, values.shape[1]), values.dtype.type))
+    assert len(found) == said
+    assert all("input 'z' is the same in all 32 samples" in line for line in found)

@@ -26,6 +26,7 @@ from snp_onnx.sources.preprocess import Preprocess, check_options
 from snp_onnx.sources.reading import Reader
 from snp_onnx.sources.row_trial import collect_as, look_ahead, try_rows
 from snp_onnx.sources.spool import Spool
+from snp_onnx.sources.variety import Variety
 
 __all__ = ["Part", "Preprocess", "Runnable", "Samples", "open_samples"]
 
@@ -54,6 +55,7 @@ class Samples:
     _feeds: Sequence[Feed] = field(repr=False)
     _labels_beside: Stored | None = field(repr=False)
     _spool: Spool = field(repr=False)
+    _variety: Variety = field(repr=False)
 
     def batches(self, batch_size: int, part: Part) -> Iterator[Mapping[str, Array]]:
         """Feeds of `batch_size` samples in order, fewer at the end and where shapes change.
@@ -63,7 +65,17 @@ class Samples:
         """
         if batch_size < 1:
             raise CalibrationError(f"--batch-size {batch_size} is less than 1; give a positive number")
-        return map(self._reader.read, self._grouped(part, batch_size))
+        return map(self._read, self._grouped(part, batch_size))
+
+    def _read(self, batch: Sequence[Chunk]) -> Mapping[str, Array]:
+        feed = self._reader.read(batch)
+        self._variety.see(np.concatenate([chunk.samples for chunk in batch]), feed, self.is_whole)
+        return feed
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What makes the samples that were read so far say little: they repeat, or an input never varies."""
+        return self._variety.warnings()
 
     def labels(self, part: Part) -> Array | None:
         """The labels of what `batches` gives for this part, in the same order; `None` without a label array."""
@@ -165,7 +177,7 @@ def _open(source: object, request: Request, spool: Spool, model: Runnable | None
     axes = {} if model is None else _output_axes(model, finding, is_whole, fixed_batch(specs))
     opened = Samples(
         count, notes, _largest_shapes(specs, feeds), found.is_random, is_whole, axes,
-        Reader(specs, used), feeds, found.labels, spool,
+        Reader(specs, used), feeds, found.labels, spool, Variety(count),
     )  # fmt: skip
     _check_fixed_batch(opened, found.origin)
     return opened

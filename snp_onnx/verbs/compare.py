@@ -55,8 +55,8 @@ def compare(
         mask = mask_of(models[0][0].proto)
         fidelity = measure_fidelity(sessions[0], sessions[1], batches, labels, mask, surface)
         timed = _latency(protos, samples, latency_batch or 1, runtime) if latency else ()
-        warnings = ("RANDOM samples: the figures say nothing about real inputs",) if samples.is_random else ()
-        return Comparison(costs[0], costs[1], fidelity, shapes, timed, tuple(samples.notes), warnings)
+        noise = ("RANDOM samples: the figures say nothing about real inputs",) if samples.is_random else ()
+        return Comparison(costs[0], costs[1], fidelity, shapes, timed, tuple(samples.notes), (*noise, *samples.warnings))
 
 
 def _cost(

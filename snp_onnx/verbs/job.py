@@ -196,6 +196,7 @@ class Job:
         warnings = [*work.measured.warnings, *candidate.warnings, *said]
         if samples is not None:
             notes += samples.notes
+            warnings += samples.warnings
             if samples.is_random:
                 warnings.insert(
                     0, "RANDOM calibration: statistics of noise; expect the accuracy to suffer, use real inputs"

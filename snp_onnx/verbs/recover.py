@@ -268,7 +268,8 @@ def _elements(trained: Trained) -> int:
 
 
 def _warnings(samples: Samples) -> tuple[str, ...]:
-    return ("RANDOM samples: trained on noise; use real inputs",) if samples.is_random else ()
+    noise = ("RANDOM samples: trained on noise; use real inputs",) if samples.is_random else ()
+    return (*noise, *samples.warnings)
 
 
 def _config_beside(pruned: model_io.Model) -> str | None:
