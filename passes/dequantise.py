@@ -1,4 +1,4 @@
-"""The float model that a QDQ model stands for: every quantised weight becomes the floats that it is read as.
+"""The float model that a quantised one stands for: every quantised weight becomes the floats that it is read as.
 
 It keeps its name, so that what is decided and folded for the float model can be written into the quantised one. Pairs
 of QuantizeLinear and DequantizeLinear on activations go. A quantiser leaves Relu and Clip out where the ends of the
@@ -13,7 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from snp_onnx.passes.base import Note, Outcome, fresh_name, replace_node, replace_values, values_of
-from snp_onnx.passes.quantisers import dequantised, held_by, is_pair, is_quantiser, is_weight, reach_of
+from snp_onnx.passes.quantisers import is_pair, is_quantiser, reach_of, stored_weights
 
 _NONNEGATIVE = frozenset(
     (
@@ -27,18 +27,18 @@ _NONNEGATIVE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Dequantise:
-    """The float model of a QDQ graph; what is quantised in another way stays as it is."""
+    """The float model of a graph with `stored_weights`; what is quantised in another way stays as it is."""
 
     def __call__(self, graph: gs.Graph) -> Outcome:
         weights = pairs = 0
         outputs = {id(tensor) for tensor in graph.outputs}
-        for node in [node for node in graph.nodes if is_quantiser(node, "DequantizeLinear")]:
-            if is_weight(node) and id(node.outputs[0]) not in outputs:
-                source = held_by(node)
-                replace_values(source, np.ascontiguousarray(dequantised(node)))
-                replace_node(graph, node, source)
+        for stored in list(stored_weights(graph)):
+            if id(stored.node.outputs[0]) not in outputs:
+                replace_values(stored.held, np.ascontiguousarray(stored.floats))
+                replace_node(graph, stored.node, stored.held)
                 weights += 1
-            elif is_pair(node) and _without_pair(graph, node, outputs):
+        for node in [node for node in graph.nodes if is_quantiser(node, "DequantizeLinear")]:
+            if is_pair(node) and _without_pair(graph, node, outputs):
                 pairs += 1
         notes = (
             [Note("model", f"quantised: {weights} weights are pruned as the floats they stand for")] if weights else []

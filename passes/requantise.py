@@ -1,4 +1,4 @@
-"""Floats written into a QDQ graph: q = round(y / s) + z, with scales from the new range of what changed.
+"""Floats written into a quantised graph: q = round(y / s) + z, with scales from the new range of what changed.
 
 A weight keeps its type, axis and zero point. A bias is stored in steps of s_x s_w, which runtimes that fuse a layer
 take for granted. What didn't change keeps its codes.
@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 
 from snp_onnx.external import array_of
 from snp_onnx.passes.base import Note, Outcome, constants, fresh_name, holds_floats, replace_values, values_of
-from snp_onnx.passes.quantisers import along, codes_of, held_by, is_fake, is_quantiser, is_weight, limits_of, other_axes
+from snp_onnx.passes.quantisers import Stored, along, is_quantiser, stored_weights
 
 Array = npt.NDArray[Any]
 
@@ -30,7 +30,7 @@ NARROW = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Requantise:
-    """Write float values, by the name of the initialiser, into a QDQ graph of the same shapes.
+    """Write float values, by the name of the initialiser, into a quantised graph of the same shapes.
 
     `narrow` are the weights that use 7 bits of their 8, for processors that would overflow otherwise.
     """
@@ -40,15 +40,15 @@ class Requantise:
 
     def __call__(self, graph: gs.Graph) -> Outcome:
         notes: list[Note] = []
-        quantised = [node for node in graph.nodes if is_quantiser(node, "DequantizeLinear") and is_weight(node)]
+        quantised = list(stored_weights(graph))
         biases = {id(bias): (source, weight) for source, weight, bias in _layers(graph)}
-        for node in quantised:
-            if id(node) not in biases and held_by(node).name in self.values:
-                notes += self._weight(graph, node)
-        for node in quantised:
-            if id(node) in biases and node.inputs[0].name in self.values:
-                notes += self._bias(graph, node, *biases[id(node)])
-        written = {id(held_by(node)) for node in quantised}
+        for stored in quantised:
+            if id(stored.node) not in biases and stored.held.name in self.values:
+                notes += self._weight(graph, stored)
+        for stored in quantised:
+            if id(stored.node) in biases and stored.node.inputs[0].name in self.values:
+                notes += self._bias(graph, stored.node, *biases[id(stored.node)])
+        written = {id(stored.held) for stored in quantised}
         for constant in constants(graph):
             new = self.values.get(constant.name)
             if new is None or id(constant) in written or not holds_floats(constant):
@@ -58,25 +58,26 @@ class Requantise:
                 notes.append(Note(constant.name, "folded"))
         return Outcome(bool(notes), tuple(notes))
 
-    def _weight(self, graph: gs.Graph, node: gs.Node) -> list[Note]:
+    def _weight(self, graph: gs.Graph, stored: Stored) -> list[Note]:
         """Scales that take in the new range by as many steps as the old one had; zero points stay."""
-        held = held_by(node)
-        wanted, limits = np.asarray(self.values[held.name], np.float64), limits_of(node)
-        scale, zero = (along(node, place, wanted.ndim) for place in (1, 2))
-        if np.all(np.abs(wanted / scale - (codes_of(node) - zero)) <= SAME):
+        held, limits, zero = stored.held, stored.limits, stored.zero
+        wanted = np.asarray(self.values[held.name], np.float64)
+        if np.all(np.abs(wanted / stored.steps - (stored.codes - zero)) <= SAME):
             return []
-        if limits is not None and limits.bits <= 16:
-            steps = NARROW if held.name in self.narrow else limits.max
-            above, below = np.minimum(limits.max - zero, steps), np.minimum(zero - limits.min, steps)
+        if limits.bits <= 16:
+            most_steps = NARROW if held.name in self.narrow else limits.max
+            above, below = np.minimum(limits.max - zero, most_steps), np.minimum(zero - limits.min, most_steps)
             need = np.maximum(wanted / above, -wanted / below)
-            most = need.max() if scale.size == 1 else need.max(axis=other_axes(node, need.ndim))
-            most = np.where(most > 0, most, scale.reshape(np.shape(most)))
-            scale = _set_scale(graph, node, most.reshape(values_of(node.inputs[1]).shape))
-        if is_fake(node):
-            _set_scale(graph, node.inputs[0].inputs[0], np.asarray(values_of(node.inputs[1])))
+            steps = stored.steps
+            shared = tuple(axis for axis, extent in enumerate(steps.shape) if extent == 1)
+            most = need.max(axis=shared, keepdims=True) if need.size else steps
+            _set_scale(graph, *stored.scale, np.where(most > 0, most, steps))
+        if stored.is_fake:
+            first = stored.node.inputs[0].inputs[0]
+            _set_scale(graph, first, 1, np.asarray(values_of(stored.node.inputs[1])))
             replace_values(held, wanted.astype(np.asarray(values_of(held)).dtype))
         else:
-            _set_codes(node, wanted, scale, zero)
+            _set_codes(held, wanted, stored.steps, zero)
         return [Note(held.name, "folded and quantised again")]
 
     def _bias(self, graph: gs.Graph, node: gs.Node, source: gs.Node, weight: gs.Node) -> list[Note]:
@@ -89,7 +90,8 @@ class Requantise:
         if same_scale and np.all(np.abs(wanted - exact) <= SAME * before):
             return []
         step = np.broadcast_to(step.reshape(-1), before.reshape(-1).shape).reshape(before.shape)
-        _set_codes(node, wanted, _set_scale(graph, node, step), np.zeros(()))
+        _set_scale(graph, node, 1, step)
+        _set_codes(stored, wanted, along(node, 1, len(stored.shape)), np.zeros(()))
         return [Note(stored.name, "folded and quantised again")]
 
 
@@ -115,24 +117,24 @@ def _layers(graph: gs.Graph) -> list[tuple[gs.Node, gs.Node, gs.Node]]:
     return found
 
 
-def _set_scale(graph: gs.Graph, node: gs.Node, scale: Array) -> npt.NDArray[np.float64]:
-    """Give a node its own scale; the one that is stored, in a shape that broadcasts."""
-    held = node.inputs[1]
-    stored = np.asarray(scale, dtype=np.asarray(values_of(held)).dtype)
+def _set_scale(graph: gs.Graph, node: gs.Node, place: int, scale: Array) -> None:
+    """Give a node a scale of its own, stored in the shape and type that it had."""
+    held = node.inputs[place]
+    before = np.asarray(values_of(held))
+    stored = np.asarray(scale, dtype=before.dtype).reshape(before.shape)
     if len(held.outputs) > 1:
-        node.inputs[1] = gs.Constant(fresh_name(graph, held.name), stored)
+        node.inputs[place] = gs.Constant(fresh_name(graph, held.name), stored)
     else:
         replace_values(held, stored)
-    return along(
-        node, 1, len(held_by(node).shape) if is_quantiser(node, "DequantizeLinear") else len(node.inputs[0].shape)
-    )
 
 
 def _set_codes(
-    node: gs.Node, wanted: npt.NDArray[np.float64], scale: npt.NDArray[np.float64], zero: npt.NDArray[np.float64]
+    held: gs.Constant,
+    wanted: npt.NDArray[np.float64],
+    scale: npt.NDArray[np.float64],
+    zero: npt.NDArray[np.float64],
 ) -> None:
-    stored = node.inputs[0]
-    kind = np.asarray(values_of(stored)).dtype
+    kind = np.asarray(values_of(held)).dtype
     limits = np.iinfo(kind)
     codes = np.clip(np.rint(wanted / scale) + zero, limits.min, limits.max)
-    replace_values(stored, codes.astype(kind))
+    replace_values(held, codes.astype(kind))

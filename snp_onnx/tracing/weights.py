@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx
 from onnx.reference import ReferenceEvaluator
 
+from snp_onnx.cost import NARROW
 from snp_onnx.external import array_of
 from snp_onnx.tracing.op import Op, ops_of
 
@@ -107,15 +108,13 @@ class Weights:
         return name if name in self._tensors else tensor
 
     def is_quantised(self, tensor: str) -> bool:
-        """Whether the weight passes a DequantizeLinear: its values then can't be rewritten without loss."""
-        name = tensor
-        while name in self._makers and name not in self._tensors:
-            if self._makers[name].type == "DequantizeLinear":
-                return True
-            if not self._makers[name].inputs:
-                return False
-            name = self._makers[name].input(0)
-        return False
+        """Whether the weight is made of integer codes: its values then can't be rewritten without loss."""
+        held = self._tensors.get(tensor)
+        if held is not None:
+            return held.data_type in NARROW and len(held.dims) > 1
+        op = self._makers.get(tensor)
+        is_dequantised = op is not None and op.type == "DequantizeLinear"
+        return is_dequantised or (op is not None and any(self.is_quantised(name) for name in op.inputs if name))
 
     def is_computed(self, tensor: str) -> bool:
         """Whether constant nodes compute the tensor in a way that can't be reversed, quantisation apart."""

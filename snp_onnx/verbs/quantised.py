@@ -1,6 +1,7 @@
-"""Quantised (QDQ) models: pruned as the float model that they stand for, and quantised again in their own way.
+"""Quantised models: pruned as the float model that they stand for, and quantised again in their own way.
 
-Plan, folds and refit are those of the float form. The QDQ graph is then cut by the same plan, and every weight that
+So it is with DequantizeLinear (QDQ) and with integers that Cast and Mul make floats (weight-only). Plan, folds and
+refit are those of the float form. The quantised graph is then cut by the same plan, and every weight that
 changed is written into it: on the same axis, of the same type, with scales from its new range. The activations' scales
 stay: what is kept of an activation comes near what it was.
 """
@@ -12,7 +13,7 @@ from dataclasses import replace
 import onnx
 
 from snp_onnx.calibration.sessions import Runtime
-from snp_onnx.cost import param_terms, total, weights
+from snp_onnx.cost import NARROW, param_terms, total, weights
 from snp_onnx.errors import PlanError
 from snp_onnx.external import Store, array_of
 from snp_onnx.model_io import bytes_on_disk, with_provenance
@@ -29,12 +30,13 @@ _AS_STORED = (TargetKind.SIZE, TargetKind.LATENCY)
 def as_floats(
     prepared: onnx.ModelProto, notes: tuple[Note, ...], store: Store | None, choices: Choices, target: Target | None
 ) -> tuple[onnx.ModelProto, tuple[Note, ...]]:
-    """The float model that a prepared QDQ model stands for; the very same one where no weight is quantised.
+    """The float model that a prepared quantised model stands for; the very same one where no weight is quantised.
 
     So it is with kinds of units that need more than a plan of widths: weights are cut as stored then, without folding.
     """
     is_plain = choices.kinds <= PLAIN_KINDS and not choices.caches
-    if not is_plain or all(node.op_type != "DequantizeLinear" for node in prepared.graph.node):
+    codes = any(tensor.data_type in NARROW for tensor in prepared.graph.initializer)
+    if not is_plain or not (codes or any(node.op_type == "DequantizeLinear" for node in prepared.graph.node)):
         return prepared, notes
     found = rewrite(prepared, [Dequantise(), EliminateDead()], store)
     if not found.notes:
@@ -51,7 +53,7 @@ def as_floats(
 def quantised_again(
     subject: Subject, candidate: Candidate, runtime: Runtime, external_as: str | None = None
 ) -> Candidate:
-    """The candidate, which is of the float form, as a QDQ model."""
+    """The candidate, which is of the float form, as a quantised model."""
     if subject.quantised is None:
         return candidate
     store = subject.dense.store
