@@ -73,13 +73,17 @@ def _scales_of_casts(graph: onnx.GraphProto) -> set[str]:
     """Scales and zero points, in (codes - zero point) * scale, of codes that a Cast makes floats."""
     sizes = {name: math.prod(tensor.dims) for name, tensor in constants_of(graph)}
     codes = {name: sizes[name] for name, tensor in constants_of(graph) if tensor.data_type in NARROW}
+    held: dict[str, str] = {}  # by what Casts make of a constant
     scales: set[str] = set()
     for node in graph.node:
         known = [name for name in node.input if name in codes]
+        if node.op_type == "Cast" and not known:
+            held[node.output[0]] = held.get(node.input[0], node.input[0])
         if node.op_type not in ("Cast", "Identity", "Sub", "Mul") or not known:
             continue
         size = max(codes[name] for name in known)
-        scales.update(name for name in node.input if len(node.input) == 2 and sizes.get(name, size) < size)
+        operands = [held.get(name, name) for name in node.input if len(node.input) == 2]
+        scales.update(name for name in operands if sizes.get(name, size) < size)
         if node.op_type != "Mul":
             codes[node.output[0]] = size
     return scales

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -130,7 +131,7 @@ def _visit(op: Op, tracer: Tracer) -> None:
         _bar_lone_positions(op, tracer)
         inputs = [name for name in op.inputs if name and op.is_evaluable]  # others can't be evaluated
         if inputs and op.type != "ConstantOfShape" and all(tracer.is_constant(name) for name in inputs):
-            tracer.mark_constant(op.outputs, inputs[0])
+            tracer.mark_constant(op.outputs, max(inputs, key=lambda name: math.prod(tracer.shape(name))))
 
 
 def _bar_lone_positions(op: Op, tracer: Tracer) -> None:

@@ -120,13 +120,13 @@ class Tracer:
         return tensor in self._shared
 
     def mark_constant(self, tensors: Sequence[str], source: str = "") -> None:
-        """Tensors that initialisers alone decide; `source` is the first of what they are computed from."""
+        """Tensors that initialisers alone decide; `source` is the largest of what they are computed from."""
         self._constants.update(tensors)
         if source:
             self._roots.update({tensor: self.root(source) for tensor in tensors})
 
     def root(self, tensor: str) -> str:
-        """The initialiser that a constant tensor is made of (the first, where there are several); itself otherwise."""
+        """The initialiser that a constant tensor is made of, the largest of several; itself where it is none."""
         return self._roots.get(tensor, tensor)
 
     def layers(self, tensor: str) -> frozenset[int]:
