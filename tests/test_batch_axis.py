@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -272,6 +273,38 @@ def test_made_up_series_have_the_length_asked_for() -> None:
         "random", input_specs(model), Preprocess(), 5, 0, {"x": (6, 1, 4)}, runnable(model, CPU)
     ) as found:
         assert [feed["x"].shape for feed in found.batches(64, Part.ALL)] == [(6, 1, 4)] * 5
+
+
+def test_names_of_axes_decide_where_a_single_row_tells_nothing() -> None:
+    text = "(float[V, 4] x, float[V, V] a) => (float[V, 4] y) { m = MatMul(a, x) y = MatMul(m, w) }"
+    with opened(text, [{"x": normal(1, 4), "a": normal(1, 1)}] * 3) as samples:
+        assert samples.is_whole
+        assert any("its name is that of another axis" in note for note in samples.notes)
+
+
+def test_images_as_many_as_high_and_wide_are_rows() -> None:
+    text = "(float[d, 3, d, d] x) => (float[d, 6, e, e] y) { y = Conv(x, filters) }"
+    with opened(text, {"x": normal(8, 3, 8, 8)}) as samples:
+        assert not samples.is_whole
+
+
+def test_small_batches_are_tried_on_few_rows() -> None:
+    model, seen = model_of(ROWS["hidden layer"][0]), []
+    one = runnable(model, CPU, 1)
+
+    def run(feed: Mapping[str, Array]) -> Mapping[str, Array]:
+        seen.append(len(feed["x"]))
+        return one.run(feed)
+
+    open_samples(normal(20, 4), input_specs(model), model=replace(one, run=run))
+    assert seen == [2, 1]
+
+
+def test_made_up_graphs_have_the_size_asked_for() -> None:
+    text = "(float[V, 4] x, float[V, V] a) => (float[V, 4] y) { m = MatMul(a, x) y = MatMul(m, w) }"
+    model, shapes = model_of(text), {"x": (5, 4), "a": (5, 5)}
+    with open_samples("random", input_specs(model), Preprocess(), 6, 0, shapes, runnable(model, CPU)) as found:
+        assert [feed["a"].shape for feed in found.batches(64, Part.ALL)] == [(5, 5)] * 6
 
 
 def test_without_a_model_declared_axes_decide() -> None:

@@ -14,6 +14,9 @@ from snp_onnx.sources.inputs import Array, is_floating
 
 Outputs = Mapping[str, Array]
 
+MOST_ROWS = 5
+"""Rows that are run together: an odd number, so that what halves them isn't taken for following them."""
+
 AT_MOST = 0.01
 """The error up to which values are alike: root mean square, in standard deviations of the output (or a share of the
 entries that aren't floating point). Rounding leaves below 1e-4 in float32, a mixture of rows 0.1 and more."""
@@ -32,13 +35,14 @@ class Runnable:
     """The dense model: runs a feed, or raises `CalibrationError` where the runtime refuses it; its declared outputs.
 
     `is_coarse` says that it rounds by the extremes of a whole batch (DynamicQuantizeLinear); `sized_by_data` are
-    outputs that may have another size with other values, such as boxes found.
+    outputs that may have another size with other values, such as boxes found. At most `most_rows` are run together.
     """
 
     run: Callable[[Mapping[str, Array]], Outputs]
     outputs: Mapping[str, tuple[int | None, ...] | None]
     is_coarse: bool = False
     sized_by_data: frozenset[str] = frozenset()
+    most_rows: int = MOST_ROWS
 
     def attempt(self, feed: Mapping[str, Array]) -> Outputs | None:
         """The outputs, or `None` where the runtime refuses the feed."""
@@ -89,7 +93,12 @@ def by_subset(model: Runnable, feed: Mapping[str, Array]) -> Finding:
     after = model.attempt(_rows(feed, kept))
     if after is None:
         return Finding("the runtime refuses some of its rows without the others", is_refusal=True)
-    return _verdict(model, feed, {name: _compare(before[name], after[name], kept, count) for name in before}, before)
+    return _verdict(
+        model,
+        feed,
+        {name: _compare(before[name], after[name], kept, count) for name in before if name in after},
+        before,
+    )
 
 
 def by_others(model: Runnable, feed: Mapping[str, Array], others: Mapping[str, Array]) -> Finding:
@@ -102,7 +111,7 @@ def by_others(model: Runnable, feed: Mapping[str, Array], others: Mapping[str, A
     before, after = model.attempt(feed), model.attempt(mixed)
     if before is None or after is None:
         return Finding()
-    compared = {name: _compare_fixed(before[name], after[name], kept, count) for name in before}
+    compared = {name: _compare_fixed(before[name], after[name], kept, count) for name in before if name in after}
     return _verdict(model, feed, compared, before)
 
 
@@ -156,7 +165,11 @@ def _turned(model: Runnable, feed: Mapping[str, Array], before: Outputs) -> Find
     after = model.attempt(_rows(feed, order))
     if after is None:
         return Finding("the runtime refuses its rows in another order", is_refusal=True)
-    compared = {name: _compare_fixed(before[name], after[name], order, count, np.arange(count)) for name in before}
+    compared = {
+        name: _compare_fixed(before[name], after[name], order, count, np.arange(count))
+        for name in before
+        if name in after
+    }
     return _verdict(replace(model, is_coarse=False), feed, compared, before)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from snp_onnx.errors import CalibrationError
 from snp_onnx.sources.arrays import Block
-from snp_onnx.sources.batch_axis import Finding, Runnable, by_others, by_subset
+from snp_onnx.sources.batch_axis import MOST_ROWS, Finding, Runnable, by_others, by_subset
 from snp_onnx.sources.batching import Chunk, Feed, Part, group
 from snp_onnx.sources.feeds import collect, settle
 from snp_onnx.sources.forms import Feeds, RawFeed, Source
@@ -17,9 +17,6 @@ from snp_onnx.sources.inputs import fixed_batch, repeats_batch_symbol
 from snp_onnx.sources.matching import Match, Matcher
 from snp_onnx.sources.reading import Reader
 from snp_onnx.sources.spool import Spool
-
-ROWS = 5
-"""Rows that the experiment runs together: an odd number, so that what halves them isn't taken for following them."""
 
 _FIRST_ROWS = 64
 """The rows are spread over this many first ones of a feed: neighbours may be alike."""
@@ -40,7 +37,7 @@ class Ahead:
 def look_ahead(source: Source, matcher: Matcher, samples: int | None) -> Ahead:
     """Read feeds until there are rows enough to experiment with, and none beyond the samples asked for."""
     fixed = fixed_batch(matcher.specs)
-    wanted = 2 * fixed if fixed else ROWS
+    wanted = 2 * fixed if fixed else MOST_ROWS
     wanted = wanted if samples is None else min(wanted, samples)
     feeds: list[RawFeed] = []
     matches: list[Mapping[str, Match]] = []
@@ -67,11 +64,9 @@ def _lengths(matches: Mapping[str, Match]) -> set[int]:
 
 
 def try_rows(ahead: Ahead, matcher: Matcher, model: Runnable, samples: int | None) -> Finding:
-    """Whether axis 0 is a batch axis, by names of axes, else by experiment; of a single row nothing is told."""
+    """Whether axis 0 is a batch axis, by experiment, or by names of axes where that tells nothing."""
     if not ahead.matches:
         return Finding()
-    if _has_one_symbol(ahead.matches, matcher):
-        return Finding("its name is that of another axis too")
     with closing(Spool()) as spool:
         found = Finding()
         if any(len(_lengths(matches)) > 1 for matches in ahead.matches):
@@ -81,7 +76,9 @@ def try_rows(ahead: Ahead, matcher: Matcher, model: Runnable, samples: int | Non
             with suppress(CalibrationError):  # what is wrong with the data is said when they are read
                 found = _experiment(ahead.matches, matcher, model, samples, spool)
         if found.is_refusal and not _runs_whole(ahead, matcher, model, spool):
-            return Finding()
+            found = Finding()
+    if found.why is None and not found.axes and _has_one_symbol(ahead.matches, matcher):
+        return Finding("its name is that of another axis too")
     return found if found.why is None else _at_length(found, ahead, fixed_batch(matcher.specs))
 
 
@@ -152,7 +149,7 @@ def _experiment(
     single = [Chunk(chunk.feed, np.array([row])) for chunk in batch for row in chunk.rows]
     if len(single) < 2:
         return Finding()
-    places = np.linspace(0, len(single) - 1, min(ROWS, len(single))).astype(np.int64)
+    places = np.linspace(0, len(single) - 1, min(model.most_rows, len(single))).astype(np.int64)
     return by_subset(model, reader.read([single[place] for place in places]))
 
 

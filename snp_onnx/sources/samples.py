@@ -143,7 +143,8 @@ def open_samples(
     check_options(preprocess, specs)
     spool = Spool()
     try:
-        batched = has_batch_axis(specs) and not repeats_batch_symbol(specs, random_shapes)
+        made_whole = isinstance(source, str) and source == "random" and repeats_batch_symbol(specs, random_shapes)
+        batched = has_batch_axis(specs) and not made_whole
         return _open(source, Request(specs, preprocess, samples, seed, random_shapes, batched), spool, model)
     except BaseException:
         spool.close()

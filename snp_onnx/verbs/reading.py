@@ -9,9 +9,10 @@ from typing import Any
 import onnx
 
 from snp_onnx.calibration.sessions import Runtime, open_session, run
+from snp_onnx.sources.batch_axis import MOST_ROWS
 from snp_onnx.sources.inputs import Array, input_specs
 from snp_onnx.sources.samples import Runnable, Samples, open_samples
-from snp_onnx.verbs.settings import Data
+from snp_onnx.verbs.settings import DEFAULT_BATCH, Data
 
 _ROUNDS_BY_BATCH = frozenset(
     {"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulIntegerToFloat"}
@@ -31,28 +32,33 @@ def read_samples(data: Data, model: onnx.ModelProto, runtime: Runtime) -> Sample
         data.samples,
         data.seed,
         data.input_shapes,
-        runnable(model, runtime),
+        runnable(model, runtime, data.batch_size),
     )
 
 
-def runnable(model: onnx.ModelProto, runtime: Runtime) -> Runnable:
-    """The model as the sources run it; its session is opened when it is first run."""
+def runnable(model: onnx.ModelProto, runtime: Runtime, batch_size: int = DEFAULT_BATCH) -> Runnable:
+    """The model as the sources run it; its session is opened when it is first run.
+
+    A smaller batch than usual is asked for where memory is short: then two rows must do.
+    """
 
     @cache
     def session() -> Any:
         return open_session(model, runtime, stays=True)
 
-    def run_quietly(feed: Mapping[str, Array]) -> Mapping[str, Array]:
+    def run_it(feed: Mapping[str, Array]) -> Mapping[str, Array]:
         return run(session(), feed)
 
     outputs = {value.name: _declared(value) for value in model.graph.output}
     is_coarse = any(node.op_type in _ROUNDS_BY_BATCH for node in _nodes(model))
-    return Runnable(run_quietly, outputs, is_coarse, _sized_by_data(model.graph))
+    rows = min(MOST_ROWS, max(2, batch_size))
+    return Runnable(run_it, outputs, is_coarse, _sized_by_data(model.graph), rows)
 
 
 def _declared(value: onnx.ValueInfoProto) -> tuple[int | None, ...] | None:
     tensor = value.type.tensor_type
-    return tuple(dim.dim_value or None for dim in tensor.shape.dim) if tensor.HasField("shape") else None
+    sizes = (dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim)
+    return tuple(sizes) if tensor.HasField("shape") else None
 
 
 def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
