@@ -23,3 +23,7 @@ class TargetError(SnpError, ValueError):
 
 class PassError(SnpError):
     """A rewrite broke its contract: a bug of ours, found before anything was written."""
+
+
+class SnpWarning(RuntimeWarning):
+    """What a user should know of a run that goes on. The command line shows these, and no library's own warnings."""

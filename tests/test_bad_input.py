@@ -456,8 +456,8 @@ def test_nothing_prunable_says_why_axis_by_axis(tmp_path: Path, capsys: pytest.C
 
 
 def test_everything_excluded(here: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    assert_refused(here.prune(capsys, "--exclude", "."), 3, "nothing can be pruned", "2 groups", "options")
-    assert_refused(here.prune(capsys, "--units", "heads"), 3, "nothing can be pruned", "2 groups")
+    assert_refused(here.prune(capsys, "--exclude", "."), 3, "nothing can be pruned: 2 groups need another --exclude")
+    assert_refused(here.prune(capsys, "--units", "heads"), 3, "2 groups need --units channels,heads")
     assert here.output.read_bytes() == OLD
 
 

@@ -42,7 +42,7 @@ def test_the_table_shows_the_report(report: Report) -> None:
     assert row(text, "parameters")[1] == "882"
     after = report.groups[0].after
     assert row(text, "w1:0") == ["w1:0", "channels", "8", str(after), f"{report.groups[0].error:.4f}"]
-    assert row(text, "w2:0")[2:4] == ["6", "6 (--exclude)"]
+    assert row(text, "w2:0")[2:4] == ["6", "6 (needs another --exclude)"]
     assert row(text, "w2:0")[4] == "-"
     assert row(text, "w3")[3:] == ["t5 axis 1", "graph output"]
     assert row(text, "t5")[1] == "4"

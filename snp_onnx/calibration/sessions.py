@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from snp_onnx.calibration.spill import is_large, spill
 from snp_onnx.calibration.widening import has_narrow, is_widened, widened
-from snp_onnx.errors import CalibrationError, ModelError, PlanError
+from snp_onnx.errors import CalibrationError, ModelError, PlanError, SnpWarning
 from snp_onnx.external import ROOT, has_external
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"}
 """Products in full float32, and convolutions chosen by rule: timing them, the default, may choose others every time."""
-ERRORS_ONLY = 3
+NOTHING_LOGGED = 4
+"""The runtime's severity `fatal`: what it logs of a failure, in colours, stands in its exception too."""
 BFLOAT16 = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
 FOLDER_OF_WEIGHTS = "session.model_external_initializers_file_folder_path"
 NO_COPIES = "session.disable_prepacking"
@@ -201,7 +202,7 @@ def fed(session: Any, feed: Mapping[str, Any]) -> dict[str, Any]:
 def run_failure(feed: Mapping[str, Any], error: Exception) -> CalibrationError:
     """What to raise where a run fails."""
     shapes = ", ".join(f"{name} {_shape(value)}" for name, value in feed.items())
-    return CalibrationError(f"the runtime cannot run the batch ({shapes}): {_first_line(error)}")
+    return CalibrationError(f"the runtime cannot run the batch ({shapes}): {_in_short(error)}")
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -231,7 +232,7 @@ def runtime_version() -> str:
 
 def _options(ort: Any, runtime: Runtime, weights_folder: str | Path | None) -> Any:
     options = ort.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = NOTHING_LOGGED
     if runtime.threads is not None:
         options.intra_op_num_threads = runtime.threads
     if weights_folder is not None:
@@ -242,7 +243,7 @@ def _options(ort: Any, runtime: Runtime, weights_folder: str | Path | None) -> A
         try:
             options.register_custom_ops_library(str(library))
         except Exception as error:
-            raise ModelError(f"the custom operator library {library!r} cannot be used: {_first_line(error)}") from error
+            raise ModelError(f"the custom operator library {library!r} cannot be used: {_in_short(error)}") from error
     return options
 
 
@@ -263,11 +264,11 @@ def _providers(ort: Any, name: str, timed: bool) -> list[Any]:
 
 
 def _warn_about_cuda(reason: str) -> None:
-    warnings.warn(f"running on the CPU, not on CUDA: {reason}", RuntimeWarning, stacklevel=3)
+    warnings.warn(f"running on the CPU, not on CUDA: {reason}", SnpWarning, stacklevel=3)
 
 
 def _load_failure(ort: Any, payload: bytes | str | Path, error: Exception) -> str:
-    reason = f"onnxruntime {ort.__version__} cannot load the model: {_first_line(error)}"
+    reason = f"onnxruntime {ort.__version__} cannot load the model: {_in_short(error)}"
     if not re.search(r"opset|ir.?version", reason, re.IGNORECASE):
         return reason
     try:
@@ -279,7 +280,26 @@ def _load_failure(ort: Any, payload: bytes | str | Path, error: Exception) -> st
     return f"{reason} (the model has {versions}: convert it or update onnxruntime)"
 
 
-def _first_line(error: Exception) -> str:
-    """The runtime's own first line, less the place in its C++ source."""
-    lines = str(error).strip().splitlines()
-    return re.sub(r"/\S+\.(cc|h):\d+ .*?\) (?=[A-Z])", "", lines[0]) if lines else type(error).__name__
+_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_FAILED_NODE = re.compile(r"Non-zero status code returned while running (\S+) node\. Name:'(.*?)' Status Message: ")
+_PLACE = re.compile(
+    r"[\w./+-]+\.(?:cc|cpp|cu|cuh|h|hpp):\d+ (?:[^.]*?\) (?:const )?(?=[A-Z])|.*? was false\. |\w+ (?=\w))?"
+)
+"""A line of the runtime's C++ source, with the function and the condition that failed."""
+MOST_SAID = 400
+"""Characters of the runtime's words that an error takes over."""
+
+
+def _in_short(error: Exception) -> str:
+    """The runtime's own words in one line, node first, less its error code and the place in its C++ source.
+
+    >>> _in_short(Exception("[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Add node. "
+    ...     "Name:'sum' Status Message: /src/ops.h:583 void ort::Append(long, long) a == b was false. 5 by 6"))
+    'node sum (Add): 5 by 6'
+    >>> _in_short(Exception("Got invalid dimensions for input: x\\n index: 1 Got: 4 Expected: 3"))
+    'Got invalid dimensions for input: x index: 1 Got: 4 Expected: 3'
+    """
+    words = " ".join(str(error).split("Stacktrace:")[0].split()) or type(error).__name__
+    words = _FAILED_NODE.sub(lambda found: f"node {found[2] or 'without a name'} ({found[1]}): ", _CODE.sub("", words))
+    words = _PLACE.sub("", words).strip()
+    return words if len(words) <= MOST_SAID else f"{words[:MOST_SAID]}..."

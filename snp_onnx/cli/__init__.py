@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import typer
 
 from snp_onnx.cli.commands import app
+from snp_onnx.cli.remarks import TRACEBACK, has_traceback, remark, shows_own_warnings, silence_libraries
 from snp_onnx.errors import PassError, SnpError, TargetError
 
 COMPLETE = "_SNP_ONNX_COMPLETE"
@@ -26,11 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console that knows no τ shows a question mark, not a traceback
+    if not has_traceback():
+        silence_libraries()
     sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _run(arguments: list[str]) -> int:
-    warnings.showwarning = _one_line_warning
+    warnings.showwarning = shows_own_warnings()
     try:
         code = app(args=arguments, prog_name="snp-onnx", standalone_mode=False)
         sys.stdout.flush()
@@ -57,9 +60,9 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:
         if hasattr(error, "format_message"):  # a mistyped option or argument
             return _fail(error.format_message() + ("" if arguments else " snp-onnx --help lists them."), 2)
-        if os.environ.get("SNP_ONNX_TRACEBACK") == "1":
+        if has_traceback():
             raise
-        return _fail(f"{type(error).__name__}: {error}: a bug of snp-onnx; SNP_ONNX_TRACEBACK=1 shows where", 1)
+        return _fail(f"{type(error).__name__}: {error}: a bug of snp-onnx; {TRACEBACK}=1 shows where", 1)
 
 
 def _exit_code(code: int) -> int:
@@ -84,9 +87,5 @@ def _interrupted() -> int:
 
 
 def _fail(message: object, code: int) -> int:
-    print("error: " + " ".join(str(message).split()), file=sys.stderr)
+    remark("error", message)
     return code
-
-
-def _one_line_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print("warning: " + " ".join(str(message).split()), file=sys.stderr)

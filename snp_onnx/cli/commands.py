@@ -29,6 +29,7 @@ from snp_onnx.cli.options import (
     verb_options,
 )
 from snp_onnx.cli.progress import shown_progress
+from snp_onnx.cli.remarks import remark
 from snp_onnx.cli.sections import Sections
 from snp_onnx.cli.write import Destinations, RecoverDestinations, check_page, write_text
 from snp_onnx.integrations.folder import ModelFolder
@@ -36,6 +37,7 @@ from snp_onnx.model_folder import model_file
 from snp_onnx.planning.schema import schema_text
 from snp_onnx.report.json_report import to_json
 from snp_onnx.report.page import inspection_page
+from snp_onnx.report.remarks import counted
 from snp_onnx.report.table import comparison_table, inspection_table, pruning_table, recovery_table
 
 EXAMPLE = (
@@ -214,10 +216,10 @@ def _workers(dask: str | None) -> AbstractContextManager[Executor | None]:
 
 def _show(table: Any, notes: Sequence[str], cautions: Sequence[str], quiet: bool) -> None:
     """Tables to stdout, wide enough to be read when piped; notes and warnings to stderr, a line each."""
-    for line in cautions:
-        print(f"warning: {line}", file=sys.stderr)
+    for line in counted(cautions):
+        remark("warning", line)
     if quiet:
         return
-    for line in notes:
-        print(f"note: {line}", file=sys.stderr)
+    for line in counted(notes):
+        remark("note", line)
     Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)

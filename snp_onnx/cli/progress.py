@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +15,7 @@ from snp_onnx.verbs.settings import Progress as Report
 @contextmanager
 def shown_progress(quiet: bool) -> Iterator[Report | None]:
     """A callback that moves a bar; None when nothing is to be shown."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, force_terminal=sys.stderr.isatty())  # FORCE_COLOR is for what is shown, not logged
     if quiet or not console.is_terminal:
         yield None
         return

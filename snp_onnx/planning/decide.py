@@ -31,21 +31,28 @@ def eligible(trace: Trace, choices: Choices) -> tuple[Group, ...]:
     `--include` wants a producer's node name to match, `--exclude` none of them; a convolutional residual stream is cut
     only if `streams` says so.
     """
-    return tuple(group for group in trace.groups if left_out(group, choices) is None)
+    return tuple(group for group in trace.groups if not needs(group, choices))
 
 
 def left_out(group: Group, choices: Choices) -> str | None:
-    """The option that keeps a group whole, or None."""
+    """What would let a group in that the options keep whole, or None."""
+    needed = needs(group, choices)
+    return f"needs {' and '.join(needed)}" if needed else None
+
+
+def needs(group: Group, choices: Choices) -> tuple[str, ...]:
+    """The options without which a group stays whole; none where it may be cut."""
     names = producer_names(group)
+    needed = []
     if group.kind not in choices.kinds:
-        return "--units"
+        needed.append(f"--units {','.join(sorted({*choices.kinds, group.kind}))}")
     if group.is_stream and group.kind is Kind.CHANNELS and not choices.streams:
-        return "--no-streams"
+        needed.append("--streams")
     if choices.include is not None and not any(re.search(choices.include, name) for name in names):
-        return "--include"
+        needed.append("another --include")
     if choices.exclude is not None and any(re.search(choices.exclude, name) for name in names):
-        return "--exclude"
-    return None
+        needed.append("another --exclude")
+    return tuple(needed)
 
 
 def producer_names(group: Group) -> tuple[str, ...]:

@@ -11,10 +11,11 @@ from snp_onnx.errors import PlanError
 from snp_onnx.planning.options import TargetKind
 from snp_onnx.planning.plan import BlockDecision, UnitDecision
 from snp_onnx.report.charts import Curve, axis, chart
+from snp_onnx.report.remarks import counted
 from snp_onnx.report.table import in_bytes, in_short, nodes_of, share
 from snp_onnx.verbs.fidelity import Fidelity
 from snp_onnx.verbs.latency import Latency
-from snp_onnx.verbs.result import GroupReport, Inspection, Outlook, PruneResult, Report
+from snp_onnx.verbs.result import GroupReport, Inspection, Outlook, Prunable, PruneResult, Report
 
 TEMPLATE = "page.html.j2"
 
@@ -35,8 +36,8 @@ def pruning_page(result: PruneResult, report: Report | None = None, subtitle: st
         title="Pruning report",
         subtitle=subtitle,
         tiles=_tiles(facts),
-        warnings=facts.warnings,
-        notes=facts.notes,
+        warnings=counted(facts.warnings),
+        notes=counted(facts.notes),
         widths=[_width(group) for group in facts.groups],
         removed=_removed(facts.removed),
         tradeoff=_tradeoff(facts),
@@ -70,8 +71,9 @@ def inspection_page(inspection: Inspection, subtitle: str = "") -> str:
             {"name": "parameters", "figure": in_short(cost.params), "more": ""},
             {"name": "file size", "figure": in_bytes(cost.bytes), "more": ""},
             {"name": "nodes", "figure": str(inspection.nodes), "more": f"opset {inspection.opset}"},
+            *_most(inspection.prunable),
         ],
-        notes=inspection.notes,
+        notes=counted(inspection.notes),
         widths=[_width(group, is_cut=False) for group in inspection.groups],
         blocks=[
             {"name": block.name, "kind": block.kind, "stage": block.stage, "macs": share(block.macs_share)}
@@ -81,6 +83,19 @@ def inspection_page(inspection: Inspection, subtitle: str = "") -> str:
         barriers=inspection.barriers,
         facts={"inputs": _shapes(inspection.input_shapes)},
     )
+
+
+def _most(found: Mapping[str, Prunable]) -> list[dict[str, str]]:
+    """What can go at most by default, and in its small print what each option adds."""
+    if not found:
+        return []
+    more = [
+        f"{share(1 - entry.macs_left_with_default)} with {entry.options}"
+        for entry in found.values()
+        if entry.groups and entry.options and entry.macs_left_with_default is not None
+    ]
+    figure = share(1 - found["default"].macs_left)
+    return [{"name": "MACs that can go, at most", "figure": figure, "more": ", ".join(more)}]
 
 
 def require_pages() -> None:

@@ -13,10 +13,20 @@ from snp_onnx.planning.plan import BlockDecision
 from snp_onnx.verbs.fidelity import Fidelity
 from snp_onnx.verbs.latency import Latency
 from snp_onnx.verbs.recovered import RecoverReport
-from snp_onnx.verbs.result import BlockReport, Comparison, GroupReport, Inspection, Report, StopReport
+from snp_onnx.verbs.result import BlockReport, Comparison, GroupReport, Inspection, Prunable, Report, StopReport
 
 BAR = 20
 """Cells of a bar for a similarity of 1, besides the one that every bar has."""
+
+MOST_ALIKE = 8
+"""Axes that stay whole for one reason at one kind of place that a table lists; of more it gives the number."""
+
+
+class _Plain(Table):
+    """A table whose cells show names as they are: rich would take `[a]` and `:b:` in them for styles and emoji."""
+
+    def add_row(self, *cells: str) -> None:  # type: ignore[override]  # the styles of rows are of no use here
+        super().add_row(*map(Text, cells))
 
 
 def pruning_table(report: Report) -> RenderableType:
@@ -43,6 +53,8 @@ def inspection_table(inspection: Inspection) -> RenderableType:
         f"{inspection.nodes} nodes, opset {inspection.opset}; inputs {shapes}"
     )
     parts: list[RenderableType] = [Text(head)]
+    if inspection.prunable:
+        parts += _prunable(inspection.prunable)
     if inspection.groups:
         parts.append(_widths(inspection.groups))
     if inspection.blocks:
@@ -76,8 +88,8 @@ def _checks(history: Iterable[Mapping[str, float]]) -> Table:
     return table
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
+def _table(title: str, columns: Sequence[str]) -> _Plain:
+    table = _Plain(title=title, title_justify="left", title_style="bold")
     for place, column in enumerate(columns):
         table.add_column(column, justify="left" if place == 0 else "right", overflow="fold")
     return table
@@ -95,6 +107,22 @@ def _costs(dense: Cost, pruned: Cost) -> Table:
     return table
 
 
+def _prunable(found: Mapping[str, Prunable]) -> list[RenderableType]:
+    """What goes by default in one sentence, and what every kind of unit could save, in a table."""
+    default = found["default"]
+    macs, params = (f"{100 * (1 - left):.3g} %" for left in (default.macs_left, default.params_left))
+    sentence = f"by default at most {macs} of the MACs and {params} of the parameters can go"
+    table = _table("what can go at most", ("units", "groups", "count", "MACs", "parameters", "MACs with the default"))
+    table.add_column("options", justify="left", overflow="fold")
+    for kind, entry in found.items():
+        if kind == "default" or not entry.groups:
+            continue
+        together = None if entry.macs_left_with_default is None else 1 - entry.macs_left_with_default
+        figures = share(1 - entry.macs_left), share(1 - entry.params_left), share(together)
+        table.add_row(kind, str(entry.groups), str(entry.units), *figures, entry.options or "by default")
+    return [Text(sentence), *([table] if table.row_count else [])]
+
+
 def _groups(groups: Iterable[GroupReport]) -> Table:
     table = _table("groups", ("first producer:axis", "kind", "before", "after", "error"))
     for group in groups:
@@ -108,7 +136,8 @@ def _widths(groups: Iterable[GroupReport]) -> Table:
     table = _table("groups that may be cut", ("first producer:axis", "kind", "units"))
     table.add_column("producers' nodes (--include, --exclude)", justify="left", overflow="fold")
     for group in groups:
-        table.add_row(group.id, _kind(group), str(group.before), nodes_of(group))
+        units = f"{group.before} ({group.note})" if group.note else str(group.before)
+        table.add_row(group.id, _kind(group), units, nodes_of(group))
     return table
 
 
@@ -148,10 +177,17 @@ def _kind(group: GroupReport) -> str:
 def _barriers(stops: Iterable[StopReport]) -> Table:
     table = _table("axes that stay whole", ("weight", "axis", "extent", "barrier at"))
     table.add_column("reason", justify="left", overflow="fold")
+    alike: dict[str, list[StopReport]] = {}
     for stop in stops:
-        place = f"{stop.tensor} axis {stop.axis}"
-        reason = f"{stop.reason} ({stop.node})" if stop.node else stop.reason
-        table.add_row(stop.weight, str(stop.weight_axis), str(stop.extent), place, reason)
+        alike.setdefault(stop.reason, []).append(stop)
+    for reason, several in alike.items():
+        listed = several if len(several) <= MOST_ALIKE else several[:1]
+        for stop in listed:
+            place = f"{stop.tensor} axis {stop.axis}"
+            reason_there = f"{reason} ({stop.node})" if stop.node else reason
+            table.add_row(stop.weight, str(stop.weight_axis), str(stop.extent), place, reason_there)
+        if len(listed) < len(several):
+            table.add_row(f"and {len(several) - 1} more (all: --json)", "", "", "", reason)
     return table
 
 

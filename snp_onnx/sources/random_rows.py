@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from snp_onnx.errors import CalibrationError
-from snp_onnx.sources.inputs import Array, InputSpec, expected_shape, is_floating
+from snp_onnx.sources.inputs import Array, InputSpec, is_floating
+from snp_onnx.sources.shapes import resolve_shapes
 from snp_onnx.sources.spool import Spool
 
 _INTEGERS_BELOW = 2  # 0 and 1 are valid as token, mask and segment ids alike
@@ -42,33 +42,10 @@ def random_feeds(
     specs: tuple[InputSpec, ...], samples: int, seed: int, shapes: Mapping[str, tuple[int, ...]], batched: bool
 ) -> Iterator[dict[str, RandomRows]]:
     """One feed of all samples; for a model without a batch axis one feed a sample."""
-    unknown = sorted(set(shapes) - {spec.name for spec in specs})
-    if unknown:
-        raise CalibrationError(f"--input-shape names {unknown[0]!r}, which is no input of the model; correct the name")
-    whole = [_shape(spec, shapes.get(spec.name), batched) for spec in specs]
+    resolved = resolve_shapes(specs, shapes)
+    whole = [resolved[spec.name] for spec in specs]
     for sample in (0,) if batched else range(samples):
         yield {
             spec.name: RandomRows((samples, *shape[1:]) if batched else shape, spec.dtype, abs(seed), stream, sample)
             for stream, (spec, shape) in enumerate(zip(specs, whole, strict=True))
         }
-
-
-def _shape(spec: InputSpec, given: tuple[int, ...] | None, batched: bool) -> tuple[int, ...]:
-    """The shape to draw: the fixed dimensions, and the given ones where the model leaves them open."""
-    wanted = expected_shape(spec, batched)
-    if given is None:
-        dims = (1, *spec.shape[1:]) if batched and spec.shape else spec.shape
-        if dims is None or None in dims:
-            raise CalibrationError(
-                f"input {spec.name!r} of shape {wanted} has dynamic dimensions; "
-                f"give --input-shape {spec.name}:1,3,224,224 (with your numbers) for random data"
-            )
-        return tuple(dim for dim in dims if dim is not None)
-    first = 1 if batched else 0
-    fits = spec.shape is None or (
-        len(given) == len(spec.shape)
-        and all(dim in (None, got) for got, dim in zip(given[first:], spec.shape[first:], strict=True))
-    )
-    if not fits or any(dim < 1 for dim in given):
-        raise CalibrationError(f"--input-shape {given} does not fit input {spec.name!r} of shape {wanted}; correct it")
-    return tuple(given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from snp_onnx.errors import TargetError
 from snp_onnx.model_io import bytes_on_disk
 from snp_onnx.planning.budget import Ladders
 from snp_onnx.planning.cost_table import CostTable, WithRemainder
-from snp_onnx.planning.decide import eligible, ladders_of
+from snp_onnx.planning.decide import eligible, ladders_of, left_out
 from snp_onnx.planning.options import Choices, Ratios, Target, TargetKind
 from snp_onnx.planning.paths import Path, find_paths
 from snp_onnx.planning.plan import Plan, widths
@@ -54,7 +55,7 @@ def _paths(work: Work, target: Target) -> tuple[Path, ...]:
         groups = _foldable(eligible(subject.trace, chosen), statistics)
         paths = find_paths(subject.flow, groups, statistics, implied)
         if not paths:
-            raise TargetError(_nothing_prunable(subject))
+            raise TargetError(_nothing_prunable(work))
     return weighed(work, paths)
 
 
@@ -112,19 +113,32 @@ def _within_bytes(work: Work, target: Target, paths: Sequence[Path], ladders: La
     return carry_out(work, best[1])
 
 
-def _nothing_prunable(subject: Subject) -> str:
-    """One line that says, axis by axis, why nothing may be cut."""
-    stops = subject.trace.stops
-    left_out = len(subject.trace.groups)
+def _nothing_prunable(work: Work) -> str:
+    """One line that says which options would let groups in, and axis by axis why nothing else may be cut."""
     alike: dict[str, list[str]] = {}
-    for stop in stops:
+    for stop in work.subject.trace.stops:
         alike.setdefault(stop.barrier.reason, []).append(f"{stop.weight} axis {stop.axis}")
-    reasons = [f"{name}: {reason}" for reason, names in list(alike.items())[:4] for name in _told(names)]
+    reasons = _out_of_groups(work)
+    reasons += [f"{name}: {reason}" for reason, names in list(alike.items())[:4] for name in _told(names)]
     if len(alike) > 4:
         reasons.append(f"{sum(map(len, list(alike.values())[4:]))} more (see snp-onnx inspect)")
-    if left_out:
-        reasons.insert(0, f"{left_out} groups are left out by the options or could not be measured")
     return "nothing can be pruned: " + ("; ".join(reasons) or "the model has no weights with units")
+
+
+def _out_of_groups(work: Work) -> list[str]:
+    """How many groups need which options, and how many could not be measured and why."""
+    needed = Counter(left_out(group, work.choices) for group in work.subject.trace.groups)
+    unmeasured = needed.pop(None, 0)
+    found = []
+    for text, count in needed.most_common():
+        noun, verb = ("group", text) if count == 1 else ("groups", str(text).replace("needs", "need", 1))
+        found.append(f"{count} {noun} {verb}")
+    if unmeasured:
+        told = next(iter(work.measured.warnings), "")
+        found.append(
+            f"{unmeasured} group{'s' if unmeasured > 1 else ''} could not be measured{f' ({told})' if told else ''}"
+        )
+    return found
 
 
 def _told(names: Sequence[str]) -> list[str]:

@@ -9,9 +9,11 @@ import onnx
 
 from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.passes import summarise
-from snp_onnx.planning.decide import producer_names
+from snp_onnx.planning.decide import left_out, producer_names
+from snp_onnx.planning.options import choices
 from snp_onnx.tracing import find_blocks
 from snp_onnx.verbs.depth import block_shares
+from snp_onnx.verbs.prunable import prunable
 from snp_onnx.verbs.result import BlockReport, GroupReport, Inspection, stop_reports
 from snp_onnx.verbs.subject import Subject, load_subject, resolve_shapes, trace_at
 
@@ -25,10 +27,17 @@ def inspect(
     """Groups, blocks, costs and barriers; `input_shapes` is needed where other axes than the batch are dynamic."""
     dense, prepared, notes = load_subject(model)
     shapes = resolve_shapes(prepared, dict(input_shapes or {}))
-    subject = trace_at(dense, prepared, notes, shapes, Runtime(custom_ops=tuple(custom_ops)))
+    runtime, chosen = Runtime(custom_ops=tuple(custom_ops)), choices()
+    subject = trace_at(dense, prepared, notes, shapes, runtime)
     groups = tuple(
         GroupReport(
-            group.id, str(group.kind), len(group), len(group), None, group.is_stream, producers=producer_names(group)
+            group.id,
+            str(group.kind),
+            len(group),
+            len(group),
+            is_stream=group.is_stream,
+            note=left_out(group, chosen) or "",
+            producers=producer_names(group),
         )
         for group in subject.trace.groups
     )
@@ -41,6 +50,7 @@ def inspect(
         len(dense.proto.graph.node),
         summarise(notes),
         block_reports(subject),
+        prunable(subject, runtime),
     )
 
 

@@ -164,6 +164,23 @@ class PruneResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Prunable:
+    """What units of one kind could save at most: the shares of the cost that remain with one unit of every group.
+
+    `options` let them in ("" where they go by default). The last two have the units that go by default reduced too;
+    None where these don't go together.
+    """
+
+    options: str
+    groups: int
+    units: int
+    macs_left: float
+    params_left: float
+    macs_left_with_default: float | None = None
+    params_left_with_default: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """What could be pruned in a model, what could not, and what it costs."""
 
@@ -175,6 +192,8 @@ class Inspection:
     nodes: int
     notes: tuple[str, ...] = ()
     blocks: tuple[BlockReport, ...] = ()
+    prunable: Mapping[str, Prunable] = field(default_factory=dict)
+    """By kind of unit, and for all that goes by `default`."""
 
 
 @dataclass(frozen=True, slots=True)

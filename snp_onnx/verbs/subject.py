@@ -14,11 +14,12 @@ import onnx
 from snp_onnx import model_io
 from snp_onnx.calibration.sessions import Runtime, open_session, run
 from snp_onnx.cost import Cost, Term, mac_terms, param_terms, total, weights
-from snp_onnx.errors import PassError, PlanError, SnpError
+from snp_onnx.errors import PassError, SnpError
 from snp_onnx.passes import Note, prepare
 from snp_onnx.planning.detours import Detour, detour
 from snp_onnx.planning.plan import Bases, BlockDecision, Folds
 from snp_onnx.sources.inputs import InputSpec, fixed_batch, input_specs
+from snp_onnx.sources.shapes import resolve_shapes as _shapes_of
 from snp_onnx.tracing import PLAIN_KINDS, Kind, Trace, trace, unknown_shapes
 from snp_onnx.tracing.blocks import Block
 from snp_onnx.tracing.facts import Shape
@@ -113,14 +114,16 @@ def load_subject(
 
 
 @contextmanager
-def _blaming(dense: model_io.Model, runtime: Runtime) -> Iterator[None]:
-    """What breaks on a model that the runtime refuses too is that model's fault; anything else is ours."""
+def _blaming(dense: model_io.Model, runtime: Runtime, shapes: Mapping[str, Shape] | None = None) -> Iterator[None]:
+    """What breaks on a model or at input shapes that the runtime refuses too is their fault; anything else is ours."""
     try:
         yield
     except Exception as error:
         if isinstance(error, SnpError) and not isinstance(error, PassError):
             raise
-        open_session(dense.proto, runtime)
+        session = open_session(dense.proto, runtime)
+        if shapes is not None:
+            run(session, _plain_feed(dense.proto, shapes))
         raise
 
 
@@ -134,7 +137,7 @@ def trace_at(
     caches: bool = False,
 ) -> Subject:
     """Trace at concrete input shapes; what inference can't tell is observed in one run of the runtime."""
-    with _blaming(dense, runtime):
+    with _blaming(dense, runtime, shapes):
         found = trace(prepared, shapes, kinds=kinds, caches=caches)
         unknown = unknown_shapes(prepared, found.facts)
         if unknown:
@@ -143,45 +146,6 @@ def trace_at(
     return Subject(
         dense, prepared, found, dict(shapes), notes, Flow(prepared, found), caches=caches, kinds=frozenset(kinds)
     )
-
-
-def resolve_shapes(
-    model: onnx.ModelProto, given: Mapping[str, Shape], seen: Mapping[str, Shape] | None = None
-) -> dict[str, Shape]:
-    """One concrete shape for every input: as given, as seen in the samples, or the model's own with batch 1.
-
-    What the model fixes stays, its batch too; `seen` fills in the dynamic axes.
-    """
-    specs = input_specs(model)
-    names = [spec.name for spec in specs]
-    for name in given:
-        if name not in names:
-            raise PlanError(f"--input-shape {name}: the model has no such input; its inputs are {', '.join(names)}")
-    return {spec.name: _resolve(spec, given.get(spec.name), (seen or {}).get(spec.name)) for spec in specs}
-
-
-def _resolve(spec: InputSpec, given: Shape | None, seen: Shape | None) -> Shape:
-    declared = spec.shape
-    if given is not None:
-        fits = declared is None or (
-            len(declared) == len(given) and all(d in (None, g) for d, g in zip(declared, given, strict=True))
-        )
-        if not fits or min(given, default=1) < 1:
-            raise PlanError(f"--input-shape {spec.name}:{_text(given)}: the model wants {_text(declared or ())}")
-        return tuple(given)
-    if seen is not None and (declared is None or len(declared) == len(seen)):
-        fixed = declared or (None,) * len(seen)
-        return tuple(s if d is None else d for d, s in zip(fixed, seen, strict=True))
-    shape = None if declared is None else tuple(1 if d is None and a == 0 else d for a, d in enumerate(declared))
-    if shape is None or None in shape:
-        raise PlanError(
-            f"input {spec.name} has dynamic axes ({_text(declared or ())}): give --input-shape {spec.name}:N,N,..."
-        )
-    return tuple(d for d in shape if d is not None)
-
-
-def _text(shape: tuple[int | None, ...]) -> str:
-    return ",".join("?" if d is None else str(d) for d in shape)
 
 
 def _observe(
@@ -193,8 +157,19 @@ def _observe(
     outputs = {value.name for value in copy.graph.output}
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in outputs)
     session = open_session(copy, runtime)
-    results = run(session, {spec.name: _plain_values(spec, shapes[spec.name]) for spec in input_specs(model)})
+    results = run(session, _plain_feed(model, shapes))
     return {name: tuple(np.shape(results[name])) for name in tensors if name in results}
+
+
+def resolve_shapes(
+    model: onnx.ModelProto, given: Mapping[str, Shape], seen: Mapping[str, Shape] | None = None
+) -> dict[str, Shape]:
+    """One concrete shape for every input of a model; see `snp_onnx.sources.shapes`."""
+    return _shapes_of(input_specs(model), given, seen)
+
+
+def _plain_feed(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> dict[str, np.ndarray[Any, Any]]:
+    return {spec.name: _plain_values(spec, shapes[spec.name]) for spec in input_specs(model)}
 
 
 def _plain_values(spec: InputSpec, shape: Shape) -> np.ndarray[Any, Any]:
