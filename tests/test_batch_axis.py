@@ -220,6 +220,7 @@ def test_feeds_whose_rows_mix_are_samples_as_a_whole(name: str) -> None:
     with opened(text, given) as samples:
         assert samples.is_whole
         assert samples.count == 12
+        assert samples.output_axes is not None
         assert set(samples.output_axes.values()) == {None}
         for got, wanted in zip(samples.batches(64, Part.ALL), given, strict=True):
             for key, values in wanted.items():
@@ -311,6 +312,7 @@ def test_without_a_model_declared_axes_decide() -> None:
     model = model_of(MIXED["time first"][0])
     with open_samples(MIXED["time first"][1], input_specs(model)) as samples:
         assert not samples.is_whole
+        assert samples.output_axes is None
         assert samples.count == 32 * 12
 
 

@@ -42,7 +42,7 @@ class Samples:
     `count` is the number of samples, `notes` are one-line remarks for the user, `largest_shapes` the largest dimension
     seen on every axis of every input at batch 1, `is_random` says that the data are made up. `is_whole` says that each
     feed is one sample; otherwise samples are rows of axis 0, and `output_axes` has the axis on which they are in the
-    model's outputs, `None` for an output without such an axis.
+    model's outputs, `None` for an output without such an axis. Without a model to try, these axes aren't known.
     """
 
     count: int
@@ -50,7 +50,7 @@ class Samples:
     largest_shapes: Mapping[str, tuple[int, ...]]
     is_random: bool
     is_whole: bool
-    output_axes: Mapping[str, int | None]
+    output_axes: Mapping[str, int | None] | None
     _reader: Reader = field(repr=False)
     _feeds: Sequence[Feed] = field(repr=False)
     _labels_beside: Stored | None = field(repr=False)
@@ -175,7 +175,7 @@ def _open(source: object, request: Request, spool: Spool, model: Runnable | None
     notes = [*found.notes, *notes, *([_of_whole(finding, count)] if is_whole and finding.why is not None else [])]
     if data.resize is not None or data.crop is not None:
         _require_images(found)
-    axes = {} if model is None else _output_axes(model, finding, is_whole, fixed_batch(specs))
+    axes = _output_axes(model, finding, is_whole, fixed_batch(specs))
     opened = Samples(
         count, notes, _largest_shapes(specs, feeds), found.is_random, is_whole, axes,
         Reader(specs, used), feeds, found.labels, spool, Variety(count),
@@ -191,10 +191,14 @@ def _of_whole(finding: Finding, count: int) -> str:
     return f"axis 0 of the inputs is no batch axis ({finding.why}): each {feeds}, fed whole{more}"
 
 
-def _output_axes(model: Runnable, finding: Finding, is_whole: bool, fixed: int | None) -> Mapping[str, int | None]:
+def _output_axes(
+    model: Runnable | None, finding: Finding, is_whole: bool, fixed: int | None
+) -> Mapping[str, int | None] | None:
     """The axis of the rows by output: none of whole feeds, as found, or the first where nothing was tried."""
     if is_whole:
-        return dict.fromkeys(model.outputs)
+        return {} if model is None else dict.fromkeys(model.outputs)
+    if model is None:
+        return None
     first = axes_of_one(model.outputs) if fixed == 1 else dict.fromkeys(model.outputs, 0)
     return {**first, **finding.axes}
 

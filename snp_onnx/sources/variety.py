@@ -33,7 +33,7 @@ class Variety:
             together = 0
             for name, values in feed.items():
                 row = values if is_whole else values[place]
-                checksum = crc32(np.ascontiguousarray(row).reshape(-1).view(np.uint8).data)
+                checksum = _checksum(row)
                 together = crc32(checksum.to_bytes(4, "little"), together)
                 if self._firsts.setdefault(name, checksum) != checksum:
                     self._constant[name] = False
@@ -61,6 +61,12 @@ class Variety:
             if is_constant
         ]
         return tuple(lines)
+
+
+def _checksum(row: Array) -> int:
+    if row.dtype.hasobject:
+        return crc32(repr(row.tolist()).encode())
+    return crc32(np.ascontiguousarray(row).reshape(-1).view(np.uint8).data)
 
 
 def _is_data(row: Array) -> bool:
