@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from snp_onnx.subspace import Consumer, FewRows, affine_fold, eliminate, few_rows, fold_map, shrink
+from snp_onnx.subspace import CentredGram, Consumer, FewRows, affine_fold, eliminate, few_rows, shrink
 from snp_onnx.subspace.dual import eliminate_few
 
 ROWS, COLUMNS = 12, 40
@@ -17,12 +17,12 @@ def sample(seed: int = 0, rows: int = ROWS, columns: int = COLUMNS) -> np.ndarra
     return mixed + rng.standard_normal(columns)
 
 
-def dense_gram(x: np.ndarray) -> np.ndarray:
+def written_out(x: np.ndarray) -> CentredGram:
     mean = x.mean(axis=0)
-    return shrink(x.T @ x / len(x) - np.outer(mean, mean), len(x)) + np.outer(mean, mean)
+    return CentredGram(shrink((x - mean).T @ (x - mean) / len(x), len(x)), mean)
 
 
-def consumers(count: int, units: int, has_others: bool) -> tuple[list[Consumer], list[Consumer]]:
+def consumers(count: int, units: int, has_others: bool, affine: bool = True) -> tuple[list[Consumer], list[Consumer]]:
     """The same consumers twice: with Gram matrices, and with few rows."""
     written, few = [], []
     for number in range(count):
@@ -30,24 +30,27 @@ def consumers(count: int, units: int, has_others: bool) -> tuple[list[Consumer],
         weight = np.random.default_rng(100 + number).standard_normal((7, COLUMNS))
         places = np.random.default_rng(7).permutation(COLUMNS) if has_others else np.arange(COLUMNS)
         columns = places[:units, None]
-        written.append(Consumer(dense_gram(x), x.mean(axis=0), weight, columns))
-        few.append(Consumer(few_rows(x, len(x)), x.mean(axis=0), weight, columns))
+        written.append(Consumer(written_out(x), weight, columns, affine))
+        few.append(Consumer(few_rows(x, len(x)), weight, columns, affine))
     return written, few
 
 
 def test_the_gram_matrix_is_the_shrunk_one():
     x = sample()
     few = few_rows(x, len(x))
-    np.testing.assert_allclose(few.dense(), dense_gram(x), rtol=1e-10)
-    np.testing.assert_allclose(few.energies, np.diag(few.dense()), rtol=1e-12)
+    dense = few.dense()
+    np.testing.assert_allclose(dense.covariance, written_out(x).covariance, rtol=1e-10)
+    np.testing.assert_allclose(few.variance, dense.variance, rtol=1e-12)
+    np.testing.assert_allclose(few.around_zero().dense().covariance, dense.around_zero().covariance, rtol=1e-10)
     weight = np.random.default_rng(1).standard_normal((5, COLUMNS))
-    assert few.output_energy(weight) == pytest.approx(np.trace(weight @ few.dense() @ weight.T))
+    assert few.output_variance(weight) == pytest.approx(np.trace(weight @ dense.covariance @ weight.T))
+    assert dense.output_variance(weight) == pytest.approx(few.output_variance(weight))
 
 
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize(("count", "units"), [(1, COLUMNS), (2, COLUMNS), (2, COLUMNS - 9)])
 def test_elimination_is_the_same(affine: bool, count: int, units: int):
-    written, few = (eliminate(c, 1e-3, affine) for c in consumers(count, units, units < COLUMNS))
+    written, few = (eliminate(c, 1e-3) for c in consumers(count, units, units < COLUMNS, affine))
     assert few.order.tolist() == written.order.tolist()
     np.testing.assert_allclose(few.errors, written.errors, rtol=1e-7, atol=1e-9 * written.energy)
     assert few.energy == pytest.approx(written.energy)
@@ -55,21 +58,22 @@ def test_elimination_is_the_same(affine: bool, count: int, units: int):
 
 def test_several_at_a_time_cost_little_and_report_their_true_error():
     _, (consumer,) = consumers(1, COLUMNS, False)
-    assert isinstance(consumer.gram, FewRows)
+    inputs = consumer.inputs
+    assert isinstance(inputs, FewRows)
     single = eliminate([consumer])
-    given = ([consumer.gram], [consumer.weight], [np.arange(COLUMNS)], 1e-3, True)
+    given = ([inputs], [consumer.weight], [np.arange(COLUMNS)], 1e-3, [True])
     removed, added = eliminate_few(*given, steps=8)
     assert sorted(removed) == list(range(COLUMNS))
     errors = np.cumsum(added)
     assert (errors <= 1.2 * single.errors[::-1][1:] + 1e-9).all()
     half = np.sort(removed[COLUMNS // 2 :])  # the error that is reported for half of the units is that of the fold
-    mapping, shift = affine_fold(consumer.gram.dense(), consumer.mean, half, 1e-3)
+    mapping, shift = affine_fold(inputs.dense(), half, 1e-3)
     moved = np.zeros_like(consumer.weight)
     moved[:, half] = consumer.weight @ mapping
     change, offset = consumer.weight - moved, -consumer.weight @ shift
-    ridge = 1e-3 * np.maximum(consumer.gram.energies, 1e-3 * consumer.gram.energies.mean())
-    covariance = consumer.gram.dense() - np.outer(consumer.mean, consumer.mean) + np.diag(ridge)
-    mean_error = np.square(change @ consumer.mean + offset).sum()
+    ridge = 1e-3 * np.maximum(inputs.variance, 1e-3 * inputs.variance.mean())
+    covariance = inputs.dense().covariance + np.diag(ridge)
+    mean_error = np.square(change @ inputs.mean + offset).sum()
     error = np.einsum("oc,oc->", change @ covariance, change) + mean_error
     assert errors[COLUMNS - len(half) - 1] == pytest.approx(error, rel=1e-6)
 
@@ -78,21 +82,20 @@ def test_of_two_equal_units_one_stays_when_several_go_at_a_time():
     x = np.repeat(sample(rows=30, columns=8), 2, axis=1)
     few = FewRows(1e-4 * np.ones(16), (x - x.mean(axis=0)) / np.sqrt(len(x)), x.mean(axis=0))
     weight = np.random.default_rng(2).standard_normal((4, 16))
-    removed, added = eliminate_few([few], [weight], [np.arange(16)], 1e-4, True, steps=2)
+    removed, added = eliminate_few([few], [weight], [np.arange(16)], 1e-4, [True], steps=2)
     assert sorted(unit // 2 for unit in removed[:8]) == list(range(8))
     assert sum(added[:8]) < 1e-3 * sum(added)
 
 
 @pytest.mark.parametrize("keep", [[0, 3, 4, 11, 30], list(range(35)), []])
-def test_folds_are_the_same(keep: list[int]):
+@pytest.mark.parametrize("affine", [True, False])
+def test_folds_are_the_same(keep: list[int], affine: bool):
     x = sample()
-    few, mean = few_rows(x, len(x)), x.mean(axis=0)
+    few = few_rows(x, len(x))
     kept = np.array(keep, dtype=np.intp)
     weight = np.random.default_rng(3).standard_normal((6, COLUMNS))
-    mapping, shift = affine_fold(few, mean, kept, 1e-3)
-    expected, expected_shift = affine_fold(few.dense(), mean, kept, 1e-3)
+    mapping, shift = affine_fold(few, kept, 1e-3, affine)
+    expected, expected_shift = affine_fold(few.dense(), kept, 1e-3, affine)
     np.testing.assert_allclose(weight @ mapping, weight @ expected, rtol=1e-7, atol=1e-9)
     np.testing.assert_allclose(shift, expected_shift, rtol=1e-7, atol=1e-9)
     np.testing.assert_allclose(mapping.dense(COLUMNS), expected, rtol=1e-7, atol=1e-9)
-    if keep:
-        np.testing.assert_allclose(weight @ fold_map(few, kept), weight @ fold_map(few.dense(), kept), rtol=1e-6)

@@ -2,13 +2,14 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import scipy.linalg
 from numpy.typing import NDArray
 
-from snp_onnx.subspace import Consumer, affine_fold, eliminate, fold_map, ridge_diagonal
+from snp_onnx.subspace import CentredGram, Consumer, affine_fold, eliminate, fold_map, ridge_diagonal
 from snp_onnx.subspace.elimination import ROUND
 
 Array = NDArray[np.float64]
@@ -23,9 +24,21 @@ def mixed(columns: int, seed: int, shift: float = 1.0) -> Array:
     return np.asarray(x + shift * rng.standard_normal(columns))
 
 
+def centred_of(x: Array) -> CentredGram:
+    return CentredGram.of(x.T @ x / len(x), x.mean(axis=0))
+
+
 def consumer_of(x: Array, columns: Sequence[Sequence[int]], outputs: int = 4, seed: int = 9) -> Consumer:
     weight = np.random.default_rng(seed).standard_normal((outputs, x.shape[1]))
-    return Consumer(x.T @ x / len(x), x.mean(axis=0), weight, np.array(columns))
+    return Consumer(centred_of(x), weight, np.array(columns))
+
+
+def without_bias(consumer: Consumer) -> Consumer:
+    return replace(consumer, is_affine=False)
+
+
+def consumers_of(consumers: Sequence[Consumer], affine: bool) -> list[Consumer]:
+    return [replace(consumer, is_affine=affine) for consumer in consumers]
 
 
 def plain(units: int, width: int = 1) -> list[list[int]]:
@@ -42,12 +55,14 @@ def lstsq_error(x: Array, consumer: Consumer, units: Sequence[int], affine: bool
     return float(np.sum(residual**2) / len(x))
 
 
-def ridged_error(consumer: Consumer, units: Sequence[int], rho: float, affine: bool) -> float:
-    """The documented objective, minimised by one dense solve for the kept set: no elimination."""
-    size = len(consumer.gram)
+def ridged_error(consumer: Consumer, units: Sequence[int], rho: float) -> float:
+    """The documented objective, minimised by one dense solve with a constant column: no elimination."""
+    inputs, affine = consumer.inputs, consumer.is_affine
+    assert isinstance(inputs, CentredGram)
+    size = len(inputs)
     H = np.ones((size + 1, size + 1))
-    H[:size, :size] = consumer.gram + np.diag(ridge_diagonal(consumer.gram, rho))
-    H[:size, size] = H[size, :size] = consumer.mean
+    H[:size, :size] = inputs.gram() + np.diag(ridge_diagonal(inputs.covariance, rho))
+    H[:size, size] = H[size, :size] = inputs.mean
     gone = np.delete(consumer.columns, list(units), axis=0).ravel()
     kept = np.setdiff1d(np.arange(size + 1 if affine else size), gone)
     W = consumer.weight[:, gone]
@@ -55,12 +70,12 @@ def ridged_error(consumer: Consumer, units: Sequence[int], rho: float, affine: b
     return float(np.trace(W @ (H[np.ix_(gone, gone)] - H[np.ix_(gone, kept)] @ change) @ W.T))
 
 
-def naive(consumers: Sequence[Consumer], rho: float, affine: bool) -> tuple[list[int], list[float]]:
+def naive(consumers: Sequence[Consumer], rho: float) -> tuple[list[int], list[float]]:
     """Greedy elimination that solves every candidate set from scratch."""
     kept = list(range(len(consumers[0].columns)))
     removed, errors = [], [0.0]
     while kept:
-        trials = [sum(ridged_error(c, [k for k in kept if k != u], rho, affine) for c in consumers) for u in kept]
+        trials = [sum(ridged_error(c, [k for k in kept if k != u], rho) for c in consumers) for u in kept]
         errors.append(min(trials))
         removed.append(kept.pop(int(np.argmin(trials))))
     return removed[::-1], errors[::-1]
@@ -71,10 +86,10 @@ def naive(consumers: Sequence[Consumer], rho: float, affine: bool) -> tuple[list
 def test_errors_on_the_path_are_those_of_least_squares_on_the_samples(width: int, affine: bool) -> None:
     x = mixed(6 * width, seed=width)
     consumer = consumer_of(x, plain(6, width))
-    path = eliminate([consumer], TINY, affine)
+    path = eliminate(consumers_of([consumer], affine), TINY)
     expected = [lstsq_error(x, consumer, path.order[:k].tolist(), affine) for k in range(7)]
     np.testing.assert_allclose(path.errors, expected, rtol=1e-8, atol=1e-8 * path.energy)
-    assert path.energy == pytest.approx(np.sum((x @ consumer.weight.T) ** 2) / ROWS, rel=1e-12)
+    assert path.energy == pytest.approx((x @ consumer.weight.T).var(axis=0).sum(), rel=1e-12)
 
 
 def test_every_subset_is_at_least_as_bad_when_the_columns_are_uncorrelated() -> None:
@@ -91,11 +106,12 @@ def test_every_subset_is_at_least_as_bad_when_the_columns_are_uncorrelated() -> 
 def test_agrees_with_naive_elimination_of_several_consumers(rho: float, affine: bool) -> None:
     first = consumer_of(mixed(9, seed=5), plain(9), outputs=40)  # more outputs than columns
     second = consumer_of(mixed(20, seed=6), np.random.default_rng(0).permutation(20)[:18].reshape(9, 2).tolist())
-    path = eliminate([first, second], rho, affine)
-    order, errors = naive([first, second], rho, affine)
+    first, second = consumers_of([first, second], affine)
+    path = eliminate([first, second], rho)
+    order, errors = naive([first, second], rho)
     assert path.order.tolist() == order
     np.testing.assert_allclose(path.errors, errors, rtol=1e-9, atol=1e-12 * path.energy)
-    assert order != eliminate([first], rho, affine).order.tolist()
+    assert order != eliminate([first], rho).order.tolist()
 
 
 def test_rounds_do_not_change_the_path() -> None:
@@ -106,11 +122,11 @@ def test_rounds_do_not_change_the_path() -> None:
         path = eliminate(consumers)
         assert sorted(path.order.tolist()) == list(range(units))
         for k in (0, 1, units // 4, units // 2, units - 1):
-            expected = sum(ridged_error(c, path.order[:k].tolist(), 1e-3, True) for c in consumers)
+            expected = sum(ridged_error(c, path.order[:k].tolist(), 1e-3) for c in consumers)
             assert path.errors[k] == pytest.approx(expected, rel=1e-8)
             left = path.order[: k + 1].tolist()
             others = [[v for v in left if v != u] for u in left[:4]]
-            trials = [sum(ridged_error(c, kept, 1e-3, True) for c in consumers) for kept in others]
+            trials = [sum(ridged_error(c, kept, 1e-3) for c in consumers) for kept in others]
             assert path.errors[k] <= min(trials) * (1 + 1e-9)
 
 
@@ -120,7 +136,7 @@ def test_affine_combinations_cost_nothing_and_go_first() -> None:
     x[:, [0, 1, 2, 4, 6, 7]] = free
     x[:, [3, 5, 8]] = free @ np.random.default_rng(2).standard_normal((6, 3)) + [3.0, -2.0, 1.0]
     consumer = consumer_of(x, plain(9))
-    affine, linear = eliminate([consumer], 1e-9), eliminate([consumer], 1e-9, affine=False)
+    affine, linear = eliminate([consumer], 1e-9), eliminate([without_bias(consumer)], 1e-9)
     assert affine.errors[6] < 1e-6 * affine.energy
     assert affine.errors[5] > 1e-4 * affine.energy
     assert linear.errors[6] > 100 * affine.errors[6]
@@ -130,9 +146,10 @@ def test_affine_combinations_cost_nothing_and_go_first() -> None:
 def test_the_constant_column_absorbs_a_mean_shift() -> None:
     x = mixed(5, seed=7, shift=10.0)
     consumer = consumer_of(x, plain(5))
-    affine, linear = eliminate([consumer], TINY), eliminate([consumer], TINY, affine=False)
+    affine, linear = eliminate([consumer], TINY), eliminate([without_bias(consumer)], TINY)
     assert affine.errors[0] == pytest.approx(np.sum((x @ consumer.weight.T).var(axis=0)), rel=1e-6)
-    assert linear.errors[0] == pytest.approx(linear.energy, rel=1e-6)
+    assert affine.energy == linear.energy == pytest.approx(affine.errors[0], rel=1e-6)
+    assert linear.errors[0] == pytest.approx(np.sum((x @ consumer.weight.T) ** 2) / ROWS, rel=1e-6)
     assert (affine.errors[1:-1] < linear.errors[1:-1]).all()
 
 
@@ -176,7 +193,7 @@ def test_dead_units_go_first_and_equal_ones_by_index() -> None:
     path = eliminate([consumer_of(x, plain(6, 2))])
     assert set(path.order[-2:].tolist()) == {1, 4}
     assert path.errors[4] < 1e-4 * path.energy
-    same = Consumer(np.zeros((3, 3)), np.zeros(3), np.ones((2, 3)), np.array([[0], [1], [2]]))
+    same = Consumer(CentredGram(np.zeros((3, 3)), np.zeros(3)), np.ones((2, 3)), np.array([[0], [1], [2]]))
     assert eliminate([same]).order.tolist() == [2, 1, 0]
     assert eliminate([same]).energy == 0.0
 
@@ -185,10 +202,11 @@ def test_float32_rounding_with_large_means_survives() -> None:
     x = (mixed(10, seed=15, shift=0.0) + 500.0).astype(np.float32)
     x[:, 9] = x[:, 0]
     gram = (x.T @ x / np.float32(ROWS)).astype(np.float64)
-    consumer = Consumer(gram, x.mean(axis=0).astype(np.float64), np.ones((1, 10)), np.array(plain(10)))
+    inputs = CentredGram.of(gram, x.mean(axis=0).astype(np.float64))
+    consumer = Consumer(inputs, np.ones((1, 10)), np.array(plain(10)))
     path = eliminate([consumer])
     assert np.isfinite(path.errors).all()
-    mapping, shift = affine_fold(consumer.gram, consumer.mean, path.order[:4][np.argsort(path.order[:4])])
+    mapping, shift = affine_fold(inputs, path.order[:4][np.argsort(path.order[:4])])
     assert np.isfinite(mapping).all()
     assert np.isfinite(shift).all()
 
@@ -199,7 +217,7 @@ def test_float32_rounding_with_large_means_survives() -> None:
 @pytest.mark.parametrize("keep", [[0, 3, 4], [5], [], [0, 1, 2, 3, 4, 5]])
 def test_affine_fold_is_least_squares_with_a_constant(keep: list[int]) -> None:
     x = mixed(6, seed=21, shift=3.0)
-    mapping, shift = affine_fold(x.T @ x / ROWS, x.mean(axis=0), keep, rho=TINY)
+    mapping, shift = affine_fold(centred_of(x), keep, rho=TINY)
     oracle = scipy.linalg.lstsq(np.c_[x[:, keep], np.ones(ROWS)], x)[0].T
     np.testing.assert_allclose(mapping, oracle[:, :-1], atol=1e-8)
     np.testing.assert_allclose(shift, oracle[:, -1], atol=1e-7)
@@ -209,23 +227,24 @@ def test_affine_fold_is_least_squares_with_a_constant(keep: list[int]) -> None:
 
 def test_affine_fold_of_centred_samples_is_the_linear_fold() -> None:
     x = mixed(6, seed=22) - mixed(6, seed=22).mean(axis=0)
-    mapping, shift = affine_fold(x.T @ x / ROWS, x.mean(axis=0), [1, 4], rho=0.1)
+    mapping, shift = affine_fold(centred_of(x), [1, 4], rho=0.1)
     np.testing.assert_allclose(mapping, fold_map(x.T @ x / ROWS, [1, 4], rho=0.1), atol=1e-12)
     np.testing.assert_allclose(shift, 0.0, atol=1e-12)
 
 
+@pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("rho", [1e-3, 0.5])
-def test_the_fold_attains_the_error_of_the_path(rho: float) -> None:
+def test_the_fold_attains_the_error_of_the_path(rho: float, affine: bool) -> None:
     x = mixed(12, seed=23, shift=2.0)
-    consumer = consumer_of(x, plain(6, 2))
+    (consumer,) = consumers_of([consumer_of(x, plain(6, 2))], affine)
     path = eliminate([consumer], rho)
     for k in range(7):
         keep = np.sort(consumer.columns[path.order[:k]].ravel())
-        mapping, shift = affine_fold(consumer.gram, consumer.mean, keep, rho)
+        mapping, shift = affine_fold(consumer.inputs, keep, rho, affine)
         change = -consumer.weight.copy()
         change[:, keep] += consumer.weight @ mapping
         data = np.sum((x @ change.T + consumer.weight @ shift) ** 2) / ROWS
-        ridge = np.sum(ridge_diagonal(consumer.gram, rho) * change**2)
+        ridge = np.sum(ridge_diagonal(centred_of(x).covariance, rho) * change**2)
         assert path.errors[k] == pytest.approx(data + ridge, rel=1e-9, abs=1e-12 * path.energy)
 
 
@@ -234,16 +253,16 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="at least one"):
         eliminate([])
     with pytest.raises(ValueError, match=r"number of units, not have \[2, 4\]"):
-        eliminate([good, Consumer(good.gram, good.mean, good.weight, np.array([[0], [1]]))])
+        eliminate([good, Consumer(good.inputs, good.weight, np.array([[0], [1]]))])
     with pytest.raises(ValueError, match="twice"):
-        eliminate([Consumer(good.gram, good.mean, good.weight, np.array([[0], [0]]))])
+        eliminate([Consumer(good.inputs, good.weight, np.array([[0], [0]]))])
     with pytest.raises(ValueError, match="weight must be"):
-        eliminate([Consumer(good.gram, good.mean, good.weight[:, :3], good.columns)])
+        eliminate([Consumer(good.inputs, good.weight[:, :3], good.columns)])
     with pytest.raises(ValueError, match="columns must be"):
-        eliminate([Consumer(good.gram, good.mean, good.weight, np.arange(4))])
+        eliminate([Consumer(good.inputs, good.weight, np.arange(4))])
     with pytest.raises(ValueError, match="mean must be"):
-        affine_fold(good.gram, good.mean[:3], [0])
+        affine_fold(CentredGram(np.eye(4), np.zeros(3)), [0])
     with pytest.raises(ValueError, match="of the same X"):
-        affine_fold(good.gram, good.mean + 100.0, [0])
+        CentredGram.of(np.eye(4), np.full(4, 100.0))
     with pytest.raises(ValueError, match="rho"):
         eliminate([good], rho=0.0)

@@ -125,7 +125,9 @@ def test_moments_that_bases_are_turned_by(units: str) -> None:
         around = Around(executor)
         found = snp_onnx.prune(model, feeds, executor=around, **options)
     assert_same(found, snp_onnx.prune(model, feeds, **options))
-    assert len({task.program for task in around.tasks}) == 2  # the bases, then the consumers' inputs
+    programs = list(dict.fromkeys(task.program for task in around.tasks))
+    assert len(programs) == 4  # the bases, then the consumers' inputs; each around 0, and around the first batch's mean
+    assert [sum(task.program == program for task in around.tasks) for program in programs[::2]] == [1, 1]
 
 
 # a worker is killed

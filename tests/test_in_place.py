@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from snp_onnx.subspace import Consumer, affine_fold, eliminate, fold_map
+from snp_onnx.subspace import CentredGram, Consumer, affine_fold, eliminate, fold_map
 from snp_onnx.subspace.arrays import TILE, as_gram, tiles
-from snp_onnx.subspace.folding import centred
 from snp_onnx.subspace.in_place import factorise, inverse_of, narrow
 from snp_onnx.subspace.ridge import ridge_of, with_ridge
 from tests.test_elimination import ridged_error
@@ -26,9 +25,10 @@ def gram_of(size: int, rows: int = 300, seed: int = 0) -> tuple[np.ndarray, np.n
 def test_the_factor_and_the_inverse(size: int) -> None:
     gram, _ = gram_of(size)
     ridge = ridge_of(np.diag(gram), 1e-2)
-    ridged, expected = with_ridge(gram, ridge)
+    ridged, expected, _ = with_ridge(gram, ridge)
     room = gram.copy()
-    factor = factorise(room, ridge)
+    factor, clipped = factorise(room, ridge)
+    assert clipped == 0.0
     np.testing.assert_allclose(np.tril(factor), expected, rtol=0, atol=1e-10 * np.abs(expected).max())
     inverse = inverse_of(factor)
     np.testing.assert_allclose(inverse @ ridged, np.eye(size), atol=1e-9)
@@ -42,8 +42,11 @@ def test_a_matrix_with_negative_eigenvalues_from_rounding() -> None:
     gram = gram.astype(np.float32).astype(np.float64) - 1e-5 * np.trace(gram) * np.eye(size) / size
     gram = (gram + gram.T) / 2
     ridge = np.full(size, 1e-9)
-    expected = with_ridge(gram, ridge)[1]
-    np.testing.assert_array_equal(factorise(gram.copy(), ridge), expected)
+    _, expected, share = with_ridge(gram, ridge)
+    factor, clipped = factorise(gram.copy(), ridge)
+    np.testing.assert_array_equal(factor, expected)
+    lost = np.linalg.eigvalsh(gram)
+    assert clipped == share == pytest.approx(-lost[lost < 0].sum() / lost[lost > 0].sum(), rel=1e-6)
     with pytest.raises(ValueError, match="not positive semi-definite"):
         factorise(-gram, ridge)
 
@@ -69,7 +72,7 @@ def test_checking_leaves_the_callers_matrix(size: int) -> None:
     before = gram.copy()
     checked = as_gram(gram)
     np.testing.assert_array_equal(checked, (before + before.T) / 2)
-    covariance, _ = centred(checked, mean)
+    covariance = CentredGram.of(checked, mean).covariance
     off = ~np.eye(size, dtype=bool)
     np.testing.assert_array_equal(covariance[off], (checked - np.outer(mean, mean))[off])
     np.testing.assert_array_equal(gram, before)
@@ -93,12 +96,13 @@ def test_a_wide_layer_is_eliminated_exactly(affine: bool) -> None:
     size, rho = TILE + 130, 1e-3
     gram, mean = gram_of(size, rows=4 * size)
     weight = np.random.default_rng(1).standard_normal((3, size))
-    consumer = Consumer(gram, mean, weight, np.random.default_rng(2).permutation(size)[: size - 20, None])
-    before = gram.copy()
-    path = eliminate([consumer], rho, affine)
-    np.testing.assert_array_equal(gram, before)
+    inputs = CentredGram.of(gram, mean)
+    consumer = Consumer(inputs, weight, np.random.default_rng(2).permutation(size)[: size - 20, None], affine)
+    before = inputs.covariance.copy()
+    path = eliminate([consumer], rho)
+    np.testing.assert_array_equal(inputs.covariance, before)
     for kept in (0, 17, 500, size - 25):
-        expected = ridged_error(consumer, path.order[:kept].tolist(), rho, affine)
+        expected = ridged_error(consumer, path.order[:kept].tolist(), rho)
         assert path.errors[kept] == pytest.approx(expected, rel=1e-8)
 
 
@@ -113,10 +117,11 @@ def vanishing(scale: float, size: int = 8) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("affine", [True, False])
 def test_activations_whose_squares_underflow(scale: float, affine: bool) -> None:
     gram, mean = vanishing(scale)
-    path = eliminate([Consumer(gram, mean, np.ones((2, 8)), np.arange(8)[:, None])], 1e-3, affine)
+    inputs = CentredGram.of(gram, mean)
+    path = eliminate([Consumer(inputs, np.ones((2, 8)), np.arange(8)[:, None], affine)], 1e-3)
     assert sorted(path.order) == list(range(8))
     assert np.isfinite(path.errors).all()
-    mapping, shift = affine_fold(gram, mean, np.arange(5))
+    mapping, shift = affine_fold(inputs, np.arange(5), is_affine=affine)
     assert np.isfinite(mapping).all()
     assert np.isfinite(shift).all()
     assert np.isfinite(fold_map(gram, np.arange(5))).all()
@@ -126,4 +131,4 @@ def test_a_large_negative_eigenvalue_is_still_an_error() -> None:
     with pytest.raises(ValueError, match="not positive semi-definite"):
         with_ridge(np.diag([1.0, -1e-3]), np.full(2, 1e-9))
     with pytest.raises(ValueError, match="exceeds gram"):
-        centred(np.eye(2), np.array([2.0, 0.0]))
+        CentredGram.of(np.eye(2), np.array([2.0, 0.0]))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from scipy import linalg
 
-from snp_onnx.subspace import conjugate_gradients, refit, refit_error
+from snp_onnx.subspace import CentredGram, conjugate_gradients, refit, refit_error
 from snp_onnx.subspace.ridge import ridge_diagonal
 
 Array = npt.NDArray[Any]
@@ -27,9 +27,10 @@ class Rows:
     bias: Array
 
     @property
-    def moments(self) -> tuple[Array, Array, Array, Array]:
+    def moments(self) -> tuple[CentredGram, Array, Array]:
         n = len(self.x)
-        return self.x.T @ self.x / n, self.x.mean(0), self.x.T @ self.t / n, self.t.mean(0)
+        inputs = CentredGram.of(self.x.T @ self.x / n, self.x.mean(0))
+        return inputs, self.x.T @ (self.t - self.t.mean(0)) / n, self.t.mean(0)
 
     def error(self, weight: Array, bias: Array) -> float:
         """Mean over rows, from the rows themselves."""
@@ -67,7 +68,7 @@ def test_the_ridge_is_that_of_the_equation(is_free: bool) -> None:
     data = rows(n=5)  # fewer rows than inputs: the ridge decides
     rho = 0.3
     weight, bias = refit(*data.moments, data.weight, None if is_free else data.bias, rho)
-    root = np.sqrt(len(data.x) * ridge_diagonal(data.moments[0], rho))
+    root = np.sqrt(len(data.x) * ridge_diagonal(data.moments[0].covariance, rho))
     pull = np.c_[np.diag(root), np.zeros(len(root))]  # n Λ on the weights, nothing on the bias
     ones = np.ones(len(data.x))
     if is_free:
@@ -112,12 +113,12 @@ def test_dead_and_repeated_inputs_do_no_harm() -> None:
 
 def test_an_error_from_moments_is_that_of_the_rows() -> None:
     data = rows()
-    energy = float(np.square(data.t).sum(axis=1).mean())
+    variance = float(data.t.var(axis=0).sum())
     best = refit(*data.moments, data.weight, None, rho=1e-12)
     errors = []
     for weight, bias in ((data.weight, data.bias), (data.weight, np.zeros(4)), best):
-        found = refit_error(*data.moments, energy, weight, bias)
-        assert found == pytest.approx(data.error(weight, bias), rel=1e-9)
+        found = refit_error(*data.moments, variance, weight, bias)
+        assert found == pytest.approx(data.error(weight, bias) / variance, rel=1e-9)
         errors.append(found)
     assert errors[2] < 0.5 * min(errors[:2])
 
@@ -127,8 +128,8 @@ def test_a_perfect_fit_has_no_negative_error() -> None:
     for seed in range(20):
         weight = np.random.default_rng(seed).standard_normal((4, 7))
         exact = Rows(data.x, data.x @ weight.T + 1e-9, weight, np.zeros(4))
-        energy = float(np.square(exact.t).sum(axis=1).mean())
-        assert 0.0 <= refit_error(*exact.moments, energy, weight, np.zeros(4)) <= 1e-9 * energy
+        variance = float(exact.t.var(axis=0).sum())
+        assert 0.0 <= refit_error(*exact.moments, variance, weight, np.zeros(4)) <= 1e-9
 
 
 @pytest.mark.parametrize(
@@ -138,8 +139,8 @@ def test_a_perfect_fit_has_no_negative_error() -> None:
         ({"weight": np.ones(7)}, r"weight must be \(O, 7\)"),
         ({"cross": np.ones((4, 7))}, r"cross must be \(7, 4\)"),
         ({"aim_mean": np.ones(3)}, r"aim_mean \(4,\)"),
-        ({"mean": np.ones(6)}, "mean"),
-        ({"gram": np.ones((7, 6))}, "gram"),
+        ({"inputs": CentredGram(np.eye(7), np.ones(6))}, "mean"),
+        ({"inputs": CentredGram(np.ones((7, 6)), np.ones(7))}, "gram"),
         ({"weight": np.full((4, 7), np.nan)}, "weight"),
         ({"cross": np.full((7, 4), np.inf)}, "cross"),
         ({"aim_mean": np.full(4, np.nan)}, "aim_mean"),
@@ -149,7 +150,7 @@ def test_a_perfect_fit_has_no_negative_error() -> None:
 )
 def test_impossible_moments_are_refused(change: dict[str, Any], message: str) -> None:
     data = rows()
-    names = ("gram", "mean", "cross", "aim_mean")
+    names = ("inputs", "cross", "aim_mean")
     given = dict(zip(names, data.moments, strict=True)) | {"weight": data.weight, "bias": None, "rho": 1e-2}
     refit(**given)
     with pytest.raises(ValueError, match=message):

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 from scipy import linalg
 
-from snp_onnx.subspace import Consumer, balanced_bases, eliminate, principal_basis
+from snp_onnx.subspace import CentredGram, Consumer, balanced_bases, eliminate, principal_basis
 from snp_onnx.subspace.rotation import square_roots
 
 Matrix = npt.NDArray[np.float64]
@@ -89,7 +89,7 @@ def test_what_nothing_takes_over_is_counted_exactly() -> None:
 
 def test_a_loss_adds_to_what_consumers_lose() -> None:
     x = rows(60, 7, 10)
-    consumer = Consumer(x.T @ x / 60, x.mean(axis=0), np.ones((2, 7)), np.arange(7)[:, None])
+    consumer = Consumer(CentredGram.of(x.T @ x / 60, x.mean(axis=0)), np.ones((2, 7)), np.arange(7)[:, None])
     plain = eliminate([consumer])
     least = int(plain.order[-1])
     dear = np.zeros((7, 7))

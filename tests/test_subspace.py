@@ -73,7 +73,8 @@ def test_ridge_strength_must_be_positive(rho: float) -> None:
 
 def test_indefinite_by_rounding_is_repaired_and_indefinite_by_error_is_refused() -> None:
     rounded = np.diag([1.0, -1e-6])
-    ridged, factor = with_ridge(rounded, np.full(2, 1e-9))
+    ridged, factor, clipped = with_ridge(rounded, np.full(2, 1e-9))
+    assert clipped == pytest.approx(1e-6)
     np.testing.assert_allclose(ridged, np.diag([1.0, 0.0]), atol=2e-9)
     np.testing.assert_allclose(factor @ factor.T, ridged, atol=1e-15)
     with pytest.raises(ValueError, match="not positive semi-definite"):

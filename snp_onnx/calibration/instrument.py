@@ -1,12 +1,14 @@
 """The statistics are part of the graph: a model whose outputs are moments, so that nothing large leaves the session."""
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
+from types import MappingProxyType
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from snp_onnx.calibration.displacements import (
@@ -17,7 +19,7 @@ from snp_onnx.calibration.displacements import (
     shifted_products,
 )
 from snp_onnx.calibration.emitter import END, PREFIX, Emitter
-from snp_onnx.calibration.moments import MomentRequest, Squares, Window
+from snp_onnx.calibration.moments import MomentRequest, Pilot, Squares, Window
 from snp_onnx.errors import ModelError
 from snp_onnx.tracing.op import read_by
 
@@ -30,7 +32,8 @@ class Sums:
     """Names of the graph outputs that answer one request.
 
     X itself stands for its Gram matrix where `is_rows`; its column energies, or nothing, where no more is wanted.
-    Where `is_displaced`, Gram matrix and sum are in the form of `displacements`.
+    Where `is_displaced`, Gram matrix and sum are in the form of `displacements`. `pilot` is what the sums are around,
+    its entries in the order of the graph's columns.
     """
 
     gram: str | None
@@ -39,6 +42,7 @@ class Sums:
     cross: str | None
     is_rows: bool = False
     is_displaced: bool = False
+    pilot: Pilot | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ def instrument(
     requests: Sequence[MomentRequest],
     keep: Sequence[str] = (),
     as_rows: Container[str] = (),
+    pilots: Mapping[str, Pilot] = MappingProxyType({}),
 ) -> Instrumented:
     """A copy of `model` that computes the moments, the tensors to keep and nothing else; the model is not touched.
 
@@ -69,12 +74,14 @@ def instrument(
     derived from the int64 input `snp_onnx::phase`, shape (1,): while the phase counts up, the offsets of all axes
     together take every value once. Slice has neither run-time starts nor steps before opset 10: there the offset is
     always 0 and the input is absent. Columns of patches come out window position by window position; `runner.collect`
-    brings them into the order of `Moments`. Requests whose key is in `as_rows` are answered by their rows.
+    brings them into the order of `Moments`. Requests whose key is in `as_rows` are answered by their rows. Requests
+    with a pilot are summed around it: it is taken away from the columns, so what is padded was 0 before, and what is
+    masked still adds nothing.
     """
     unique = tuple({request.key: request for request in requests}.values())
     _require_tensors(model.graph, unique)
     emitter = Emitter(_opset(model))
-    sums = tuple(_sums(emitter, request, request.key in as_rows) for request in unique)
+    sums = tuple(_sums(emitter, request, request.key in as_rows, pilots.get(request.key)) for request in unique)
     instrumented = Instrumented(onnx.ModelProto(), unique, sums, tuple(keep))
     _assemble(instrumented, model, emitter)
     return instrumented
@@ -101,30 +108,34 @@ def _require_tensors(graph: onnx.GraphProto, requests: Iterable[MomentRequest]) 
                 raise ModelError(f"the graph has no tensor {name!r}, of which moments were requested: check the name")
 
 
-def _sums(emitter: Emitter, request: MomentRequest, is_rows: bool) -> Sums:
-    """The nodes from the requested tensors to their sums."""
+def _sums(emitter: Emitter, request: MomentRequest, is_rows: bool, pilot: Pilot | None) -> Sums:
+    """The nodes from the requested tensors to their sums; the shortcuts know no pilot of their own rows."""
+    has_own = pilot is not None and pilot.own is not None
     if request.is_product and request.cross_with is not None:
         return _product_sums(emitter, request, request.cross_with)
-    if is_by_displacement(request, emitter.opset):
-        return _displaced_sums(emitter, request)
+    if is_by_displacement(request, emitter.opset) and not has_own:
+        return _displaced_sums(emitter, request, pilot)
     if request.cross_with is not None and request.cross_window is not None and is_by_shifts(request, emitter.opset):
         return _shifted_sums(emitter, request, request.cross_with, request.cross_window)
     offset = _offset(emitter, request)
     mask = _mask(emitter, request, offset)
-    x = _matrix(emitter, request, _columns(emitter, request, offset), mask)
+    own, other = (pilot.own, pilot.other) if pilot is not None else (None, None)
+    x = _matrix(emitter, request, _columns(emitter, request, offset), mask, own)
     cross = None
     if request.cross_with is not None:
         if request.cross_window is not None:
             wide = _windows(emitter, request, request.cross_with, request.cross_window, (), None)
         else:
             wide = _positions(emitter, request, request.cross_with, offset)
-        cross = emitter.product(x, _matrix(emitter, request, wide, mask))
+        cross = emitter.product(x, _matrix(emitter, request, wide, mask, other))
     is_rows = is_rows and request.squares is Squares.GRAM
     is_whole = request.rank > 2 and mask is None and not request.lattice and not request.window and not request.slots
     total, count = (
-        _whole_sum(emitter, request) if is_whole else (emitter.sum(x, [0]), _count(emitter, request, x, mask))
+        _whole_sum(emitter, request)
+        if is_whole and not has_own
+        else (emitter.sum(x, [0]), _count(emitter, request, x, mask))
     )
-    return Sums(_squares(emitter, request, x, is_rows), total, count, cross, is_rows)
+    return Sums(_squares(emitter, request, x, is_rows), total, count, cross, is_rows, pilot=pilot)
 
 
 def _squares(emitter: Emitter, request: MomentRequest, x: str, is_rows: bool) -> str | None:
@@ -136,7 +147,7 @@ def _squares(emitter: Emitter, request: MomentRequest, x: str, is_rows: bool) ->
     return x if is_rows else emitter.product(x, x)
 
 
-def _displaced_sums(emitter: Emitter, request: MomentRequest) -> Sums:
+def _displaced_sums(emitter: Emitter, request: MomentRequest, pilot: Pilot | None) -> Sums:
     """Every position of a plain window: what is alike in many blocks of the Gram matrix is computed once."""
     layout = [*request.row_axes, request.axis]
     maps = emitter.transpose(_float(emitter, request.tensor), layout)
@@ -144,8 +155,9 @@ def _displaced_sums(emitter: Emitter, request: MomentRequest) -> Sums:
     gram, total = products(emitter, maps, whole)
     cross = None
     if request.cross_with is not None:
-        cross = cross_products(emitter, maps, emitter.transpose(_float(emitter, request.cross_with), layout))
-    return Sums(gram, total, count, cross, is_displaced=True)
+        others = emitter.transpose(_float(emitter, request.cross_with), layout)
+        cross = cross_products(emitter, maps, _less(emitter, others, None if pilot is None else pilot.other))
+    return Sums(gram, total, count, cross, is_displaced=True, pilot=pilot)
 
 
 def _shifted_sums(emitter: Emitter, request: MomentRequest, other: str, window: Window) -> Sums:
@@ -283,12 +295,20 @@ def _mask(emitter: Emitter, request: MomentRequest, offset: str | None) -> str |
     return emitter.emit("Cast", mask, to=TensorProto.BOOL)
 
 
-def _matrix(emitter: Emitter, request: MomentRequest, columns: str, mask: str | None) -> str:
-    """(n, C): slots become rows, masked rows become zero, whatever they held."""
+def _less(emitter: Emitter, columns: str, pilot: NDArray[np.float64] | None) -> str:
+    """Columns, on the last axis, without their pilot."""
+    return columns if pilot is None else emitter.emit("Sub", columns, emitter.constant(pilot.astype(np.float32)))
+
+
+def _matrix(
+    emitter: Emitter, request: MomentRequest, columns: str, mask: str | None, pilot: NDArray[np.float64] | None
+) -> str:
+    """(n, C): slots become rows, the pilot is taken away, masked rows become zero, whatever they held."""
     rank = request.rank
     if request.slots is not None:
         columns = emitter.emit("Gather", columns, emitter.constant(np.asarray(request.slots, np.int64)), axis=rank - 1)
         rank += 1
+    columns = _less(emitter, columns, pilot)
     if mask is not None:
         wide = emitter.unsqueeze(mask, range(request.rank - 1, rank))
         columns = emitter.emit("Where", wide, columns, emitter.constant(np.zeros((), np.float32)))

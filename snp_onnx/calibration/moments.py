@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import prod
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from snp_onnx.errors import CalibrationError, PlanError
 from snp_onnx.external import release
+from snp_onnx.subspace import CentredGram
 
 
 class View(StrEnum):
@@ -111,6 +112,14 @@ class MomentRequest:
         return plain and self.squares is Squares.NONE and self.axis == 1 and self.rank > 3 and not self.lattice
 
     @property
+    def other(self) -> "MomentRequest | None":
+        """The energies of Y, of the rows that a cross product sees; None where these are windows or there is no Y."""
+        if self.cross_with is None or self.cross_window is not None:
+            return None
+        plain = MomentRequest(self.cross_with, self.axis, self.rank, lattice=self.lattice, row_mask=self.row_mask)
+        return replace(plain, squares=Squares.ENERGIES)
+
+    @property
     def taps(self) -> int:
         """Columns of X per unit: the size of the window, 1 for channels."""
         return prod(self.window.kernel) if self.window is not None else 1
@@ -126,12 +135,24 @@ class MomentRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Pilot:
+    """What is taken away from every row before products are summed: p (C,), near the mean of X, and q (D,), of Y.
+
+    The sums are in float32. Around 0 their rounding is k² times as large in units of the variance where the mean is k
+    times the spread; around a pilot it is that of data without an offset. None: 0.
+    """
+
+    own: NDArray[np.float64] | None = None
+    other: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Moments:
-    """Sums over rows: XᵀX, Σx, how many, and XᵀY where it was asked for.
+    """Sums over rows: XᵀX, Σx, how many, and XᵀY where it was asked for; with a `pilot`, of X - p and Y - q.
 
     `gram_sum` (C, C) and `cross_sum` (C, D) in activation² units, `sum` (C,) in activation units, all float64. Columns
     of patches are ordered like `W.reshape(O, -1)`: unit by unit, window positions innermost. Where X has fewer rows
-    than columns, `rows` (n, C) may be there in place of `gram_sum`, which is then made of them when asked for.
+    than columns, `rows` (n, C) of X may be there in place of `gram_sum`, which is then made of them when asked for.
     Where only the diagonal was wanted, `square_sum` (C,) is there in place of both; where nothing was, none of them.
     """
 
@@ -143,26 +164,59 @@ class Moments:
     was_finite: bool | None = None
     """What `is_finite` found before the sums went to a file; None: not looked at yet."""
     square_sum: NDArray[np.float64] | None = None
+    pilot: Pilot | None = None
 
     def __add__(self, other: "Moments") -> "Moments":
         if self.rows is not None and other.rows is not None:
             rows = np.concatenate([self.rows, other.rows])
             return Moments(None, self.sum + other.sum, self.count + other.count, rows=rows)
+        if (self.cross_sum is None) != (other.cross_sum is None):
+            raise PlanError("moments with and without a cross term cannot be added: ask both for the same")
+        if self.pilot is not None or other.pilot is not None:
+            return self._added_around(other)
         if self.square_sum is not None and other.square_sum is not None:
             squares = self.square_sum + other.square_sum
             return Moments(None, self.sum + other.sum, self.count + other.count, square_sum=squares)
-        if (self.cross_sum is None) != (other.cross_sum is None):
-            raise PlanError("moments with and without a cross term cannot be added: ask both for the same")
         cross = None if self.cross_sum is None or other.cross_sum is None else self.cross_sum + other.cross_sum
         return Moments(self._squares() + other._squares(), self.sum + other.sum, self.count + other.count, cross)
+
+    def _added_around(self, other: "Moments") -> "Moments":
+        """The sum around the pilot of `self`, to which `other` is brought in float64."""
+        if self.cross_sum is not None or self.square_sum is not None:
+            raise PlanError("moments around a pilot can be added only where all of XᵀX and no cross term was asked for")
+        step = other._around - self._around
+        gram = other._squares() + np.outer(other.sum, step)
+        gram += np.outer(step, other.sum + other.count * step)
+        gram += self._squares()
+        total = self.sum + other.sum + other.count * step
+        return Moments(gram, total, self.count + other.count, pilot=Pilot(self._around))
+
+    @property
+    def _around(self) -> NDArray[np.float64]:
+        """What the sums are around, (C,)."""
+        own = self.pilot.own if self.pilot is not None else None
+        return np.zeros_like(self.sum) if own is None else own
 
     @property
     def gram(self) -> NDArray[np.float64]:
         """G = XᵀX / n, (C, C), not centred."""
-        gram = self._squares() / self._rows()
+        return self._mean_squares() if self.pilot is None else self.centred.gram()
+
+    @property
+    def centred(self) -> CentredGram:
+        """The covariance and the mean of X; the caller may write over it."""
+        if self.rows is not None:
+            apart = self.rows - self.mean
+            return CentredGram(apart.T @ apart / self._rows(), self.mean)
+        found = CentredGram.of(self._mean_squares(), self.sum / self._rows())
+        return found if self.pilot is None else replace(found, mean=self.mean)
+
+    def _mean_squares(self) -> NDArray[np.float64]:
+        """XᵀX / n around the pilot, in memory of its own."""
+        squares = self._squares() / self._rows()
         if self.gram_sum is not None:
             release(self.gram_sum)
-        return gram
+        return squares
 
     def _squares(self) -> NDArray[np.float64]:
         if self.gram_sum is not None:
@@ -173,21 +227,37 @@ class Moments:
     @property
     def energies(self) -> NDArray[np.float64]:
         """The diagonal of G, (C,)."""
+        return self.variance + np.square(self.mean)
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """The variance of every column of X, (C,), at least 0."""
         if self.square_sum is not None:
-            return self.square_sum / self._rows()
-        if self.gram_sum is None and self.rows is not None:
-            return np.asarray(np.square(self.rows).sum(axis=0) / self._rows())
-        return np.diag(self._squares()) / self._rows()
+            squares = self.square_sum
+        elif self.gram_sum is not None:
+            squares = np.diag(self.gram_sum)
+        else:
+            assert self.rows is not None
+            return np.asarray(np.square(self.rows - self.mean).sum(axis=0) / self._rows())
+        return np.maximum(squares / self._rows() - np.square(self.sum / self._rows()), 0.0)
 
     @property
     def mean(self) -> NDArray[np.float64]:
         """Mean row, (C,)."""
-        return self.sum / self._rows()
+        return self._around + self.sum / self._rows()
 
     @property
     def cross(self) -> NDArray[np.float64] | None:
-        """XᵀY / n, (C, D)."""
+        """XᵀY / n, (C, D), of moments without a pilot."""
         return None if self.cross_sum is None else self.cross_sum / self._rows()
+
+    def cross_covariance(self, other_mean: NDArray[np.float64]) -> NDArray[np.float64]:
+        """E[(x - m)(y - ȳ)ᵀ], (C, D), for the mean ȳ (D,) of the same Y."""
+        if self.cross_sum is None:
+            raise PlanError("these moments have no cross term: ask for one")
+        aside = self.pilot.other if self.pilot is not None else None
+        apart = other_mean if aside is None else other_mean - aside
+        return np.asarray(self.cross_sum / self._rows() - np.outer(self.sum / self._rows(), apart))
 
     @property
     def is_finite(self) -> bool:
@@ -201,6 +271,22 @@ class Moments:
         if not self.count:
             raise CalibrationError("no row was counted for these moments: check the row mask and the number of samples")
         return self.count
+
+
+FAR = 100.0
+"""Mean² in units of the variance from which on sums want a pilot: below it their rounding is far below every ridge."""
+
+FLOOR = 1e-3
+"""Share of the mean variance of all columns that a column counts as having at least, as in the ridge."""
+
+
+def is_far(mean: NDArray[np.float64], variance: NDArray[np.float64]) -> bool:
+    """Whether float32 sums around 0 would lose too many digits of the variance of a column.
+
+    >>> is_far(np.array([1.0, 20.0]), np.array([1.0, 1.0])), is_far(np.array([1.0, 0.0]), np.array([1.0, 0.0]))
+    (True, False)
+    """
+    return bool((np.square(mean) > FAR * np.maximum(variance, FLOOR * variance.mean())).any())
 
 
 ALMOST = 0.9

@@ -148,10 +148,20 @@ def versions() -> tuple[str, str]:
     return __version__, runtime_version()
 
 
+def is_summed_there(program: Program, runtime: Runtime) -> bool:
+    """Whether this process adds batches up on a device of its own, where their answers are."""
+    return device_of(ready(program, runtime)) != "cpu"
+
+
 def answers(
-    program: Program, batches: Batches, runtime: Runtime, executor: Executor | None, apart: Collection[str] = ()
+    program: Program,
+    batches: Batches,
+    runtime: Runtime,
+    executor: Executor | None,
+    apart: Collection[str] = (),
+    start: int = 0,
 ) -> Iterator[Answer]:
-    """What each batch says, in the order of the batches.
+    """What each batch says, in the order of the batches, the first of which has the number `start`.
 
     Without an executor and on a device of its own (CUDA) what isn't `apart` is summed there, and comes with the last.
 
@@ -159,10 +169,10 @@ def answers(
     that an executor runs again, because a worker was lost, gives the same answer, and each is handed on once.
     CalibrationError where the executor can't run tasks any more.
     """
-    tasks = (Task(program, runtime, index, feed, versions()) for index, feed in enumerate(batches))
+    tasks = (Task(program, runtime, index, feed, versions()) for index, feed in enumerate(batches, start))
     if executor is None:
-        session = ready(program, runtime)
-        if device_of(session) != "cpu":
+        if is_summed_there(program, runtime):
+            session = ready(program, runtime)
             yield from summed_on_device(session, map(_whole_feed, tasks), apart, runtime)
             return
         for task in tasks:
@@ -170,7 +180,7 @@ def answers(
             assert not isinstance(found, Unknown)  # the task has the program with it
             yield found
         return
-    sent = _Sent(executor)
+    sent = _Sent(executor, start)
     try:
         for task in tasks:
             sent.send(task)
@@ -206,6 +216,7 @@ class _Sent:
     """The tasks under way in an executor, oldest first, and the workers that were sent the program."""
 
     executor: Executor
+    start: int = 0
     waiting: deque[_Sending] = field(default_factory=deque)
     served: set[str] = field(default_factory=set)
     limit: int = FEWEST
@@ -216,7 +227,7 @@ class _Sent:
 
     def send(self, task: Task) -> None:
         """The first task takes the program along, the others its name."""
-        self.waiting.append(_Sending(task, self._submit(task, whole=task.index == 0)))
+        self.waiting.append(_Sending(task, self._submit(task, whole=task.index == self.start)))
 
     def next(self) -> Answer:
         """The oldest task's answer."""
@@ -226,7 +237,7 @@ class _Sent:
                 if (refusal := sending.refusal) is not None:
                     self._send_again(sending, refusal)
         self.waiting.popleft()
-        if oldest.task.index == 0:
+        if oldest.task.index == self.start:
             size = sum(array.nbytes for array in found.values())
             self.limit = max(FEWEST, min(2 * _worker_count(self.executor), MOST_WAITING // max(size, 1)))
         return found

@@ -16,21 +16,13 @@ import numpy.typing as npt
 from snp_onnx.calibration.moments import MomentRequest, View, row_strides
 from snp_onnx.planning.detours import Detour
 from snp_onnx.planning.readings import PATCH_COLUMNS, Reading, conv_window, reads_tokens, rows_per_column
+from snp_onnx.planning.scarcity import SCARCITY
 from snp_onnx.tracing import Linear, Trace
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.groups import Mask
 from snp_onnx.tracing.weights import Weights
 
 Array = npt.NDArray[np.float64]
-
-ROWS_PER_COLUMN = 64
-"""Rows a column that the lattice of a refit aims at."""
-
-TOKENS = 256
-"""Tokens a column that a refit wants: with fewer the anchor grows, or a layer learns those it was shown by heart."""
-
-LEAST_ROWS_PER_COLUMN = 4
-"""A layer with fewer rows for each of its inputs keeps the weights it has: it would learn the samples by heart."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,18 +143,19 @@ def _reading(trace: Trace, alive: Mask, linear: Linear, samples: int) -> Reading
     columns = labels[alive[labels]].repeat(taps)
     output, axis = shape[linear.output], linear.output_axis
     positions = int(np.prod([extent for place, extent in enumerate(output) if place not in (0, axis)]))
-    if len(columns) > PATCH_COLUMNS or samples * positions < LEAST_ROWS_PER_COLUMN * len(columns):
+    if len(columns) > PATCH_COLUMNS or samples * positions < SCARCITY.least_refit_rows * len(columns):
         return None
     lattice = _lattice(trace, linear, len(columns), samples)
     view = View.CHANNELS if window is None else View.PATCHES
     mask = trace.row_mask(linear.input, axis)
     request = MomentRequest(linear.input, axis, len(output), view=view, window=window, lattice=lattice, row_mask=mask)
     slots = np.arange(len(columns), dtype=np.int64)[None, :]
-    return Reading(request, columns, slots, is_exact=True, rows_wanted=TOKENS if reads_tokens(trace, linear) else 0)
+    wanted = SCARCITY.refit_tokens if reads_tokens(trace, linear) else 0
+    return Reading(request, columns, slots, is_exact=True, rows_wanted=wanted)
 
 
 def _lattice(trace: Trace, linear: Linear, columns: int, samples: int) -> tuple[int, ...]:
-    wanted = rows_per_column(trace, linear, ROWS_PER_COLUMN, ROWS_PER_COLUMN)
+    wanted = rows_per_column(trace, linear, SCARCITY.refit_rows, SCARCITY.refit_rows)
     return row_strides(trace.facts.shapes[linear.output], linear.output_axis, samples, columns, wanted)
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from snp_onnx.planning.parallel import side_by_side
 from snp_onnx.planning.plan import Folds
 from snp_onnx.planning.statistics import Statistics
-from snp_onnx.subspace import affine_fold, fold_map
+from snp_onnx.subspace import affine_fold
 from snp_onnx.tracing import Linear, Trace
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.groups import Mask
@@ -31,11 +31,15 @@ class Folding:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Work:
-    """One weight to fold: the way to its initialiser, who reads it, and the bias that may take up a constant."""
+    """One weight to fold: the way to its initialiser, who reads it, and the bias that may take up a constant.
+
+    `is_centred` says whether its ridge is relative to the variance of the inputs or, as published, to their energy.
+    """
 
     path: WeightPath
     linears: list[Linear]
     bias: str | None
+    is_centred: bool
 
 
 def fold(
@@ -48,9 +52,9 @@ def fold(
 ) -> Folding:
     """W' = W A for every consumer weight with removed inputs, A from the kept inputs' moments; nothing is changed.
 
-    A weight that several nodes share is folded once, on the moments of all their inputs together. `affine` lets a bias
-    take up what a constant column of the least squares gets, where the reading is exact. `keep` puts what was folded
-    where it stays.
+    A weight that several nodes share is folded once, on the moments of all their inputs together. `affine` takes the
+    moments around the mean and lets a bias take up what a constant column of the least squares gets, where the reading
+    is exact; without it they are around 0, as published. `keep` puts what was folded where it stays.
     """
     trace, weights = flow.trace, flow.weights
     readers = _readers(trace)
@@ -65,7 +69,7 @@ def fold(
             unfolded.append(f"{weight}: cut without folding: {reason}")
         else:
             bias = own_bias(flow, linears, statistics) if affine else None
-            work.append(_Work(path, linears, bias))
+            work.append(_Work(path, linears, bias, affine))
 
     def folded(item: _Work) -> dict[str, npt.NDArray[np.generic]]:
         strength = ridge * statistics.caution(item.linears) if affine else ridge
@@ -90,11 +94,10 @@ def _fold_one(
     linear = work.linears[0]
     reading = statistics.readings[linear]
     keep = np.flatnonzero(alive[reading.columns])
-    gram = statistics.gram(work.linears)
-    if work.bias is None:
-        absorb, shift = fold_map(gram, keep, ridge), None
-    else:
-        absorb, shift = affine_fold(gram, statistics.mean(work.linears), keep, ridge)
+    inputs = statistics.inputs(work.linears)
+    if not work.is_centred:
+        inputs = inputs.around_zero()
+    absorb, shift = affine_fold(inputs, keep, ridge, is_affine=work.bias is not None)
     dense = np.asarray(weights.array(linear.weight), dtype=np.float64)
     unfolded = reading.unfold(dense, linear)
     folded = np.zeros_like(unfolded)
@@ -104,7 +107,7 @@ def _fold_one(
     root = weights.array(work.path.root)
     refolded = reading.refold(folded, linear, dense.shape)
     values = {work.path.root: work.path.undo(refolded, root.shape, root.dtype)}
-    if work.bias is not None and shift is not None:
+    if work.bias is not None:
         bias = weights.array(work.bias)
         gain = np.sum([unfolded[..., positions] @ shift for positions in reading.slots], axis=0)
         values[work.bias] = (bias + gain.reshape(bias.shape)).astype(bias.dtype)

@@ -74,7 +74,7 @@ class HeadStatistics:
         """The sum of the moments of heads that share a basis; heads that are one and the same count once."""
         rows = {tuple(operand.numbers[head].tolist()): head for head in reversed(list(heads))}
         parts = [self.moments[self.readings[operand][head].request.key] for head in sorted(rows.values())]
-        grams = [part.gram - np.outer(part.mean, part.mean) * around_mean for part in parts]
+        grams = [part.centred.covariance if around_mean else part.gram for part in parts]
         return np.asarray(np.sum(grams, axis=0), dtype=np.float64)
 
 

@@ -12,11 +12,9 @@ from snp_onnx.planning.folding import own_bias
 from snp_onnx.planning.heads import logits_loss
 from snp_onnx.planning.options import Choices, Ratios
 from snp_onnx.planning.parallel import side_by_side
-from snp_onnx.planning.readings import shows_spread
 from snp_onnx.planning.statistics import Statistics, unit_columns
 from snp_onnx.subspace import (
     Consumer,
-    FewRows,
     Order,
     cumulative_variance,
     eliminate,
@@ -39,9 +37,9 @@ Reader = Callable[[str], npt.NDArray[np.generic]]
 class Path:
     """A group's way from all units to one: `order[:k]` are the units kept at width k.
 
-    `variance[k-1]` is the share that the first k units capture, of ΣD or, after elimination, of the consumers' output
-    energy; `energy` is that energy on a scale on which groups can be compared; `threshold[k]` is the value of the one
-    global dial from which on unit `order[k]` stays.
+    `variance[k-1]` is the share that the first k units capture, of ΣD or, after elimination, of the variance of the
+    consumers' outputs; `energy` is that variance on a scale on which groups can be compared; `threshold[k]` is the
+    value of the one global dial from which on unit `order[k]` stays; `clipped` is that of `Elimination`.
     """
 
     group: Group
@@ -49,6 +47,7 @@ class Path:
     variance: Vector
     threshold: Vector
     energy: float = 1.0
+    clipped: float = 0.0
 
     @property
     def errors(self) -> Vector:
@@ -100,9 +99,10 @@ def _eliminated(flow: Flow, group: Group, statistics: Statistics, choices: Choic
         return None
     ridge = choices.ridge * statistics.caution(group.consumers)
     found = eliminate(consumers, ridge, alone=np.sum(losses, axis=0) if losses else None)
-    captured = 1.0 - found.errors[1:] / max(found.energy, np.finfo(np.float64).tiny)
-    variance = np.maximum(captured, -1.0)  # of a layer that gives nothing the ridge alone has an error
-    return Path(group, found.order, variance, _threshold(variance, choices.ratios), found.energy)
+    # of a layer that gives nothing the ridge alone has an error; without a free bias a mean may be lost besides
+    scale = found.energy if found.energy > 0.0 else max(float(found.errors[0]), np.finfo(np.float64).tiny)
+    variance = 1.0 - found.errors[1:] / scale
+    return Path(group, found.order, variance, _threshold(variance, choices.ratios), scale, found.clipped)
 
 
 def _consumer(flow: Flow, group: Group, linears: list[Linear], statistics: Statistics, power: float) -> Consumer:
@@ -112,21 +112,11 @@ def _consumer(flow: Flow, group: Group, linears: list[Linear], statistics: Stati
     unfolded = reading.unfold(np.asarray(flow.weights.array(linear.weight), dtype=np.float64), linear)
     weight = np.concatenate([unfolded[..., row].reshape(-1, len(row)) for row in reading.slots])
     is_affine = own_bias(flow, linears, statistics) is not None
-    mean = statistics.mean(linears) if is_affine else np.zeros(len(reading.columns))
-    gram, spread = statistics.gram(linears), statistics.spread(linear)
+    inputs, spread = statistics.inputs(linears), statistics.spread(linear)
     if spread is None:
-        spread = _output_energy(weight, gram)
-        if shows_spread(flow, linear, reading):
-            spread -= float(np.square(weight @ statistics.mean(linears)).sum())
+        spread = inputs.output_variance(weight)
     scale = spread ** (-0.5 * power) if spread > 0.0 else 1.0
-    return Consumer(gram, mean, scale * weight, unit_columns(reading.columns, group.labels).T)
-
-
-def _output_energy(weight: npt.NDArray[np.float64], gram: npt.NDArray[np.float64] | FewRows) -> float:
-    """tr(W G Wᵀ)."""
-    if isinstance(gram, FewRows):
-        return gram.output_energy(weight)
-    return float(np.einsum("oc,oc->", weight @ gram, weight))
+    return Consumer(inputs, scale * weight, unit_columns(reading.columns, group.labels).T, is_affine)
 
 
 def _threshold(variance: Vector, ratios: Ratios) -> Vector:

@@ -9,26 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from snp_onnx.calibration.moments import MomentRequest, Squares, View, Window, row_strides
+from snp_onnx.planning.scarcity import SCARCITY
 from snp_onnx.tracing import Group, Linear, Trace
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.labels import Labels
 
 Slots = npt.NDArray[np.int64]
 Array = npt.NDArray[np.float64]
-
-FULL_ROWS_PER_COLUMN = 4
-"""A flattened axis is measured position by position if there are at least so many rows a column, else by channel.
-
-So is a wide window of a convolution."""
-
-WIDE_WINDOW = 1024
-"""Columns from which on a window must have that many rows: its Gram matrix costs more than the layer itself."""
-
-ROWS_PER_UNIT = 16
-"""Rows a column that sub-sampling aims at: the least-squares error from the sample is then about 1/16 of the rest."""
-
-TOKENS_PER_UNIT = 64
-"""The same where positions aren't pixels: tokens differ from their neighbours, and there are fewer of them."""
 
 PADDED = 4
 """So many positions are read for one that counts, where a mask says that some are padding."""
@@ -102,7 +89,7 @@ def _has_rows(trace: Trace, linear: Linear, window: Window, samples: int) -> boo
     """Whether the samples have enough positions for all the weights of a whole window."""
     positions = int(np.prod(trace.facts.shapes[linear.output][2:]))
     columns = trace.facts.shapes[linear.weight][1] * int(np.prod(window.kernel))
-    return columns < WIDE_WINDOW or samples * positions >= FULL_ROWS_PER_COLUMN * columns
+    return columns < SCARCITY.wide_window or SCARCITY.is_whole(columns, samples * positions)
 
 
 def reads_tokens(trace: Trace, linear: Linear) -> bool:
@@ -151,7 +138,7 @@ def _patches(trace: Trace, linear: Linear, window: Window, samples: int) -> Read
     labels = trace.axes[linear.input][linear.input_axis]
     columns = labels.repeat(int(np.prod(window.kernel)))
     output = trace.facts.shapes[linear.output]
-    lattice = row_strides(output, 1, samples, len(columns), ROWS_PER_UNIT)
+    lattice = row_strides(output, 1, samples, len(columns), SCARCITY.pixel_rows)
     request = MomentRequest(
         linear.input, linear.input_axis, len(output), view=View.PATCHES, window=window, lattice=lattice
     )
@@ -164,12 +151,12 @@ def _reading(trace: Trace, linear: Linear, samples: int) -> Reading:
     labels = trace.axes[linear.input][axis]
     positions = int(np.prod([n for place, n in enumerate(shape) if place not in (0, axis)]))
     slots = _slots(labels)
-    if slots is None or len(labels) * FULL_ROWS_PER_COLUMN <= samples * positions:
+    if slots is None or SCARCITY.is_whole(len(labels), samples * positions):
         slots = np.arange(len(labels), dtype=np.int64)[None, :]
     columns = labels[slots[0]]
     flattened = len(slots) > 1
     lattice = row_strides(
-        shape, axis, samples, len(columns), rows_per_column(trace, linear, ROWS_PER_UNIT, TOKENS_PER_UNIT)
+        shape, axis, samples, len(columns), rows_per_column(trace, linear, SCARCITY.pixel_rows, SCARCITY.token_rows)
     )
     request = MomentRequest(
         linear.input,
@@ -181,7 +168,7 @@ def _reading(trace: Trace, linear: Linear, samples: int) -> Reading:
     )
     kernel = trace.facts.shapes[linear.weight][2:] if linear.op.type in ("Conv", "ConvTranspose") else ()
     is_exact = int(np.prod(kernel)) == 1 and not any(linear.op.attr("pads", []))
-    return Reading(request, columns, slots, is_exact, TOKENS_PER_UNIT if reads_tokens(trace, linear) else 0)
+    return Reading(request, columns, slots, is_exact, SCARCITY.token_rows if reads_tokens(trace, linear) else 0)
 
 
 def shows_spread(flow: Flow, linear: Linear, reading: Reading) -> bool:

@@ -11,17 +11,14 @@ import numpy.typing as npt
 from snp_onnx.calibration.moments import MomentRequest, Moments
 from snp_onnx.planning.head_statistics import HeadStatistics
 from snp_onnx.planning.readings import Reading
-from snp_onnx.subspace import FewRows, few_rows, shrink
-from snp_onnx.subspace.arrays import add_outer
+from snp_onnx.planning.scarcity import SCARCITY, Scarcity
+from snp_onnx.subspace import CentredGram, FewRows
 from snp_onnx.subspace.ridge import UNDERFLOW
 from snp_onnx.tracing import Group, Linear
 from snp_onnx.tracing.labels import Labels
 
 Matrix = npt.NDArray[np.float64]
 Vector = npt.NDArray[np.float64]
-
-
-MOST_CAUTION = 100.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,6 +30,7 @@ class Statistics:
     totals: Mapping[Linear, MomentRequest] = field(default_factory=dict)
     outputs: Mapping[Linear, MomentRequest] = field(default_factory=dict)
     heads: HeadStatistics = field(default_factory=HeadStatistics)
+    scarcity: Scarcity = SCARCITY
 
     def spread(self, linear: Linear) -> float | None:
         """The variance, summed over channels, of what a layer is part of; None where it was not measured."""
@@ -46,32 +44,25 @@ class Statistics:
         found = self.moments.get(request.key) if request is not None else None
         if found is None or not found.is_finite:
             return None
-        return float((found.energies - np.square(found.mean)).sum())
+        return float(found.variance.sum())
 
     def is_measured(self, linear: Linear) -> bool:
         reading = self.readings.get(linear)
         return reading is not None and reading.key in self.moments and self.moments[reading.key].is_finite
 
-    def gram(self, linears: Iterable[Linear]) -> Matrix | FewRows:
-        """G = XᵀX / n over the inputs of consumers that share one weight, (C, C)."""
-        moments = self._together(linears)
-        if moments.rows is not None and moments.count < len(moments.sum):
-            return few_rows(moments.rows, moments.count)
-        return _settled(moments)
-
-    def mean(self, linears: Iterable[Linear]) -> Vector:
-        """Mean input of consumers that share one weight, (C,)."""
-        return self._together(linears).mean
+    def inputs(self, linears: Iterable[Linear]) -> CentredGram | FewRows:
+        """The covariance and the mean of the inputs of consumers that share one weight, C columns."""
+        return self.scarcity.settled(self._together(linears))
 
     def caution(self, linears: Iterable[Linear]) -> float:
         """By how much the ridge grows where rows are few for the columns: weights would learn their noise."""
-        short = [1.0]
+        growths = [1.0]
         for linear in linears:
             reading = self.readings.get(linear)
             found = self.moments.get(reading.key) if reading is not None else None
             if reading is not None and found is not None and found.count:
-                short.append(reading.rows_wanted * len(reading.columns) / found.count)
-        return min(MOST_CAUTION, max(short))
+                growths.append(self.scarcity.caution(reading.rows_wanted, len(reading.columns), found.count))
+        return max(growths)
 
     def _together(self, linears: Iterable[Linear]) -> Moments:
         first, *others = [self.moments[self.readings[linear].key] for linear in linears]
@@ -91,7 +82,7 @@ class Statistics:
                 continue
             reading = self.readings[linear]
             done.add(reading.key)
-            gram = _settled(self.moments[reading.key])
+            gram = _written_out(self.scarcity.settled(self.moments[reading.key])).gram()
             slots = unit_columns(reading.columns, group.labels)
             part: Matrix = np.sum([gram[np.ix_(columns, columns)] for columns in slots], axis=0)
             energy = float(np.trace(part))
@@ -105,13 +96,8 @@ class Statistics:
         return [linear for linear in group.consumers if not self.is_measured(linear)]
 
 
-def _settled(moments: Moments) -> Matrix:
-    """The Gram matrix; where it has fewer rows than columns, its part around the mean is shrunk."""
-    if moments.count >= len(moments.sum):
-        return moments.gram
-    mean = moments.mean
-    gram = add_outer(moments.gram, mean, -1.0)
-    return add_outer(shrink(gram, moments.count), mean, 1.0)
+def _written_out(inputs: CentredGram | FewRows) -> CentredGram:
+    return inputs.dense() if isinstance(inputs, FewRows) else inputs
 
 
 def unit_columns(columns: Labels, units: Labels) -> npt.NDArray[np.int64]:

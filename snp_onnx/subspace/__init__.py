@@ -1,5 +1,6 @@
 """Subspaces of activations: order the units, measure what each one adds, fold the pruned into the kept. Pure numpy."""
 
+from snp_onnx.subspace.centred import CentredGram, Factor, NormalMatrix
 from snp_onnx.subspace.conjugate import conjugate_gradients
 from snp_onnx.subspace.elimination import Consumer, Elimination, eliminate
 from snp_onnx.subspace.few_rows import FewRows, FewRowsMap, few_rows
@@ -14,10 +15,13 @@ from snp_onnx.subspace.similarity import Similarity, similarity
 from snp_onnx.subspace.stream_axes import centring, principal_axes, sensitivity, turned
 
 __all__ = [
+    "CentredGram",
     "Consumer",
     "Elimination",
+    "Factor",
     "FewRows",
     "FewRowsMap",
+    "NormalMatrix",
     "Order",
     "Similarity",
     "affine_fold",

@@ -52,9 +52,9 @@ class _Dual:
     inverse: Vector
 
     @classmethod
-    def of(cls, gram: FewRows, weight: Matrix, columns: Indices, rho: float, affine: bool) -> _Dual:
+    def of(cls, inputs: FewRows, weight: Matrix, columns: Indices, is_affine: bool, rho: float) -> _Dual:
         """The start; columns of no unit are eliminated from the problem at once, for they always stay."""
-        diagonal, factor = gram.with_ridge(rho, affine)
+        diagonal, factor = inputs.with_ridge(rho, is_affine)
         rows = len(factor)
         K = linalg.inv(np.eye(rows) + (factor / diagonal) @ factor.T, check_finite=False)
         P = factor[:, columns] / diagonal[columns]
@@ -116,20 +116,20 @@ def _root(inverse: Matrix) -> Matrix:
 
 
 def eliminate_few(
-    grams: Sequence[FewRows],
+    inputs: Sequence[FewRows],
     weights: Sequence[Matrix],
     columns: Sequence[Indices],
     rho: float,
-    affine: bool,
+    are_affine: Sequence[bool],
     steps: int = STEPS,
 ) -> tuple[list[int], list[float]]:
     """Units in the order they go, the cheapest first, and what each adds to the error; costs of consumers add.
 
-    grams, weights (O, C) and columns (U,), one column a unit: of every consumer. Up to `steps` units the path is that
-    of `eliminate` on the Gram matrices written out. Of more, several go in a step: every added error is exact for the
-    order that comes out, which is greedy among the cheapest candidates of a step.
+    inputs, weights (O, C), columns (U,), one column a unit, and whether a bias is free: of every consumer. Up to
+    `steps` units the path is that of `eliminate` on the matrices written out. Of more, several go in a step: every
+    added error is exact for the order that comes out, which is greedy among the cheapest candidates of a step.
     """
-    duals = [_Dual.of(*given, rho, affine) for given in zip(grams, weights, columns, strict=True)]
+    duals = [_Dual.of(*given, rho) for given in zip(inputs, weights, columns, are_affine, strict=True)]
     units = np.arange(len(columns[0]))
     left = np.ones(len(units), dtype=bool)
     together = -(-len(units) // steps)

@@ -1,31 +1,32 @@
 """Output-aware backward elimination (block OBS): remove the cheapest unit, let the others take over, repeat.
 
-For one consumer y = W x + b with H = [[G, m], [mᵀ, 1]] + Λ, removing units means minimising tr((W' - W) H (W' - W)ᵀ)
-with their columns of W' at 0. The next unit u adds tr(W_u ([H⁻¹]_uu)⁻¹ W_uᵀ) to that minimum, and afterwards
+For one consumer y = W x + b with H the matrix of `centred`, ridge included, removing units means minimising
+tr((W' - W) H (W' - W)ᵀ) with their columns of W' at 0. The next unit u adds tr(W_u ([H⁻¹]_uu)⁻¹ W_uᵀ) to that minimum,
+and afterwards
 
     W   ← W   - W_u       ([H⁻¹]_uu)⁻¹ [H⁻¹]_u,:
     H⁻¹ ← H⁻¹ - [H⁻¹]_:,u ([H⁻¹]_uu)⁻¹ [H⁻¹]_u,:
 
-Columns that always stay, the constant among them, only enter through [H⁻¹] of the others, so they are dropped at the
-start. With R Rᵀ = [H⁻¹]_uu, F = [H⁻¹]_:,u R⁻ᵀ and Y = W_u R⁻ᵀ the updates are -Y Fᵀ and -F Fᵀ. They are collected over
-a round of removals and applied together: what is read in between includes them, so nothing is approximated.
+Columns that always stay only enter through [H⁻¹] of the others, so they are dropped at the start; a free bias is one
+that H is already without. With R Rᵀ = [H⁻¹]_uu, F = [H⁻¹]_:,u R⁻ᵀ and Y = W_u R⁻ᵀ the updates are -Y Fᵀ and -F Fᵀ. They
+are collected over a round of removals and applied together: what is read in between includes them, so nothing is
+approximated.
 
-Of U columns this takes about 2 U³ multiply-accumulates, and beside the caller's Gram matrix the memory of one more
+Of U columns this takes about 2 U³ multiply-accumulates, and beside the caller's matrix the memory of one more
 (`in_place`) and of a round's F, a sixteenth of that; of few rows the dual form takes far less (`dual`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from snp_onnx.subspace.arrays import Indices, Matrix, Vector, as_finite, as_gram, as_indices
+from snp_onnx.subspace.centred import CentredGram
 from snp_onnx.subspace.dual import eliminate_few
 from snp_onnx.subspace.few_rows import FewRows
-from snp_onnx.subspace.folding import as_mean, centre
-from snp_onnx.subspace.in_place import factorise, inverse_of, narrow
-from snp_onnx.subspace.ridge import ridge_of
+from snp_onnx.subspace.in_place import inverse_of, narrow
 
 ROUND = 64
 """Columns eliminated between two full updates: enough for fast matrix products, few enough to stay cheap."""
@@ -38,15 +39,16 @@ SHARE_OF_ROUND = 16
 class Consumer:
     """One linear consumer of the units: the moments of its input columns, its weights, and whose each column is.
 
-    gram : (C, C) G = XᵀX/n, not centred, or the few rows that it would be made of. mean : (C,) of X.
+    inputs : the covariance and the mean of the C input columns, written out or as few rows.
     weight : (O, C) dense weights W.
     columns : (U, B) the B columns of every unit; a column of no unit always stays.
+    is_affine : whether its bias is free to take up a constant; otherwise it stays as it is.
     """
 
-    gram: Matrix | FewRows
-    mean: Vector
+    inputs: CentredGram | FewRows
     weight: Matrix
     columns: Indices
+    is_affine: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,22 +57,22 @@ class Elimination:
 
     order : (U,) units, the most important first: the reverse of removal.
     errors : (U + 1,) output error, ridge included, when only the first k units of the order are kept; never increasing.
-    energy : Σ tr(W G Wᵀ) over the consumers, output² units like the errors.
+    energy : Σ tr(W S Wᵀ) over the consumers, the variance of what they give, output² units like the errors.
+    clipped : the largest share of a consumer's trace H that negative eigenvalues had, which were set to 0.
     """
 
     order: Indices
     errors: Vector
     energy: float
+    clipped: float = 0.0
 
 
-def eliminate(
-    consumers: Sequence[Consumer], rho: float = 1e-3, affine: bool = True, alone: ArrayLike | None = None
-) -> Elimination:
+def eliminate(consumers: Sequence[Consumer], rho: float = 1e-3, alone: ArrayLike | None = None) -> Elimination:
     """Remove the units one at a time, the cheapest first, ties by index; costs of several consumers add.
 
-    errors[k] = Σ tr((W' - W) (H₀ + Λ) (W' - W)ᵀ) at its minimum over W' on the first k units of the order, with
-    Λ_i = rho · max(G_ii, 1e-3 · mean diag G), 0 on the constant. It includes the ridge: only so is it the quantity the
-    order is greedy in, and sure never to increase with k. The minimiser is W' = W A of `affine_fold`, or of `fold_map`.
+    errors[k] = Σ tr((W' - W) (H + Λ) (W' - W)ᵀ) at its minimum over W' on the first k units of the order, with H + Λ of
+    `centred`. It includes the ridge: only so is it the quantity the order is greedy in, and sure never to increase with
+    k. The minimiser is W' = W A of `affine_fold`.
     Nothing is approximated but by rounding; of more than 128 units with few rows several go in a step, see `dual`.
 
     Parameters
@@ -78,7 +80,6 @@ def eliminate(
     consumers : at least one (unless `alone` is given), all with the same number of units U; O, C and B are each
         consumer's own.
     rho : ridge strength of `ridge_diagonal`.
-    affine : give every consumer a free bias (a constant column); otherwise its bias stays as it is.
     alone : (U, U) positive semi-definite M: removed units R cost Σ_{i, j in R} M_ij besides, which nothing takes over
         (the logits of an attention lose it). With it there need be no consumer; energy counts Σ_ij M_ij.
 
@@ -90,7 +91,8 @@ def eliminate(
     Examples
     --------
     >>> import numpy as np
-    >>> path = eliminate([Consumer(np.eye(2), np.zeros(2), np.array([[1.0, 3.0]]), np.array([[0], [1]]))], rho=1e-12)
+    >>> inputs = CentredGram(np.eye(2), np.zeros(2))
+    >>> path = eliminate([Consumer(inputs, np.array([[1.0, 3.0]]), np.array([[0], [1]]))], rho=1e-12)
     >>> path.order.tolist(), path.errors.round(6).tolist(), path.energy
     ([1, 0], [10.0, 1.0, 0.0], 10.0)
     """
@@ -99,13 +101,12 @@ def eliminate(
     counts = sorted({*(len(consumer.columns) for consumer in checked), *(len(loss.matrix) for loss in losses)})
     if len(counts) != 1:
         raise ValueError(f"consumers must be at least one and agree on the number of units, not have {counts}")
-    if checked and not losses and all(isinstance(c.gram, FewRows) and c.columns.shape[1] == 1 for c in checked):
-        return _eliminated_few(checked, rho, affine)
-    grams = [c.gram.dense() if isinstance(c.gram, FewRows) else c.gram for c in checked]
-    checked = [replace(c, gram=gram) for c, gram in zip(checked, grams, strict=True)]
-    power = sum(float(np.einsum("ij,ij->", c.weight @ G, c.weight)) for c, G in zip(checked, grams, strict=True))
-    power += sum(float(loss.matrix.sum()) for loss in losses)
-    remaining: list[_Part] = [*(_start(consumer, rho, affine) for consumer in checked), *losses]
+    if checked and not losses and all(isinstance(c.inputs, FewRows) and c.columns.shape[1] == 1 for c in checked):
+        return _eliminated_few(checked, rho)
+    variance = sum(consumer.inputs.output_variance(consumer.weight) for consumer in checked)
+    variance += sum(float(loss.matrix.sum()) for loss in losses)
+    started = [_start(consumer, rho) for consumer in checked]
+    remaining: list[_Part] = [*(part for part, _ in started), *losses]
     units: Indices = np.arange(counts[0])
     removed, costs = [], []
     while units.size:
@@ -114,21 +115,21 @@ def eliminate(
         costs.extend(added)
         stay = np.setdiff1d(np.arange(units.size), picks)
         units, remaining = units[stay], [part.survivors(stay) for part in remaining]
-    return _path(removed, costs, power)
+    return _path(removed, costs, variance, max([0.0, *(clipped for _, clipped in started)]))
 
 
-def _path(removed: Sequence[int], costs: Sequence[float], energy: float) -> Elimination:
+def _path(removed: Sequence[int], costs: Sequence[float], energy: float, clipped: float = 0.0) -> Elimination:
     errors = np.concatenate([np.cumsum(costs)[::-1], [0.0]])
-    return Elimination(np.array(removed[::-1], dtype=np.intp), errors, max(0.0, energy))
+    return Elimination(np.array(removed[::-1], dtype=np.intp), errors, max(0.0, energy), clipped)
 
 
-def _eliminated_few(consumers: Sequence[Consumer], rho: float, affine: bool) -> Elimination:
+def _eliminated_few(consumers: Sequence[Consumer], rho: float) -> Elimination:
     """The dual form; every consumer has few rows and one column a unit."""
-    grams = [consumer.gram for consumer in consumers if isinstance(consumer.gram, FewRows)]
+    few = [consumer.inputs for consumer in consumers if isinstance(consumer.inputs, FewRows)]
     weights, columns = [c.weight for c in consumers], [c.columns.ravel() for c in consumers]
-    removed, costs = eliminate_few(grams, weights, columns, rho, affine)
-    energy = sum(gram.output_energy(weight) for gram, weight in zip(grams, weights, strict=True))
-    return _path(removed, costs, energy)
+    removed, costs = eliminate_few(few, weights, columns, rho, [c.is_affine for c in consumers])
+    variance = sum(inputs.output_variance(weight) for inputs, weight in zip(few, weights, strict=True))
+    return _path(removed, costs, variance)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -250,15 +251,15 @@ def _round(remaining: Sequence[_Part], count: int) -> tuple[list[int], list[floa
 
 
 def _checked(consumer: Consumer) -> Consumer:
-    gram = consumer.gram if isinstance(consumer.gram, FewRows) else as_gram(consumer.gram)
-    mean = as_mean(consumer.mean, len(gram))
+    inputs = consumer.inputs if isinstance(consumer.inputs, FewRows) else consumer.inputs.checked()
     weight = as_finite(consumer.weight, "weight")
-    if weight.ndim != 2 or weight.shape[1] != len(gram):
-        raise ValueError(f"weight must be (O, {len(gram)}) to match the gram; it has shape {weight.shape}")
+    if weight.ndim != 2 or weight.shape[1] != len(inputs):
+        raise ValueError(f"weight must be (O, {len(inputs)}) to match the gram; it has shape {weight.shape}")
     columns = np.asarray(consumer.columns)
     if columns.ndim != 2 or not columns.size:
         raise ValueError(f"columns must be (U, B), at least one for every unit; it has shape {columns.shape}")
-    return Consumer(gram, mean, weight, as_indices(columns.ravel(), len(gram), "columns").reshape(columns.shape))
+    numbers = as_indices(columns.ravel(), len(inputs), "columns").reshape(columns.shape)
+    return Consumer(inputs, weight, numbers, consumer.is_affine)
 
 
 def _loss(alone: ArrayLike) -> _Loss:
@@ -266,18 +267,15 @@ def _loss(alone: ArrayLike) -> _Loss:
     return _Loss(matrix, np.zeros(len(matrix)))
 
 
-def _start(consumer: Consumer, rho: float, affine: bool) -> _Remaining:
-    """The first round; the consumer's Gram matrix, a copy of `as_gram`, becomes its inverse."""
-    gram, mean = np.asarray(consumer.gram), consumer.mean if affine else np.zeros_like(consumer.mean)
+def _start(consumer: Consumer, rho: float) -> tuple[_Remaining, float]:
+    """The first round, and the share that was clipped; a copy of the covariance becomes the inverse."""
+    own = consumer.inputs.dense() if isinstance(consumer.inputs, FewRows) else consumer.inputs.checked(own=True)
     owned = consumer.columns.ravel()
-    ordered = np.concatenate([np.setdiff1d(np.arange(len(gram)), owned), owned])
-    ridge = ridge_of(np.diag(gram), rho)[ordered]
-    if not np.array_equal(ordered, np.arange(len(gram))):
-        gram = gram[np.ix_(ordered, ordered)]
-    factor = factorise(gram, ridge, centre(gram, mean[ordered]))
+    ordered = np.concatenate([np.setdiff1d(np.arange(len(own)), owned), owned])
+    factor = own.with_ridge(rho, consumer.is_affine, in_place=True).factor_on(ordered, in_place=True)
     # The corner of the factor is that of the Schur complement, whose inverse is [H⁻¹] on the columns of the units.
-    corner = factor[-owned.size :, -owned.size :]
-    return _remaining(inverse_of(corner), consumer.weight[:, owned], consumer.columns.shape[1])
+    corner = factor.lower[-owned.size :, -owned.size :]
+    return _remaining(inverse_of(corner), consumer.weight[:, owned], consumer.columns.shape[1]), factor.clipped
 
 
 def _remaining(inverse: Matrix, weight: Matrix, width: int) -> _Remaining:

@@ -1,6 +1,6 @@
-"""Moments of fewer rows than columns: the Gram matrix as a diagonal and a few rows, never written out.
+"""Moments of fewer rows than columns: the covariance as a diagonal and a few rows, never written out.
 
-Shrinkage and ridge leave G = D + FᵀF + m mᵀ with D diagonal and F (n, C), so that every inverse goes through an (n, n)
+Shrinkage and ridge leave S = D + FᵀF with D diagonal and F (n, C), so that every inverse goes through an (n, n)
 matrix (Woodbury): (D + FᵀF)⁻¹ = D⁻¹ - PᵀK⁻¹P with P = F D⁻¹ and K = I + F D⁻¹ Fᵀ.
 """
 
@@ -12,13 +12,14 @@ import numpy as np
 from scipy import linalg
 
 from snp_onnx.subspace.arrays import Indices, Matrix, Vector, as_finite
+from snp_onnx.subspace.centred import CentredGram
 from snp_onnx.subspace.ridge import ridge_of
 from snp_onnx.subspace.shrinkage import shrinkage_weight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FewRows:
-    """G = D + FᵀF + m mᵀ: `diagonal` (C,), `factor` (n, C) and `mean` (C,), activation units and their squares."""
+    """S = D + FᵀF and m: `diagonal` (C,), `factor` (n, C) and `mean` (C,), activation units and their squares."""
 
     diagonal: Vector
     factor: Matrix
@@ -28,29 +29,33 @@ class FewRows:
         return len(self.diagonal)
 
     @property
-    def energies(self) -> Vector:
-        """The diagonal of G, (C,)."""
-        return np.asarray(self.diagonal + np.square(self.factor).sum(axis=0) + np.square(self.mean))
+    def variance(self) -> Vector:
+        """The diagonal of S = D + FᵀF, (C,)."""
+        return np.asarray(self.diagonal + np.square(self.factor).sum(axis=0))
 
-    def dense(self) -> Matrix:
-        """G itself, (C, C)."""
-        gram: Matrix = self.factor.T @ self.factor + np.outer(self.mean, self.mean)
-        gram[np.diag_indices(len(gram))] += self.diagonal
-        return gram
+    def dense(self) -> CentredGram:
+        """The same moments written out, (C, C)."""
+        covariance: Matrix = self.factor.T @ self.factor
+        covariance[np.diag_indices(len(covariance))] += self.diagonal
+        return CentredGram(covariance, self.mean)
 
-    def output_energy(self, weight: Matrix) -> float:
-        """tr(W G Wᵀ) of a weight (O, C)."""
+    def around_zero(self) -> FewRows:
+        """The same moments around 0 instead of the mean, as published methods take them."""
+        return FewRows(self.diagonal, np.vstack([self.factor, self.mean]), np.zeros_like(self.mean))
+
+    def output_variance(self, weight: Matrix) -> float:
+        """tr(W S Wᵀ) of a weight (O, C): the variance of W x, summed over outputs."""
         own = np.einsum("oc,c,oc->", weight, self.diagonal, weight)
-        return float(own + np.square(weight @ self.factor.T).sum() + np.square(weight @ self.mean).sum())
+        return float(own + np.square(weight @ self.factor.T).sum())
 
-    def with_ridge(self, rho: float, affine: bool) -> tuple[Vector, Matrix]:
-        """D + Λ and F of what a least-squares problem inverts: the covariance, or G where no bias is free."""
-        diagonal = self.diagonal + ridge_of(self.energies, rho)
-        return diagonal, self.factor if affine else np.vstack([self.factor, self.mean])
+    def with_ridge(self, rho: float, is_affine: bool) -> tuple[Vector, Matrix]:
+        """D + Λ and F of what a least-squares problem inverts: S, or S + m mᵀ where no bias is free."""
+        diagonal = self.diagonal + ridge_of(self.variance, rho)
+        return diagonal, self.factor if is_affine else np.vstack([self.factor, self.mean])
 
 
 def few_rows(rows: Matrix, count: int) -> FewRows:
-    """The Gram matrix of `rows` (n, C), n < C, its part around the mean shrunk as by `shrink`.
+    """The moments of `rows` (n, C), n < C, their covariance shrunk as by `shrink`.
 
     Examples
     --------
@@ -58,7 +63,7 @@ def few_rows(rows: Matrix, count: int) -> FewRows:
     >>> from snp_onnx.subspace import shrink
     >>> x = np.array([[1.0, 2.0, 0.0], [3.0, 1.0, 1.0]])
     >>> m = x.mean(axis=0)
-    >>> np.allclose(few_rows(x, 2).dense(), shrink(x.T @ x / 2 - np.outer(m, m), 2) + np.outer(m, m))
+    >>> np.allclose(few_rows(x, 2).dense().covariance, shrink(x.T @ x / 2 - np.outer(m, m), 2))
     True
     """
     checked = as_finite(rows, "rows")
@@ -92,18 +97,18 @@ class FewRowsMap:
         return np.eye(columns) @ self
 
 
-def fold_few(gram: FewRows, kept: Indices, rho: float, affine: bool) -> tuple[FewRowsMap, Vector]:
-    """`affine_fold`, or `fold_map` with a shift of 0, by the dual form: nothing of C × C is made.
+def fold_few(gram: FewRows, kept: Indices, rho: float, is_affine: bool) -> tuple[FewRowsMap, Vector]:
+    """`affine_fold` by the dual form: nothing of C × C is made.
 
-    S_PK (S_KK + Λ_K)⁻¹ = F_Pᵀ K⁻¹ F_K D_K⁻¹ with K = I + F_K D_K⁻¹ F_Kᵀ, D including the ridge.
+    H_PK (H_KK + Λ_K)⁻¹ = F_Pᵀ K⁻¹ F_K D_K⁻¹ with K = I + F_K D_K⁻¹ F_Kᵀ, D including the ridge.
     """
-    diagonal, factor = gram.with_ridge(rho, affine)
+    diagonal, factor = gram.with_ridge(rho, is_affine)
     pruned = np.setdiff1d(np.arange(len(gram)), kept)
     scaled = factor[:, kept] / diagonal[kept]
     inner = np.eye(len(factor)) + scaled @ factor[:, kept].T
     right = linalg.solve(inner, scaled, assume_a="pos", check_finite=False)
     mapping = FewRowsMap(kept, pruned, factor[:, pruned].T, right)
     shift = np.zeros(len(gram))
-    if affine:
+    if is_affine:
         shift[pruned] = gram.mean[pruned] - factor[:, pruned].T @ (right @ gram.mean[kept])
     return mapping, shift

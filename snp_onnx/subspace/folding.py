@@ -4,33 +4,23 @@ from typing import overload
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import linalg
 
-from snp_onnx.subspace.arrays import Indices, Matrix, Vector, add_outer, as_finite, as_gram, as_indices
+from snp_onnx.subspace.arrays import Indices, Matrix, Vector, as_finite, as_gram, as_indices
+from snp_onnx.subspace.centred import CentredGram
 from snp_onnx.subspace.few_rows import FewRows, FewRowsMap, fold_few
-from snp_onnx.subspace.in_place import factorise
-from snp_onnx.subspace.ridge import UNDERFLOW, ridge_of
 
 
-@overload
-def fold_map(gram: FewRows, keep: ArrayLike, rho: float = ...) -> FewRowsMap: ...
-
-
-@overload
-def fold_map(gram: ArrayLike, keep: ArrayLike, rho: float = ...) -> Matrix: ...
-
-
-def fold_map(gram: ArrayLike | FewRows, keep: ArrayLike, rho: float = 1e-6) -> Matrix | FewRowsMap:
-    """The map A with W' = W A: least squares onto the kept units, anchored at the dense weights.
+def fold_map(gram: ArrayLike, keep: ArrayLike, rho: float = 1e-6) -> Matrix:
+    """The published map A with W' = W A: `affine_fold` around 0 instead of the mean, without a free bias.
 
     (G_KK + Λ_K) Aᵀ = G_{K,:} + Λ_K E_K, with E_K the rows K of the identity: W' solves
     min tr((W - W'E_K) G (W - W'E_K)ᵀ) + Σ_K Λ_i ‖W'_i - W_i‖². For rho → 0 it is the paper's W G_{:,K} (G_KK)^{-1}.
 
     Parameters
     ----------
-    gram : (C, C) G = XᵀX/n, activation² units; or few rows: then the map comes as its factors, to be used as `W @ A`.
+    gram : (C, C) G = XᵀX/n, not centred, activation² units.
     keep : (K,) indices of the kept units, ascending.
-    rho : ridge strength of `ridge_diagonal`.
+    rho : ridge strength of `ridge_diagonal`, relative to G.
 
     Returns
     -------
@@ -42,41 +32,37 @@ def fold_map(gram: ArrayLike | FewRows, keep: ArrayLike, rho: float = 1e-6) -> M
     >>> fold_map(np.array([[1.0, 1.0], [1.0, 1.0]]), keep=[0], rho=1e-12).round(6).tolist()
     [[1.0], [1.0]]
     """
-    if isinstance(gram, FewRows):
-        return fold_few(gram, _ascending(keep, len(gram)), rho, affine=False)[0]
     matrix = as_gram(gram, own=False)
-    kept = _ascending(keep, len(matrix))
-    pruned = np.setdiff1d(np.arange(len(matrix)), kept)
-    ridge = ridge_of(np.diag(matrix), rho)[kept]
-    mapping = np.zeros((len(matrix), len(kept)))
-    mapping[kept] = np.eye(len(kept))
-    factor = factorise(matrix[np.ix_(kept, kept)], ridge)
-    mapping[pruned] = linalg.cho_solve((factor, True), matrix[np.ix_(kept, pruned)], check_finite=False).T
-    return mapping
+    return affine_fold(CentredGram(matrix, np.zeros(len(matrix))), keep, rho, is_affine=False)[0]
 
 
 @overload
-def affine_fold(gram: FewRows, mean: ArrayLike, keep: ArrayLike, rho: float = ...) -> tuple[FewRowsMap, Vector]: ...
+def affine_fold(
+    inputs: CentredGram, keep: ArrayLike, rho: float = ..., is_affine: bool = ...
+) -> tuple[Matrix, Vector]: ...
 
 
 @overload
-def affine_fold(gram: ArrayLike, mean: ArrayLike, keep: ArrayLike, rho: float = ...) -> tuple[Matrix, Vector]: ...
+def affine_fold(
+    inputs: FewRows, keep: ArrayLike, rho: float = ..., is_affine: bool = ...
+) -> tuple[FewRowsMap, Vector]: ...
 
 
 def affine_fold(
-    gram: ArrayLike | FewRows, mean: ArrayLike, keep: ArrayLike, rho: float = 1e-3
+    inputs: CentredGram | FewRows, keep: ArrayLike, rho: float = 1e-3, is_affine: bool = True
 ) -> tuple[Matrix | FewRowsMap, Vector]:
     """The map A and the shift with W' = W A, b' = b + W shift: least squares onto the kept columns and a constant.
 
     W' and b' solve min E‖W x + b - W'x_K - b'‖² + Σ_K Λ_i ‖W'_i - W_i‖², with no ridge on the constant. With the
-    covariance S = G - m mᵀ that is (S_KK + Λ_K) Aᵀ = S_{K,:} + Λ_K E_K and shift = m - A m_K.
+    covariance S that is (S_KK + Λ_K) Aᵀ = S_{K,:} + Λ_K E_K and shift = m - A m_K. Without a free bias S + m mᵀ takes
+    the place of S, but not in Λ, and the shift is 0.
 
     Parameters
     ----------
-    gram : (C, C) G = XᵀX/n, not centred, activation² units; or few rows, as in `fold_map`.
-    mean : (C,) m, the mean of X, activation units.
+    inputs : the moments of the C input columns; of few rows the map comes as its factors, to be used as `W @ A`.
     keep : (K,) indices of the kept columns, ascending; none leaves only the constant.
-    rho : ridge strength of `ridge_diagonal`, relative to G.
+    rho : ridge strength of `ridge_diagonal`, relative to S.
+    is_affine : whether a bias is free.
 
     Returns
     -------
@@ -87,77 +73,33 @@ def affine_fold(
     --------
     >>> import numpy as np
     >>> x = np.array([[0.0, 1.0], [2.0, 5.0]])  # x_1 = 2 x_0 + 1
-    >>> mapping, shift = affine_fold(x.T @ x / 2, x.mean(axis=0), keep=[0], rho=1e-12)
+    >>> mapping, shift = affine_fold(CentredGram.of(x.T @ x / 2, x.mean(axis=0)), keep=[0], rho=1e-12)
     >>> mapping.round(6).tolist(), shift.round(6).tolist()
     ([[1.0], [2.0]], [0.0, 1.0])
     """
-    if isinstance(gram, FewRows):
-        return fold_few(gram, _ascending(keep, len(gram)), rho, affine=True)
-    matrix = as_gram(gram, own=False)
-    middle = as_mean(mean, len(matrix))
-    kept = _ascending(keep, len(matrix))
-    pruned = np.setdiff1d(np.arange(len(matrix)), kept)
-    ridge = ridge_of(np.diag(matrix), rho)[kept]
-    mapping, shift = np.zeros((len(matrix), len(kept))), np.zeros(len(matrix))
+    kept = _ascending(keep, len(inputs))
+    if isinstance(inputs, FewRows):
+        return fold_few(inputs, kept, rho, is_affine)
+    given = inputs.checked()
+    pruned = np.setdiff1d(np.arange(len(given)), kept)
+    mapping, shift = np.zeros((len(given), len(kept))), np.zeros(len(given))
     mapping[kept] = np.eye(len(kept))
     if kept.size and pruned.size:
-        covariance = matrix[np.ix_(kept, kept)]
-        factor = factorise(covariance, ridge, centre(covariance, middle[kept]))
-        target = matrix[np.ix_(kept, pruned)] - np.outer(middle[kept], middle[pruned])
-        mapping[pruned] = linalg.cho_solve((factor, True), target, check_finite=False).T
-    shift[pruned] = middle[pruned] - mapping[pruned] @ middle[kept]
+        normal = given.with_ridge(rho, is_affine)
+        mapping[pruned] = normal.factor_on(kept).solve(normal.matrix[np.ix_(kept, pruned)]).T
+    if is_affine:
+        shift[pruned] = given.mean[pruned] - mapping[pruned] @ given.mean[kept]
     return mapping, shift
 
 
-def centred(gram: Matrix, mean: Vector, tolerance: float = 1e-4) -> tuple[Matrix, float]:
-    """The covariance G - m mᵀ, and the tolerance of `with_ridge` that is `tolerance` of G rather than of it.
-
-    Where the mean is large the difference carries the rounding of G, so that is what it must be measured against.
-
-    Parameters
-    ----------
-    gram : (C, C) G = XᵀX/n, checked, activation² units. mean : (C,) activation units.
-    tolerance : fraction of trace G below which a negative eigenvalue of the covariance counts as rounding.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> centred(np.array([[5.0]]), np.array([2.0]), tolerance=0.01)
-    (array([[1.]]), 0.05)
-    """
-    covariance = gram.copy()
-    return covariance, centre(covariance, mean, tolerance)
-
-
-def centre(gram: Matrix, mean: Vector, tolerance: float = 1e-4) -> float:
-    """`centred` with the covariance written over G, and the tolerance given back."""
-    total = float(np.trace(gram))
-    add_outer(gram, mean, -1.0)
-    variance = np.diag(gram).copy()
-    if np.any(variance < -max(tolerance * total, UNDERFLOW)):
-        worst = int(np.argmin(variance))
-        raise ValueError(f"mean[{worst}]² exceeds gram[{worst}, {worst}]: pass the mean and XᵀX/n of the same X")
-    np.fill_diagonal(gram, np.maximum(variance, 0.0))
-    left = float(np.trace(gram))
-    return tolerance * total / left if left > 0.0 else float("inf")
-
-
-def as_mean(mean: ArrayLike, count: int) -> Vector:
-    """`mean` as a finite (C,) vector of the columns of a gram."""
-    vector = as_finite(mean, "mean")
-    if vector.shape != (count,):
-        raise ValueError(f"mean must be ({count},) to match the gram; it has shape {vector.shape}")
-    return vector
-
-
 def fold_error(gram: ArrayLike, weight: ArrayLike, keep: ArrayLike, folded: ArrayLike) -> float:
-    """Energy of the output error of a fold, relative to the output's own energy.
+    """The output error of a fold, relative to the output: tr((W - W'E_K) G (W - W'E_K)ᵀ) / tr(W G Wᵀ), for any W'.
 
-    tr((W - W'E_K) G (W - W'E_K)ᵀ) / tr(W G Wᵀ), for any W': 0 is a perfect fold, 1 is an output of zero.
+    0 is a perfect fold, 1 is an output of zero; with the covariance for G it is a share of the output's variance.
 
     Parameters
     ----------
-    gram : (C, C) G = XᵀX/n, activation² units.
+    gram : (C, C) G = XᵀX/n, or the covariance, activation² units.
     weight : (O, C) dense weights W.
     keep : (K,) indices of the kept units, ascending.
     folded : (O, K) weights W' on the kept units.

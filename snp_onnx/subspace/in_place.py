@@ -8,11 +8,13 @@ import numpy as np
 from scipy.linalg import lapack
 
 from snp_onnx.subspace.arrays import TILE, Indices, Matrix, Vector, tiles
-from snp_onnx.subspace.ridge import with_ridge
+from snp_onnx.subspace.ridge import TOLERANCE, with_ridge
 
 
-def factorise(matrix: Matrix, ridge: Vector, tolerance: float = 1e-4) -> Matrix:
-    """The lower Cholesky factor of `with_ridge`, written over the matrix; what is above its diagonal means nothing.
+def factorise(matrix: Matrix, ridge: Vector, tolerance: float = TOLERANCE) -> tuple[Matrix, float]:
+    """The factor of `with_ridge` and the share it clipped; what is above the factor's diagonal means nothing.
+
+    The factor is written over the matrix, unless eigenvalues had to be clipped.
 
     Parameters
     ----------
@@ -21,7 +23,7 @@ def factorise(matrix: Matrix, ridge: Vector, tolerance: float = 1e-4) -> Matrix:
 
     Examples
     --------
-    >>> np.tril(factorise(np.array([[3.0, 2.0], [2.0, 1.0]]), np.array([1.0, 1.0]))).tolist()
+    >>> np.tril(factorise(np.array([[3.0, 2.0], [2.0, 1.0]]), np.array([1.0, 1.0]))[0]).tolist()
     [[2.0, 0.0], [1.0, 1.0]]
     """
     diagonal = np.diag(matrix).copy()
@@ -29,12 +31,12 @@ def factorise(matrix: Matrix, ridge: Vector, tolerance: float = 1e-4) -> Matrix:
     # a transposed array is in the order of LAPACK's; half of it stays untouched, and holds what failed
     upper, failed = lapack.dpotrf(matrix.T, lower=0, clean=0, overwrite_a=1)
     if not failed:
-        return np.asarray(upper.T, dtype=np.float64)
+        return np.asarray(upper.T, dtype=np.float64), 0.0
     for rows, columns in tiles(len(matrix)):
         tile = matrix[rows, columns]
         matrix[columns, rows] = tile.T if rows != columns else np.triu(tile, 1).T + np.triu(tile)
     np.fill_diagonal(matrix, diagonal)
-    return with_ridge(matrix, ridge, tolerance)[1]
+    return with_ridge(matrix, ridge, tolerance)[1:]
 
 
 def inverse_of(factor: Matrix) -> Matrix:

@@ -41,7 +41,7 @@ def ldl(gram: ArrayLike, order: ArrayLike, rho: float = 1e-6) -> tuple[Matrix, V
         raise ValueError(f"order has {len(permutation)} units and the gram {count}: give every unit once")
     permuted = matrix[np.ix_(permutation, permutation)]
     ridge = ridge_of(np.diag(permuted), rho)
-    _, factor = with_ridge(permuted, ridge)
+    _, factor, _ = with_ridge(permuted, ridge)
     lower = np.tril(factor / np.diag(factor))
     np.fill_diagonal(lower, 1.0)
     inverse, _ = lapack.dtrtri(lower, lower=1, unitdiag=1)

@@ -1,9 +1,15 @@
-"""The one ridge rule: relative to every unit's own energy, with a floor for dead units."""
+"""The one ridge rule: relative to every unit's own variance, with a floor for units that don't vary.
+
+Published methods, whose Gram matrix isn't centred, take the energy in place of the variance.
+"""
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from snp_onnx.subspace.arrays import Matrix, Vector, as_gram, as_rho
+
+TOLERANCE = 1e-4
+"""Share of the largest eigenvalue below which a negative one counts as rounding: sums in float32 leave 1e-5 at most."""
 
 UNDERFLOW = float(np.finfo(np.float32).tiny)
 """Squares below this are rounded to multiples of 1e-45, or to 0: activations of 1e-20 have no Gram matrix to use."""
@@ -45,8 +51,8 @@ def ridge_of(energy: Vector, rho: float, floor: float = 1e-3) -> Vector:
     return np.maximum(as_rho(rho) * np.maximum(energy, least), np.finfo(np.float64).tiny)
 
 
-def with_ridge(gram: Matrix, ridge: Vector, tolerance: float = 1e-4) -> tuple[Matrix, Matrix]:
-    """G + Λ and its lower Cholesky factor, for a G that is positive semi-definite but for rounding.
+def with_ridge(gram: Matrix, ridge: Vector, tolerance: float = TOLERANCE) -> tuple[Matrix, Matrix, float]:
+    """G + Λ, its lower Cholesky factor, and the share of the trace that was clipped, for G positive but for rounding.
 
     Sums in float32 can leave redundant units with eigenvalues below -Λ; those are set to 0 in G first. An eigenvalue
     below -`tolerance` times the largest is no rounding, unless it is as small as float32 underflows: ValueError.
@@ -56,20 +62,26 @@ def with_ridge(gram: Matrix, ridge: Vector, tolerance: float = 1e-4) -> tuple[Ma
     gram : (C, C) symmetric, activation² units.
     ridge : (C,) diagonal of Λ, positive, activation² units.
 
+    Returns
+    -------
+    (C, C), (C, C) and a share of trace G: the sum of the negative eigenvalues, 0 where none had to be set to 0.
+
     Examples
     --------
     >>> import numpy as np
-    >>> ridged, factor = with_ridge(np.array([[3.0]]), np.array([1.0]))
-    >>> ridged.tolist(), factor.tolist()
-    ([[4.0]], [[2.0]])
+    >>> ridged, factor, clipped = with_ridge(np.array([[3.0]]), np.array([1.0]))
+    >>> ridged.tolist(), factor.tolist(), clipped
+    ([[4.0]], [[2.0]], 0.0)
     """
     ridged: Matrix = gram + np.diag(ridge)
     try:
-        return ridged, np.asarray(np.linalg.cholesky(ridged), dtype=np.float64)
+        return ridged, np.asarray(np.linalg.cholesky(ridged), dtype=np.float64), 0.0
     except np.linalg.LinAlgError:
         values, vectors = np.linalg.eigh(gram)
     if values[0] < -max(tolerance * values[-1], UNDERFLOW * len(gram)):
         span = f"{values[0]:.3g} to {values[-1]:.3g}"
         raise ValueError(f"gram is not positive semi-definite, its eigenvalues go from {span}: pass XᵀX/n")
-    ridged = (vectors * np.maximum(values, 0.0)) @ vectors.T + np.diag(ridge)
-    return ridged, np.asarray(np.linalg.cholesky(ridged), dtype=np.float64)
+    kept = np.maximum(values, 0.0)
+    ridged = (vectors * kept) @ vectors.T + np.diag(ridge)
+    clipped = float((kept - values).sum()) / max(float(kept.sum()), np.finfo(np.float64).tiny)
+    return ridged, np.asarray(np.linalg.cholesky(ridged), dtype=np.float64), clipped

@@ -4,9 +4,9 @@ With the consumer's residual r and the tangent J of the chain between, it minimi
 
     mean ‖r - J D‖² + Σ_o s_o D_o Λ D_oᵀ
 
-by a few conjugate-gradient iterations, preconditioned with K ⊗ (S + Λ): S the covariance of the producer's inputs, s_o
-the gain from its output o to the consumer's outputs, K the same of two outputs together, s on its diagonal. Nothing but
-the gradient and the products leaves the runtime.
+by a few conjugate-gradient iterations, preconditioned with K ⊗ (H + Λ) of the producer's inputs
+(`subspace.centred`), s_o the gain from its output o to the consumer's outputs, K the same of two outputs together, s on
+its diagonal. Nothing but the gradient and the products leaves the runtime.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ from snp_onnx.calibration.walk import Walk
 from snp_onnx.planning.aims import Layer
 from snp_onnx.planning.chains import Chain
 from snp_onnx.subspace import conjugate_gradients
-from snp_onnx.subspace.folding import centred
-from snp_onnx.subspace.ridge import ridge_of, with_ridge
 from snp_onnx.tracing.op import Op, ops_of
 from snp_onnx.tracing.weights import Weights
 
@@ -113,10 +111,10 @@ class Joint:
         if not (x.is_finite and g.is_finite):
             return {}
         present, bias = producer.matrix(weights), producer.offset(weights)
-        mean = x.mean if producer.bias is not None else np.zeros_like(x.mean)
-        ridge = ridge_of(np.diag(x.gram), anchor(x))
-        covariance, tolerance = centred(x.gram, mean)
-        _, factor = with_ridge(covariance, ridge, tolerance)
+        is_affine = producer.bias is not None
+        mean = x.mean if is_affine else np.zeros_like(x.mean)
+        normal = x.centred.with_ridge(anchor(x), is_affine, in_place=True)
+        factor, ridge = normal.factor_on(in_place=True), normal.ridge
         gain = self._gain(weights)
 
         def curvature(change: Array) -> Array:
@@ -130,7 +128,7 @@ class Joint:
         outer = linalg.cho_factor(self._mixed(weights, gain), lower=True, check_finite=False)
 
         def precondition(change: Array) -> Array:
-            solved = linalg.cho_solve((factor, True), change[:, :-1].T, check_finite=False).T
+            solved = factor.solve(change[:, :-1].T).T
             return np.asarray(linalg.cho_solve(outer, np.c_[solved, change[:, -1]], check_finite=False))
 
         solved = conjugate_gradients(self._change(g, mean), curvature, precondition, ITERATIONS)

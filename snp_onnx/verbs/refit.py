@@ -23,6 +23,7 @@ from snp_onnx.planning.aims import Aim, Layer
 from snp_onnx.planning.course import Leg, course_of
 from snp_onnx.planning.detours import Detour
 from snp_onnx.planning.rations import most_rows, most_samples
+from snp_onnx.planning.scarcity import SCARCITY
 from snp_onnx.sources.samples import Part
 from snp_onnx.subspace import refit, refit_error
 from snp_onnx.tracing import Linear
@@ -35,12 +36,6 @@ from snp_onnx.verbs.measure import Calibration, in_larger_batches
 
 Array = npt.NDArray[Any]
 Values = Mapping[str, Array]
-
-REFIT_RIDGE = 10.0
-"""The anchor of the refit in units of the fold's: it learns from errors, not only from redundancy."""
-
-ENOUGH_SAMPLES = 1000
-"""With fewer the anchor grows in proportion: positions of one sample are much alike, so samples count, not rows."""
 
 
 def refit_layers(
@@ -75,7 +70,7 @@ def refit_layers(
     every = course[0].every
     with Walk(both, feeds, calibration.runtime, _sizes(flow, alive), every) as walk:
         starts = {chain.producer.linear for chain in chains}
-        refitting = _Refitting(walk, pair.weights, REFIT_RIDGE * ridge, calibration.count, starts, keep)
+        refitting = _Refitting(walk, pair.weights, ridge, calibration.count, starts, keep)
         for number, (leg, step) in enumerate(zip(course, steps, strict=True)):
             calibration.progress("refit", number, len(steps))
             if leg.every < every:
@@ -201,20 +196,16 @@ class _Refitting:
         inputs, aims = moments
         if not (inputs.is_finite and aims.is_finite):
             return float("inf")
-        cross = inputs.cross
-        assert cross is not None
+        x, cross, aim = inputs.centred, inputs.cross_covariance(aims.mean), aims.mean
         present, bias = step.layer.matrix(self.weights), step.layer.offset(self.weights)
         fixed = bias if step.layer.bias is None else None
-        weight, bias = refit(
-            inputs.gram, inputs.mean, cross, aims.mean, present, fixed, self._anchor(step.layer, inputs)
-        )
+        weight, bias = refit(x, cross, aim, present, fixed, self._anchor(step.layer, inputs))
         self._write(step.layer.values(self.weights, weight, bias))
-        return refit_error(inputs.gram, inputs.mean, cross, aims.mean, float(aims.energies.sum()), weight, bias)
+        return refit_error(x, cross, aim, float(aims.variance.sum()), weight, bias)
 
     def _anchor(self, layer: Layer, inputs: Moments) -> float:
         """The strength of the anchor for a layer with these inputs."""
-        wanted = layer.reading.rows_wanted * len(inputs.sum)
-        return self.ridge * max(1.0, ENOUGH_SAMPLES / self.samples, wanted / inputs.count)
+        return SCARCITY.anchor(self.ridge, self.samples, layer.reading.rows_wanted, len(inputs.sum), inputs.count)
 
     def _roots(self, layer: Layer) -> list[str]:
         path = self.weights.path(layer.linear.weight)
