@@ -395,7 +395,8 @@ def test_large_maps_are_refitted_on_fewer_samples(best: PruneResult, monkeypatch
         honest(self, every)
 
     monkeypatch.setattr(Walk, "rejoin", rejoin)
-    monkeypatch.setattr(rations, "MAP_BYTES", 2**22)
+    monkeypatch.setattr(rations, "MAP_BYTES", 2**21)
+    monkeypatch.setattr(rations, "LEAST_OF_LARGE", 24)
     few, plain = digits(), digits(refine="none")
     assert joined
     assert joined[-1] == 1

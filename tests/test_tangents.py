@@ -189,7 +189,10 @@ def case(name: str, batch: int = 3) -> Case:
     producer, *between, consumer = (op for op in ops_of(model) if op.type != "Add")
     links = [op if op.type == "Conv" else Region((op,), op.input(0), op.outputs[0]) for op in between]
     convs = [op.outputs[0] for op in (*between, consumer) if op.type == "Conv"]
-    tangent = Tangent("here", links, consumer, {output: window_of(trace, linears[output]) for output in convs})
+    windows = {output: window_of(trace, linears[output]) for output in convs}
+    rank = len(trace.facts.shapes[producer.outputs[0]])
+    row_axes = [axis for axis in range(rank) if axis != (1 if producer.type == "Conv" else rank - 1)]
+    tangent = Tangent("here", links, consumer, windows, row_axes)
     shape = next(tuple(t.dims) for t in model.graph.initializer if t.name == producer.input(1))
     outputs = shape[0 if producer.type == "Conv" or producer.attr("transB", 0) else 1]
     weight, bias = rng.standard_normal(shape), rng.standard_normal(outputs)
@@ -224,25 +227,49 @@ def test_back_is_the_adjoint_of_forward(name: str) -> None:
         assert abs(float((u * jd).sum() - (np.roll(back, 1, axis) * found.moved).sum())) > 1e-4 * scale
 
 
+def slopes_of(z: Array, draw: Callable[[Net, str], str]) -> Array:
+    """The slopes at z (n,), the same in both channels, of what is drawn between two layers that change nothing."""
+    net = Net(batch="N")
+    net.output(net.linear(draw(net, net.linear(net.input("x", 2), 2, 2, bias=False)), 2, 2, bias=False))
+    model = with_values(net.model(), {"w1": np.eye(2), "w2": np.eye(2)})
+    producer, *links, consumer = (op for op in ops_of(model) if op.type != "Constant")
+    region = Region(tuple(links), links[0].input(0), links[-1].outputs[0])
+    tangent = Tangent("here", [region], consumer, {}, [0])
+    moved = tangent.forward(producer)
+    model.graph.node.extend(tangent.nodes)
+    model.graph.initializer.extend(tangent.constants)
+    model = with_values(model, {tangent.weight: np.zeros((2, 2)), tangent.bias: np.ones(2)})
+    feed = {"x": np.repeat(np.float32(z)[:, None], 2, axis=1)}
+    return np.asarray(run(shown(model, moved), feed)[0][:, 0], dtype=np.float64)
+
+
 def test_a_relu_has_its_own_step_and_smooth_slopes_are_central_differences() -> None:
     values = np.array([-2.0, -0.004, 0.0, 0.004, 0.5, 3.0], dtype=np.float32)
-    slopes = {}
-    for kind in ("Relu", "Tanh", "Sigmoid", "Clip"):
-        net = Net(batch=1)
-        x = net.linear(net.input("x", 6), 6, 6, bias=False)
-        bounds = [net.const(np.float32(-1.0)), net.const(np.float32(1.0))] if kind == "Clip" else []
-        net.output(net.linear(net.op(kind, x, *bounds), 6, 6, bias=False))
-        model = net.model()
-        model = with_values(model, {"w1": np.eye(6), "w2": np.eye(6)})
-        producer, link, consumer = ops_of(model)
-        tangent = Tangent("here", [Region((link,), link.input(0), link.outputs[0])], consumer, {})
-        moved = tangent.forward(producer)
-        model.graph.node.extend(tangent.nodes)
-        model.graph.initializer.extend(tangent.constants)
-        model = with_values(model, {tangent.weight: np.zeros((6, 6)), tangent.bias: np.ones(6)})
-        slopes[kind] = run(shown(model, moved), {"x": values[None]})[0][0]
-    assert slopes["Relu"].tolist() == [0, 0, 0, 1, 1, 1]
-    np.testing.assert_allclose(slopes["Tanh"], 1 - np.tanh(values) ** 2, atol=1e-4)
-    sigmoid = 1 / (1 + np.exp(-values))
-    np.testing.assert_allclose(slopes["Sigmoid"], sigmoid * (1 - sigmoid), atol=1e-4)
-    assert slopes["Clip"].tolist() == [0, 1, 1, 1, 1, 0]
+    relu, tanh, sigmoid = (
+        slopes_of(values, lambda net, x, kind=kind: net.op(kind, x)) for kind in ("Relu", "Tanh", "Sigmoid")
+    )
+    clip = slopes_of(values, lambda net, x: net.Clip(x, net.const(np.float32(-1.0)), net.const(np.float32(1.0))))
+    assert relu.tolist() == [0, 0, 0, 1, 1, 1]
+    np.testing.assert_allclose(tanh, 1 - np.tanh(values) ** 2, atol=2e-3)
+    np.testing.assert_allclose(sigmoid, np.exp(-values) / (1 + np.exp(-values)) ** 2, atol=2e-4)
+    assert clip.tolist() == [0, 1, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 1000.0), (1e-4, 0.0), (1e-3, 1.0), (500.0, -1e5)])
+def test_slopes_follow_an_offset_and_a_scale(scale: float, offset: float) -> None:
+    """An activation that takes both out again: the steps are in units of what varies."""
+    values = np.random.default_rng(0).standard_normal(50)
+
+    def draw(net: Net, x: str) -> str:
+        return net.Tanh(net.Mul(net.Sub(x, net.const(np.float32(offset))), net.const(np.float32(1 / scale))))
+
+    plain = slopes_of(values, lambda net, x: net.Tanh(x))
+    np.testing.assert_allclose(scale * slopes_of(scale * values + offset, draw), plain, atol=1e-2)
+    np.testing.assert_allclose(plain, 1 - np.tanh(values) ** 2, atol=2e-3)
+
+
+def test_slopes_of_channels_that_do_not_vary_are_finite() -> None:
+    for value in (0.0, 0.5, 1e4):
+        found = slopes_of(np.full(4, value), lambda net, x: net.Sigmoid(x))
+        assert np.isfinite(found).all()
+    np.testing.assert_allclose(slopes_of(np.full(4, 0.5), lambda net, x: net.Sigmoid(x)), 0.235, atol=1e-2)

@@ -211,6 +211,15 @@ class Moments:
         found = CentredGram.of(self._mean_squares(), self.sum / self._rows())
         return found if self.pilot is None else replace(found, mean=self.mean)
 
+    def block(self, columns: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The covariance of a few columns, from which the rest isn't computed."""
+        if self.gram_sum is None:
+            assert self.rows is not None
+            apart = self.rows[:, columns] - self.mean[columns]
+            return np.asarray(apart.T @ apart / self._rows())
+        off = self.sum[columns] / self._rows()
+        return self.gram_sum[np.ix_(columns, columns)] / self._rows() - np.outer(off, off)
+
     def _mean_squares(self) -> NDArray[np.float64]:
         """XᵀX / n around the pilot, in memory of its own."""
         squares = self._squares() / self._rows()

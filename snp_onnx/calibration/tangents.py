@@ -17,8 +17,17 @@ from onnx import helper, numpy_helper
 from snp_onnx.calibration.moments import Window
 from snp_onnx.tracing.op import Op
 
-STEP = 2.0**-7
-"""Half the distance over which the slope of an activation is taken."""
+STEP = 2.0**-5
+"""Half the distance over which the slope of an activation is taken, in standard deviations of what enters it."""
+
+FLOOR = 1e-3
+"""Share of the mean variance of all channels that a channel counts as having at least, as in the ridge."""
+
+RESOLVED = 1e-7
+"""Share of the squared mean that counts as variance: a step must be far above the rounding of float32."""
+
+AXES_ARE_INPUTS = 18
+"""The opset from which ReduceMean takes its axes as an input."""
 
 EQUAL_OF_FLOATS = 11
 """The opset that can compare floating-point numbers for equality."""
@@ -45,14 +54,21 @@ class Tangent:
     """The nodes and constants of one chain, to be added to its model; names start with `name`.
 
     `links` and `consumer` are the nodes of the model as it is now; `windows` gives the window of every convolution
-    among them by its output, pads resolved.
+    among them by its output, pads resolved; `row_axes` are all axes of the tensors between but that of the units.
     """
 
-    def __init__(self, name: str, links: Sequence[Link], consumer: Op, windows: Mapping[str, Window]) -> None:
+    def __init__(
+        self,
+        name: str,
+        links: Sequence[Link],
+        consumer: Op,
+        windows: Mapping[str, Window],
+        row_axes: Sequence[int],
+    ) -> None:
         self.name = name
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
-        self._links, self._consumer, self._windows = links, consumer, windows
+        self._links, self._consumer, self._windows, self._row_axes = links, consumer, windows, row_axes
         self._slopes = {link.output: self._slope(link) for link in links if isinstance(link, Region)}
 
     @property
@@ -101,9 +117,27 @@ class Tangent:
             return self._emit("Cast", self._emit("Greater", z, self._constant(0.0)), to=onnx.TensorProto.FLOAT)
         if region.type == "Clip" and region.ops[0].version >= EQUAL_OF_FLOATS:
             return self._emit("Cast", self._emit("Equal", z, region.output), to=onnx.TensorProto.FLOAT)
-        step = self._constant(STEP)
-        above, below = (self._copied(region, self._emit(way, z, step)) for way in ("Add", "Sub"))
-        return self._emit("Mul", self._emit("Sub", above, below), self._constant(0.5 / STEP))
+        step = self._step(z)
+        above, below = (self._emit(way, z, step) for way in ("Add", "Sub"))
+        rise = self._emit("Sub", self._copied(region, above), self._copied(region, below))
+        return self._emit("Div", rise, self._emit("Sub", above, below))
+
+    def _step(self, z: str) -> str:
+        """h_c = STEP √(v_c + FLOOR mean v), v_c the variance of channel c in the batch and RESOLVED of its mean²."""
+        mean = self._mean(z, self._row_axes)
+        apart = self._emit("Sub", z, mean)
+        variance = self._mean(self._emit("Mul", apart, apart), self._row_axes)
+        resolved = self._emit("Mul", self._emit("Mul", mean, mean), self._constant(RESOLVED))
+        variance = self._emit("Add", variance, resolved)
+        floor = self._emit("Mul", self._emit("ReduceMean", variance, keepdims=1), self._constant(FLOOR))
+        least = self._emit("Add", floor, self._constant(float(np.finfo(np.float32).tiny)))
+        return self._emit("Mul", self._emit("Sqrt", self._emit("Add", variance, least)), self._constant(STEP))
+
+    def _mean(self, x: str, axes: Sequence[int]) -> str:
+        """The mean over axes, which stay with extent 1."""
+        if self._consumer.version < AXES_ARE_INPUTS:
+            return self._emit("ReduceMean", x, axes=list(axes), keepdims=1)
+        return self._emit("ReduceMean", x, self._ints(axes), keepdims=1)
 
     def _copied(self, region: Region, source: str) -> str:
         """What the region makes of another tensor."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +58,21 @@ class Path:
     def kept(self, width: int) -> npt.NDArray[np.int64]:
         """Unit numbers that stay at a width, ascending."""
         return np.sort(self.order[:width])
+
+
+MOST_CLIPPED = 0.01
+"""Share of a trace that may go as rounding without a word: sums of rows have no negative eigenvalues."""
+
+
+def clipping(paths: Iterable[Path]) -> tuple[str, ...]:
+    """What to say where eigenvalues that were set to 0 had more than `MOST_CLIPPED` of the trace."""
+    shares = [path.clipped for path in paths if path.clipped > MOST_CLIPPED]
+    if not shares:
+        return ()
+    return (
+        f"the moments of {len(shares)} group(s) have negative eigenvalues of up to {max(shares):.1%} of their trace, "
+        "which count as 0: check the provider's precision, and give more samples",
+    )
 
 
 def find_paths(flow: Flow, groups: Sequence[Group], statistics: Statistics, choices: Choices) -> tuple[Path, ...]:

@@ -14,7 +14,7 @@ from snp_onnx.planning.readings import Reading
 from snp_onnx.planning.scarcity import SCARCITY, Scarcity
 from snp_onnx.subspace import CentredGram, FewRows
 from snp_onnx.subspace.ridge import UNDERFLOW
-from snp_onnx.tracing import Group, Linear
+from snp_onnx.tracing import Group, Linear, Trace
 from snp_onnx.tracing.labels import Labels
 
 Matrix = npt.NDArray[np.float64]
@@ -91,9 +91,24 @@ class Statistics:
             joint = part if joint is None else joint + part
         return joint
 
+    def warnings(self, trace: Trace, groups: Iterable[Group]) -> tuple[str, ...]:
+        """What to say of samples that hardly vary."""
+        most: dict[str, int] = {}
+        for group in groups:
+            before = sum(_columns(trace, producer) for producer in group.producers)
+            for key in {self.readings[linear].key for linear in filter(self.is_measured, group.consumers)}:
+                most[key] = most.get(key, 0) + before
+        return self.scarcity.warnings([(self.moments[key], count) for key, count in most.items()])
+
     def unmeasured(self, group: Group) -> list[Linear]:
         """Consumers whose input was not finite: without moments they can't be folded."""
         return [linear for linear in group.consumers if not self.is_measured(linear)]
+
+
+def _columns(trace: Trace, producer: Linear) -> int:
+    """How many inputs each output of a layer reads."""
+    shape = trace.facts.shapes[producer.weight]
+    return int(np.prod(shape)) // shape[producer.out_axis]
 
 
 def _written_out(inputs: CentredGram | FewRows) -> CentredGram:

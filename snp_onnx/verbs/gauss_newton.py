@@ -77,7 +77,9 @@ class Joint:
         both, producer, now = pair.graph, chain.producer, pair.ops
         first, last = (now[layer.linear.op.outputs[0]] for layer in (producer, consumer))
         links = [_as_now(link, now) for link in chain.links]
-        tangent = Tangent(name, links, last, chain.windows)  # nodes of the dense model may have other attributes
+        row_axes = producer.reading.request.row_axes
+        # nodes of the dense model may have other attributes
+        tangent = Tangent(name, links, last, chain.windows, row_axes)
         moved = tangent.forward(first)
         given = consumer.output
         if consumer.is_apart and consumer.bias is not None:

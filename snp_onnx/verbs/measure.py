@@ -139,7 +139,8 @@ def measure(subject: Subject, groups: Sequence[Group], patches: bool, calibratio
     warnings = _warnings(wanted, moments)
     if calibration.executor is not None and subject.dense.store is not None:
         warnings = (*warnings, "the model is measured block by block, on this machine: the executor was not used")
-    return Measured(wanted, moments, totals, warnings, outputs, heads)
+    found = Measured(wanted, moments, totals, warnings, outputs, heads)
+    return replace(found, warnings=(*warnings, *found.statistics.warnings(subject.trace, groups)))
 
 
 def _in_blocks(
