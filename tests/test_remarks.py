@@ -64,10 +64,10 @@ def channels_that_do_not_fit() -> tuple[onnx.ModelProto, Arrays]:
 
 
 FAILURES: dict[str, tuple[Callable[[], tuple[onnx.ModelProto, Arrays]], str, str]] = {
-    "unlike": (sum_of_unlike, "(Add)", "x ("),
-    "index": (index_too_large, "(Gather)", "x ("),
-    "reshape": (shape_that_does_not_fit, "(Reshape)", "x ("),
-    "channels": (channels_that_do_not_fit, "(Conv)", "x (1, 4, 8, 8)"),
+    "unlike": (sum_of_unlike, "node n2 (Add)", "x (1, 4, 5)"),
+    "index": (index_too_large, "node n1 (Gather)", "x ("),
+    "reshape": (shape_that_does_not_fit, "node n1 (Reshape)", "x (1, 5)"),
+    "channels": (channels_that_do_not_fit, "node n1 (Conv)", "x (1, 4, 8, 8)"),
 }
 
 
@@ -96,6 +96,16 @@ def test_a_batch_that_cannot_be_run_is_one_line(
         assert fed in outcome.err
     assert "\x1b" not in outcome.err
     assert "ONNXRuntimeError" not in outcome.err
+
+
+def test_a_node_without_a_name_is_found_by_what_it_makes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model, arrays = channels_that_do_not_fit()
+    for node in model.graph.node:
+        node.name = ""
+    here = bench(tmp_path, model, arrays)
+    outcome = call(capfd, "inspect", here.model, "--input-shape", "x:1,4,8,8")
+    assert (outcome.code, len(outcome.lines)) == (2, 1), outcome.err
+    assert f"node Conv({model.graph.node[0].output[0]}) (Conv)" in outcome.err
 
 
 def test_a_model_that_cannot_be_loaded_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:

@@ -77,6 +77,7 @@ def open_session(
     stays: bool = False,
     timed: bool = False,
     profile: str = "",
+    plain: bool = False,
 ) -> "onnxruntime.InferenceSession":
     """A session for a model in memory, serialised, or at a path; `weights_folder` has the external data of the former.
 
@@ -86,7 +87,7 @@ def open_session(
     in memory together; `stays` asks for one that stays. A model in bfloat16 that the runtime can't load is run in
     float32. On CUDA the same bits come out every time, unless the session is to be `timed`: then the runtime looks for
     the fastest convolutions, as it does for its users. `profile` is the prefix of the file that the runtime writes the
-    times of its nodes to.
+    times of its nodes to. `plain` runs the nodes as they stand, none fused: a failure names one of the model's.
     """
     if isinstance(model, onnx.ModelProto) and weights_folder is None and has_external(model):
         if stays or for_one_pass:
@@ -98,6 +99,8 @@ def open_session(
     ort = runtime_module()
     options = _options(ort, runtime, weights_folder)
     options.enable_mem_pattern = not for_one_pass
+    if plain:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if for_one_pass and weights_folder is None:
         options.add_session_config_entry(SHARED_MEMORY, "1")
     if profile:

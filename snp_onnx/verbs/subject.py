@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import onnx
 from snp_onnx import model_io
 from snp_onnx.calibration.sessions import Runtime, open_session, run
 from snp_onnx.cost import Cost, Term, mac_terms, param_terms, total, weights
-from snp_onnx.errors import PassError, SnpError
+from snp_onnx.errors import CalibrationError, ModelError, PassError, SnpError
 from snp_onnx.passes import Note, prepare
 from snp_onnx.planning.detours import Detour, detour
 from snp_onnx.planning.plan import Bases, BlockDecision, Folds
@@ -24,6 +24,7 @@ from snp_onnx.tracing import PLAIN_KINDS, Kind, Trace, trace, unknown_shapes
 from snp_onnx.tracing.blocks import Block
 from snp_onnx.tracing.facts import Shape
 from snp_onnx.tracing.flow import Flow
+from snp_onnx.tracing.op import ops_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,12 +120,24 @@ def _blaming(dense: model_io.Model, runtime: Runtime, shapes: Mapping[str, Shape
     try:
         yield
     except Exception as error:
-        if isinstance(error, SnpError) and not isinstance(error, PassError):
+        if isinstance(error, SnpError) and not isinstance(error, PassError | CalibrationError):
             raise
         session = open_session(dense.proto, runtime)
         if shapes is not None:
-            run(session, _plain_feed(dense.proto, shapes))
+            feed = _plain_feed(dense.proto, shapes)
+            with suppress(ModelError):  # nodes that only a fused form can run
+                run(open_session(_named(dense.proto), runtime, plain=True), feed)
+            run(session, feed)
         raise
+
+
+def _named(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with a name for every node, as tables give it."""
+    named = onnx.ModelProto()
+    named.CopyFrom(model)
+    for op in ops_of(named):
+        op.node.name = op.name
+    return named
 
 
 def trace_at(
