@@ -123,6 +123,11 @@ ROWS: Mapping[str, tuple[str, Any, Any]] = {
         {"y": 0},
     ),
     "fixed batch": ("(float[4, 4] x) => (float[4, 4] y) { y = MatMul(x, w) }", normal(20, 4), {"y": 0}),
+    "fixed batch, nothing but what is found": (
+        "(float[4, 4] x) => (int64[2, D] y) { y = NonZero(x) }",
+        np.maximum(normal(20, 4), 0),
+        {"y": None},
+    ),
     "fixed batch, rows last": (
         "(float[4, 4] x) => (float[4, 4] y) { m = MatMul(x, w) y = Transpose(m) }",
         normal(20, 4),
