@@ -458,6 +458,20 @@ class TestFixedBatches:
         report = snp_onnx.recover(dense, pruned, {"x": images(COUNT)}, **QUICK).report
         assert report.after[0].relative_l2 < 0.7 * report.before[0].relative_l2
 
+    def test_series_with_time_first_are_trained_whole(self) -> None:
+        net = Net(batch="T")
+        net.output_rank = 3
+        t = net.Transpose(net.input("x", 1, 4), perm=[1, 2, 0])
+        c = net.conv(net.conv_relu(t, 4, 16, rank=1), 16, 4, rank=1)
+        net.output(net.Transpose(c, perm=[2, 0, 1]))
+        dense, rng = net.model(), np.random.default_rng(0)
+        series = [{"x": rng.standard_normal((12 + index % 2, 1, 4)).astype(np.float32)} for index in range(40)]
+        pruned = snp_onnx.prune(dense, series, target_macs=0.6, preset="fast", fold="none").model
+        report = snp_onnx.recover(dense, pruned, series, **{**QUICK, "epochs": 3}).report
+        assert report.samples == 32
+        assert any("each of 40 feeds is one sample, fed whole" in note for note in report.notes)
+        assert report.after[0].relative_l2 < report.before[0].relative_l2
+
     def test_caches_that_lost_heads_are_fed_what_is_left_of_them(self) -> None:
         dense = CATALOGUE["group-query-cached"].model()
         feed = feed_for(dense, 60)
