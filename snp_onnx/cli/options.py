@@ -171,7 +171,7 @@ CHOICES = _section(
         "Keep multiples of this, or the dense width; auto: widths that save time here.",
         among=("auto",),
     ),
-    _option("ridge", float | None, None, "Ridge relative to each input's energy; ten times as much in the refit."),
+    _option("ridge", float | None, None, "Ridge relative to each input's variance; ten times as much in the refit."),
 )
 
 TRAINING = _section(

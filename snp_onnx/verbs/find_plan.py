@@ -13,7 +13,7 @@ from snp_onnx.planning.budget import Ladders
 from snp_onnx.planning.cost_table import CostTable, WithRemainder
 from snp_onnx.planning.decide import eligible, ladders_of, left_out
 from snp_onnx.planning.options import Choices, Ratios, Target, TargetKind
-from snp_onnx.planning.paths import Path, find_paths
+from snp_onnx.planning.paths import Path, clipping, find_paths
 from snp_onnx.planning.plan import Plan, widths
 from snp_onnx.planning.statistics import Statistics
 from snp_onnx.tracing import Group
@@ -30,6 +30,11 @@ _SIZE_TRIES = 8
 def find_candidate(work: Work, target: Target) -> Candidate:
     """Decide and carry out; a size target is decided again, a little lower, until the bytes on disk keep it."""
     paths = _paths(work, target)
+    candidate = _carried_out(work, target, paths)
+    return replace(candidate, warnings=(*clipping(paths), *candidate.warnings))
+
+
+def _carried_out(work: Work, target: Target, paths: tuple[Path, ...]) -> Candidate:
     if target.kind is TargetKind.LATENCY:
         return carry_out(work, within_latency(work, target, paths))
     deciding = _deciding(work, target, paths)

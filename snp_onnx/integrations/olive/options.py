@@ -58,7 +58,7 @@ CHOICES = (
     Row("fold", WORD, None, "patch, channel or none."),
     Row("refine", WORD, None, "sequential or none."),
     Row("ratios", WORD, None, "budget, variance or uniform."),
-    Row("ridge", NUMBER, None, "Ridge relative to each input's energy; ten times as much in the refit."),
+    Row("ridge", NUMBER, None, "Ridge relative to each input's variance; ten times as much in the refit."),
     Row("error_power", NUMBER, None, "p in error / variance^p, by which layers are compared."),
     Row("weigh", WORD, None, "outputs or layers: where errors are compared; by default outputs with attention."),
     Row("streams", YES_OR_NO, None, "Cut convolutional residual streams too."),
