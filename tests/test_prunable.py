@@ -13,6 +13,7 @@ import pytest
 
 import snp_onnx
 from snp_onnx.errors import TargetError
+from snp_onnx.report.page import inspection_page
 from snp_onnx.report.table import inspection_table
 from snp_onnx.verbs.result import Prunable
 from tests.command_line import bench, call, images, small
@@ -90,6 +91,9 @@ def test_json_and_table_say_so(tmp_path: Path, capsys: Capture) -> None:
     assert f"by default at most {share:.3g} % of the MACs" in text.splitlines()[1]
     assert row(text, "streams")[-1] == "--streams"
     assert row(text, "w1:0")[2] == "8 (needs --streams)"
+    page = inspection_page(snp_onnx.inspect(here.model))
+    assert f"<b>{share:.2f} %</b>" in page
+    assert "with --streams" in page
     assert "heads" not in [line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│")]
 
 
@@ -106,6 +110,16 @@ def test_what_the_options_leave_out_says_what_would_let_it_in(tmp_path: Path, ca
     outcome = here.prune(capsys, "--units", "heads")
     assert outcome.code == 3
     assert "1 group needs --units channels,heads; " in outcome.err
+
+
+def test_other_kinds_of_units_are_named_where_nothing_can_go(tmp_path: Path, capsys: Capture) -> None:
+    model = CATALOGUE["multi-head-cached"].model("N")
+    here = bench(tmp_path, model, feed(model))
+    outcome = here.prune(capsys, "--exclude", ".")
+    assert (outcome.code, len(outcome.lines)) == (3, 1)
+    assert "1 group needs --streams and another --exclude; " in outcome.err
+    assert "; --caches lets in 4 heads of caches" in outcome.err
+    assert "lets in" not in here.prune(capsys, "--exclude", ".", "--caches").err
 
 
 def test_groups_that_could_not_be_measured_say_why(tmp_path: Path, capsys: Capture) -> None:

@@ -16,11 +16,12 @@ from snp_onnx.planning.options import Choices, Ratios, Target, TargetKind
 from snp_onnx.planning.paths import Path, clipping, find_paths
 from snp_onnx.planning.plan import Plan, widths
 from snp_onnx.planning.statistics import Statistics
-from snp_onnx.tracing import Group
+from snp_onnx.tracing import PLAIN_KINDS, Group
 from snp_onnx.verbs.carry_out import Candidate, Work, carry_out, cut_only
 from snp_onnx.verbs.clocked import timed_layers, within_latency
 from snp_onnx.verbs.deciding import Deciding
 from snp_onnx.verbs.least import least_above
+from snp_onnx.verbs.prunable import other_kinds
 from snp_onnx.verbs.sensitivity import weighed
 from snp_onnx.verbs.subject import Subject
 
@@ -127,6 +128,8 @@ def _nothing_prunable(work: Work) -> str:
     reasons += [f"{name}: {reason}" for reason, names in list(alike.items())[:4] for name in _told(names)]
     if len(alike) > 4:
         reasons.append(f"{sum(map(len, list(alike.values())[4:]))} more (see snp-onnx inspect)")
+    if work.calibration is not None and work.choices.kinds == PLAIN_KINDS and not work.choices.caches:
+        reasons += other_kinds(work.subject, work.calibration.runtime)
     return "nothing can be pruned: " + ("; ".join(reasons) or "the model has no weights with units")
 
 

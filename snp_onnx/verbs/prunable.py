@@ -39,6 +39,20 @@ def prunable(subject: Subject, runtime: Runtime) -> dict[str, Prunable]:
     return found
 
 
+def other_kinds(subject: Subject, runtime: Runtime) -> list[str]:
+    """What options would let in beside the groups of the trace, in words."""
+    found = prunable(subject, runtime)
+    return [f"{found[kind].options} lets in {found[kind].units} {what}" for kind, what in _OTHERS if found[kind].groups]
+
+
+_OTHERS = (
+    ("caches", "heads of caches"),
+    (str(Kind.HEAD_DIMS), "dimensions of heads"),
+    (str(Kind.STREAM), "entries of residual streams"),
+    (str(Kind.BLOCKS), "blocks"),
+)
+
+
 def _nothing(options: str) -> Prunable:
     return Prunable(options, 0, 0, 1.0, 1.0)
 
