@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,15 @@ def test_elimination_is_the_same(affine: bool, count: int, units: int):
     assert few.order.tolist() == written.order.tolist()
     np.testing.assert_allclose(few.errors, written.errors, rtol=1e-7, atol=1e-9 * written.energy)
     assert few.energy == pytest.approx(written.energy)
+
+
+def test_only_the_consumers_with_a_free_bias_take_up_a_mean():
+    written, few = consumers(2, COLUMNS, False)
+    fixed = [[first, replace(second, is_affine=False)] for first, second in (written, few)]
+    expected, found = (eliminate(c, 1e-3) for c in fixed)
+    assert found.order.tolist() == expected.order.tolist()
+    np.testing.assert_allclose(found.errors, expected.errors, rtol=1e-7, atol=1e-9 * expected.energy)
+    assert found.errors[0] > eliminate(few, 1e-3).errors[0]
 
 
 def test_several_at_a_time_cost_little_and_report_their_true_error():

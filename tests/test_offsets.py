@@ -95,6 +95,24 @@ def test_an_offset_changes_no_decision_and_no_fidelity(kind: str, preset: str) -
         assert shares == pytest.approx(found[0][2], rel=0.02, abs=1e-3)
 
 
+def test_errors_are_shares_of_the_variance_and_count_a_lost_mean() -> None:
+    """All but one unit gone: with a free bias no more than the variance is lost, without one the mean besides."""
+    samples = {"x": np.random.default_rng(3).standard_normal((200, 10)).astype(np.float32)}
+    found = {}
+    for bias in (True, False):
+        net = Net(batch="N", seed=4)
+        x = net.Add(net.Tanh(net.dense(net.input("x", 10), 10, 32)), net.const(np.linspace(2.0, 5.0, 32)))
+        net.output(net.dense(x, 32, 5, bias=bias))
+        result = snp_onnx.prune(net.model(), samples, target_params=0.05, preset="fast", threads=1)
+        (decision,) = result.plan.decisions
+        found[bias] = decision
+    assert 0.3 < (found[True].error or 0.0) < 1.01
+    assert (found[False].error or 0.0) > 1.01
+    for decision in found.values():
+        assert (np.diff(decision.variance) >= -1e-9).all()
+        assert decision.variance[-1] == pytest.approx(1.0)
+
+
 def test_that_oracle_fails_where_sums_are_taken_around_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "is_far", lambda mean, variance: False)
     with pytest.raises((AssertionError, ValueError)):
