@@ -249,18 +249,18 @@ def test_samples_that_differ_are_not_warned_about() -> None:
 @pytest.mark.parametrize("data", [np.zeros((64, 2)), np.full((64, 2), 7.5), np.repeat(numbered(1, 3), 64, axis=0)])
 def test_one_sample_many_times_is_warned_about(data: Array) -> None:
     (warning,) = warned(data)
-    assert "all 64 samples are the same" in warning
+    assert "all 64 samples that were read are the same" in warning
 
 
 def test_samples_that_repeat_are_counted() -> None:
     (warning,) = warned(np.tile(numbered(16), (4, 1)))
-    assert "only 16 of 64 are different" in warning
+    assert "only 16 of the 64 that were read are different" in warning
 
 
 def test_whole_feeds_that_repeat_are_counted() -> None:
     feeds = [{"x": numbered(3, index % 4), "s": np.float32(1)} for index in range(12)]
     (warning,) = warned(feeds, spec(shape=(3, 2)), spec("s", ()))
-    assert "only 4 of 12 are different" in warning
+    assert "only 4 of the 12 that were read are different" in warning
 
 
 @pytest.mark.parametrize(
@@ -277,4 +277,4 @@ def test_whole_feeds_that_repeat_are_counted() -> None:
 def test_an_input_that_never_varies_is_warned_about_if_it_is_data(values: Array, said: bool) -> None:
     found = warned({"x": numbered(32), "z": values}, spec(), spec("z", (None, values.shape[1]), values.dtype.type))
     assert len(found) == said
-    assert all("input 'z' is the same in all 32 samples" in line for line in found)
+    assert all("input 'z' is the same in all 32 samples that were read" in line for line in found)

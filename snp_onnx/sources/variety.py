@@ -49,13 +49,15 @@ class Variety:
         if count < 2:
             return ()
         if different == 1:
-            return (f"all {count} samples are the same: statistics and fidelity say nothing; give different ones",)
+            return (
+                f"all {count} samples that were read are the same: statistics and fidelity say nothing; give different ones",
+            )
         lines = []
         if different < _SHARE * count:
             more = "statistics and fidelity say less than it seems; give different ones"
-            lines.append(f"samples repeat: only {different} of {count} are different; {more}")
+            lines.append(f"samples repeat: only {different} of the {count} that were read are different; {more}")
         lines += [
-            f"input {name!r} is the same in all {count} samples: what depends on it is measured at that value only; "
+            f"input {name!r} is the same in all {count} samples that were read: what depends on it is measured at that value only; "
             "give samples in which it varies, if it does in use"
             for name, is_constant in self._constant.items()
             if is_constant
