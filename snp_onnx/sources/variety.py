@@ -57,8 +57,8 @@ class Variety:
             more = "statistics and fidelity say less than it seems; give different ones"
             lines.append(f"samples repeat: only {different} of the {count} that were read are different; {more}")
         lines += [
-            f"input {name!r} is the same in all {count} samples that were read: what depends on it is measured at that value only; "
-            "give samples in which it varies, if it does in use"
+            f"input {name!r} is the same in all {count} samples that were read: what depends on it is measured at that "
+            "value only; give samples in which it varies, if it does in use"
             for name, is_constant in self._constant.items()
             if is_constant
         ]
