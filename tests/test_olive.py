@@ -250,7 +250,7 @@ VALUES: dict[str, Any] = {
     "refine": "none",
     "ratios": "uniform",
     "ridge": 0.02,
-    "error_power": 0.25,
+    "depth_power": 0.25,
     "weigh": "layers",
     "streams": True,
     "caches": True,

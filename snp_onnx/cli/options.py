@@ -116,7 +116,7 @@ TARGETS = _section(
         "min_fidelity",
         float | None,
         None,
-        "As few MACs as leave this cosine to the dense outputs, on samples held back.",
+        "As few MACs as keep R² of every output's worst channel at this, on samples set apart.",
     ),
 )
 
@@ -137,7 +137,12 @@ CHOICES = _section(
     _option(
         "refine", str | None, None, "Whether layers are solved anew after the cut: sequential or none.", among=Refine
     ),
-    _option("error_power", float | None, None, "p in error / variance^p, by which layers are compared."),
+    _option(
+        "depth_power",
+        float | None,
+        None,
+        "q in error / (variance (1 + layers behind)^q), by which layers are compared.",
+    ),
     _option(
         "weigh",
         str | None,
@@ -170,6 +175,13 @@ CHOICES = _section(
         "1",
         "Keep multiples of this, or the dense width; auto: widths that save time here.",
         among=("auto",),
+    ),
+    _option(
+        "fallback",
+        bool | None,
+        None,
+        "Leave fold or refit out where samples set apart show that they harm; by default on.",
+        "--fallback/--no-fallback",
     ),
     _option("ridge", float | None, None, "Ridge relative to each input's variance; ten times as much in the refit."),
 )

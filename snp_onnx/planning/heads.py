@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snp_onnx.planning.head_statistics import HeadStatistics, own_heads
+from snp_onnx.planning.scales import Scales
 from snp_onnx.planning.statistics import Statistics, unit_columns
 from snp_onnx.subspace import balanced_bases, principal_basis
 from snp_onnx.tracing import Group
@@ -54,12 +55,13 @@ def logits_energy(logits: Logits, found: HeadStatistics) -> Matrix:
     return total
 
 
-def logits_loss(flow: Flow, group: Group, product: Product, statistics: Statistics, power: float) -> Matrix | None:
+def logits_loss(flow: Flow, group: Group, product: Product, statistics: Statistics, scales: Scales) -> Matrix | None:
     """M (U, U) of a group's units on the scale of the other groups' errors; None where something wasn't measured.
 
     Softmax takes an error δ of its logits to an error p (δ - Σ p δ) of the attention weights p, to first order: so δ of
     variance ε² moves the attention's output about as much as ε² of that output's own variance. With the scale s of the
-    logits that is s² M / H · V_o / V^p: the mean over H heads, the variance V_o of the output projection they serve.
+    logits that is s² M / H · V_o / V, less the discount of `Scales`: the mean over H heads, the variance V_o of the
+    output projection that they serve, the variance V of the sum that it goes into.
     """
     attention = flow.trace.attention
     found = [part for part in (attention.logits if attention else ()) if part.product.op.index == product.op.index]
@@ -71,7 +73,8 @@ def logits_loss(flow: Flow, group: Group, product: Product, statistics: Statisti
     total = statistics.spread(found[0].output) or output
     energy = logits_energy(found[0], statistics.heads)
     heads = max(found[0].queries.operand.heads, found[0].keys.operand.heads)
-    scale = found[0].scale ** 2 / heads * output * total**-power if total > 0.0 else 0.0
+    share = scales.discount(found[0].output.op) / total if total > 0.0 else 0.0
+    scale = found[0].scale ** 2 / heads * output * share
     tensor, axis = product.contracted[0]
     places = unit_columns(flow.trace.axes[tensor][axis], group.labels)
     return scale * np.asarray(np.sum([energy[np.ix_(row, row)] for row in places], axis=0), dtype=np.float64)

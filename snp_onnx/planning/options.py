@@ -63,7 +63,7 @@ class BlockScore(StrEnum):
 
 
 class TargetKind(StrEnum):
-    """What the target measures: a share of the dense cost, the paper's τ, or the cosine of outputs that must remain."""
+    """What the target measures: a share of the dense cost, the paper's τ, or the R² that outputs must keep."""
 
     MACS = "macs"
     PARAMS = "params"
@@ -84,8 +84,8 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Keep at most `value` of the dense cost; for `variance` at least `value` of every group's ΣD, for `fidelity` a
-    mean cosine of at least `value` of every output.
+    """Keep at most `value` of the dense cost; for `variance` at least `value` of every group's ΣD, for `fidelity` R²
+    of at least `value` of every channel of every output.
     """
 
     kind: TargetKind
@@ -108,11 +108,12 @@ class Choices:
 
     Widths are multiples of `round_to` or, with "auto", those between which the runtime's clock sees a difference.
     `ridge` is ρ, the one strength of every anchor: elimination and folding use ρ, the refit, which rests on fewer rows,
-    10 ρ. `error_power` is p in e / V^p, by which errors of different groups are compared: between 0, where loud layers
-    rule the budget, and 1, where quiet ones do; V is the variance of the sum a layer's output goes into. `weigh` says
-    whether these errors are then put on the scale of the model's outputs; None leaves it to the model: with attention.
+    10 ρ. `depth_power` is q in e / (V (1 + r)^q), by which errors of different groups are compared: V is the variance
+    of the sum that a layer's output goes into, r how many layers behind it can make up for its error in a refit.
+    `weigh` says whether these errors are then put on the scale of the model's outputs; None leaves it to the model: with attention.
     Blocks are ranked by `similarity` of the `representation` (a tensor; "": the last layer's input) on
-    `ranking_samples` samples; every stage keeps `min_blocks`. Latencies are those of `latency_batch` rows.
+    `ranking_samples` samples; every stage keeps `min_blocks`. Latencies are those of `latency_batch` rows. `fallback`
+    lets fold and refit be left out where they surely harm the samples set apart for choosing.
     """
 
     order: Order = Order.ZCA
@@ -127,13 +128,14 @@ class Choices:
     round_to: int | str = 1
     ridge: float = 1e-6
     refine: Refine = Refine.NONE
-    error_power: float = 1.0
+    depth_power: float = 0.0
     weigh: Weigh | None = None
     similarity: BlockScore = BlockScore.CKA
     representation: str = ""
     ranking_samples: int = 256
     min_blocks: int = 1
     latency_batch: int = 1
+    fallback: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -152,8 +154,8 @@ class Choices:
                 raise PlanError(f"{option} {number}: give {lowest} or more")
         if not 0.0 < self.ridge < math.inf:
             raise PlanError(f"--ridge {self.ridge}: give a positive number")
-        if not 0.0 <= self.error_power <= 1.0:
-            raise PlanError(f"--error-power {self.error_power}: give a number from 0 to 1")
+        if not 0.0 <= self.depth_power <= 2.0:
+            raise PlanError(f"--depth-power {self.depth_power}: give a number from 0 to 2")
         if not self.kinds:
             raise PlanError(f"--units names none: choose from {', '.join(Kind)}")
 
@@ -179,7 +181,7 @@ PAPER = Choices()
 FAST = Choices(order=Order.OUTPUT, fold=Fold.PATCH, ratios=Ratios.BUDGET, ridge=1e-3)
 """Output-aware elimination, folding of whole windows with the bias, widths by error against cost; one pass."""
 
-BEST = replace(FAST, refine=Refine.SEQUENTIAL, error_power=0.5)
+BEST = replace(FAST, refine=Refine.SEQUENTIAL, depth_power=0.5)
 """`fast`, then every layer refitted in turn; what a refit can repair counts for less in the budget."""
 
 _PRESETS = {Preset.BEST: BEST, Preset.FAST: FAST, Preset.PAPER: PAPER}

@@ -12,6 +12,7 @@ from snp_onnx.planning.folding import own_bias
 from snp_onnx.planning.heads import logits_loss
 from snp_onnx.planning.options import Choices, Ratios
 from snp_onnx.planning.parallel import side_by_side
+from snp_onnx.planning.scales import Scales, layers_behind
 from snp_onnx.planning.statistics import Statistics, unit_columns
 from snp_onnx.subspace import (
     Consumer,
@@ -78,11 +79,12 @@ def clipping(paths: Iterable[Path]) -> tuple[str, ...]:
 def find_paths(flow: Flow, groups: Sequence[Group], statistics: Statistics, choices: Choices) -> tuple[Path, ...]:
     """The path of every group that was measured."""
     trace, read = flow.trace, flow.weights.array
+    scales = Scales(choices.depth_power, layers_behind(flow, [c for group in groups for c in group.consumers]))
 
     def find(numbered: tuple[int, Group]) -> Path | None:
         number, group = numbered
         if choices.order is Order.OUTPUT or group.products:  # no score of units says what logits lose
-            return _eliminated(flow, group, statistics, choices)
+            return _eliminated(flow, group, statistics, choices, scales)
         gram = statistics.group_gram(group)
         if gram is None:
             return None
@@ -96,19 +98,19 @@ def find_paths(flow: Flow, groups: Sequence[Group], statistics: Statistics, choi
     )
 
 
-def _eliminated(flow: Flow, group: Group, statistics: Statistics, choices: Choices) -> Path | None:
+def _eliminated(flow: Flow, group: Group, statistics: Statistics, choices: Choices, scales: Scales) -> Path | None:
     """Backward elimination on the consumers' outputs: one run gives the order and the error at every width.
 
-    Errors of different layers are compared as e / V^p: V is the variance of the sum that the layer's output goes into,
-    so that what a residual stream drowns counts for little. Dimensions of queries and keys have no consumer that could
-    make up for them: `logits_loss` says what goes with them.
+    Errors of different layers are compared as `Scales` says: relative to the variance of the sum that the layer's
+    output goes into, so that what a residual stream drowns counts for little. Dimensions of queries and keys have no
+    consumer that could make up for them: `logits_loss` says what goes with them.
     """
     by_weight: dict[str, list[Linear]] = {}
     for linear in group.consumers:
         if statistics.is_measured(linear):
             by_weight.setdefault(linear.weight, []).append(linear)
-    consumers = [_consumer(flow, group, linears, statistics, choices.error_power) for linears in by_weight.values()]
-    measured = [logits_loss(flow, group, product, statistics, choices.error_power) for product in group.products]
+    consumers = [_consumer(flow, group, linears, statistics, scales) for linears in by_weight.values()]
+    measured = [logits_loss(flow, group, product, statistics, scales) for product in group.products]
     losses = [loss for loss in measured if loss is not None]
     if len(losses) < len(measured) or not (consumers or losses):
         return None
@@ -120,7 +122,7 @@ def _eliminated(flow: Flow, group: Group, statistics: Statistics, choices: Choic
     return Path(group, found.order, variance, _threshold(variance, choices.ratios), scale, found.clipped)
 
 
-def _consumer(flow: Flow, group: Group, linears: list[Linear], statistics: Statistics, power: float) -> Consumer:
+def _consumer(flow: Flow, group: Group, linears: list[Linear], statistics: Statistics, scales: Scales) -> Consumer:
     """A consumer as elimination sees it: positions that share a column are rows of its weight."""
     linear = linears[0]
     reading = statistics.readings[linear]
@@ -128,10 +130,13 @@ def _consumer(flow: Flow, group: Group, linears: list[Linear], statistics: Stati
     weight = np.concatenate([unfolded[..., row].reshape(-1, len(row)) for row in reading.slots])
     is_affine = own_bias(flow, linears, statistics) is not None
     inputs, spread = statistics.inputs(linears), statistics.spread(linear)
-    if spread is None:
-        spread = inputs.output_variance(weight)
-    scale = spread ** (-0.5 * power) if spread > 0.0 else 1.0
-    return Consumer(inputs, scale * weight, unit_columns(reading.columns, group.labels).T, is_affine)
+    slots = len(reading.slots)
+    if scales.is_by_channel(linear, len(weight) // slots):
+        variances = inputs.output_variances(weight).reshape(slots, -1).sum(axis=0)
+        weight = np.tile(scales.factors(linear, variances), slots)[:, None] * weight
+    else:
+        weight = scales.factor(linear, inputs.output_variance(weight) if spread is None else spread) * weight
+    return Consumer(inputs, weight, unit_columns(reading.columns, group.labels).T, is_affine)
 
 
 def _threshold(variance: Vector, ratios: Ratios) -> Vector:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 from snp_onnx.cost import Cost
@@ -12,12 +13,15 @@ from snp_onnx.planning.options import TargetKind
 from snp_onnx.planning.plan import BlockDecision, UnitDecision
 from snp_onnx.report.charts import Curve, axis, chart
 from snp_onnx.report.remarks import counted
-from snp_onnx.report.table import in_bytes, in_short, nodes_of, share
+from snp_onnx.report.table import fidelity_figures, in_bytes, in_short, nodes_of, number, share
 from snp_onnx.verbs.fidelity import Fidelity
 from snp_onnx.verbs.latency import Latency
 from snp_onnx.verbs.result import GroupReport, Inspection, Outlook, Prunable, PruneResult, Report
 
 TEMPLATE = "page.html.j2"
+
+NAMES = {"held": "R² of the outputs", "agreement": "agreement"}
+"""What is drawn of the fidelity, and what it is called."""
 
 LEAST_SPAN = 0.01
 """Differences smaller than that are not blown up to the height of a chart."""
@@ -145,10 +149,11 @@ def _tiles(report: Report) -> list[dict[str, str]]:
             {"name": f"latency kept, batch {entry.batch}", "figure": f"{entry.undisturbed:.3f}", "more": spread}
         )
     for fidelity in report.fidelity[:1]:
-        more = f"relative L2 {fidelity.relative_l2:.4f}, {fidelity.samples} samples held back"
+        worst, _, agreement, cosine, _ = fidelity_figures(fidelity)
+        more = f"1 - R² of the worst channel {worst}, cosine {cosine}, {fidelity.samples} samples set apart"
         if fidelity.agreement is not None:
-            more = f"top-1 agreement {share(fidelity.agreement)}, {more}"
-        tiles.append({"name": "cosine of the outputs", "figure": f"{fidelity.cosine:.4f}", "more": more})
+            more = f"agreement {agreement}, {more}"
+        tiles.append({"name": NAMES["held"], "figure": number(fidelity.held), "more": more})
     return tiles
 
 
@@ -191,22 +196,25 @@ def _removed(blocks: Sequence[BlockDecision]) -> list[dict[str, Any]]:
 
 
 def _tradeoff(report: Report) -> dict[str, str]:
-    """The cosine against the MACs left, and the top-1 agreement where there is one; the result is marked."""
+    """R² and the agreement against the MACs left, as far as the samples tell; the result is marked."""
     if not (report.outlook and report.fidelity and report.dense.macs):
         return {}
-    names = {"cosine": "cosine of the outputs"}
-    if all(entry.fidelity[0].agreement is not None for entry in report.outlook):
-        names["agreement"] = "top-1 agreement"
-    return {name: _tradeoff_of(report, field, name) for field, name in names.items()}
+    shown = [*(entry.fidelity[0] for entry in report.outlook), report.fidelity[0]]
+    known = [
+        field
+        for field in NAMES
+        if all((value := getattr(entry, field)) is not None and isfinite(value) for entry in shown)
+    ]
+    return {NAMES[field]: _tradeoff_of(report, field, NAMES[field]) for field in known}
 
 
 def _tradeoff_of(report: Report, field: str, name: str) -> str:
     dense = report.dense.macs
-    path = [(entry.cost.macs / dense, float(getattr(entry.fidelity[0], field))) for entry in report.outlook]
+    path = [(entry.cost.macs / dense, max(0.0, getattr(entry.fidelity[0], field))) for entry in report.outlook]
     path.insert(0, (1.0, 1.0))
     here = report.pruned.macs / dense, float(getattr(report.fidelity[0], field))
     shown = [point[1] for point in [*path, here]]
-    y = axis(name, [min(1.0 - LEAST_SPAN, *shown), 1.0])
+    y = axis(name, [max(0.0, min(1.0 - LEAST_SPAN, *shown)), 1.0])
     text = f"this result: {here[0]:.3f} of the MACs, {name} {here[1]:.4f}"
     return chart(f"{name} against MACs kept", axis("MACs kept", [0.0, 1.0]), y, [Curve(path)], [(here, text)])
 
@@ -216,9 +224,7 @@ def _outlook(entry: Outlook) -> dict[str, Any]:
     return {
         "macs": f"{entry.target:g}",
         "params": in_short(entry.cost.params),
-        "cosine": f"{first.cosine:.4f}",
-        "relative_l2": f"{first.relative_l2:.4f}",
-        "agreement": share(first.agreement),
+        "figures": fidelity_figures(first),
     }
 
 
@@ -245,9 +251,7 @@ def _fidelity(entry: Fidelity) -> dict[str, Any]:
     return {
         "output": entry.output,
         "samples": entry.samples,
-        "cosine": f"{entry.cosine:.4f}",
-        "relative_l2": f"{entry.relative_l2:.4f}",
-        "agreement": share(entry.agreement),
+        "figures": fidelity_figures(entry),
         "dense": share(entry.dense_accuracy),
         "pruned": share(entry.pruned_accuracy),
     }

@@ -38,7 +38,7 @@ def pruning_table(report: Report) -> RenderableType:
     if report.barriers:
         parts.append(_barriers(report.barriers))
     if report.fidelity:
-        parts.append(_fidelity(report.fidelity, "fidelity on the samples held back"))
+        parts.append(_fidelity(report.fidelity, "fidelity on the samples set apart for this report"))
     if report.latency:
         parts.append(_latency(report.latency))
     return Group(*parts)
@@ -75,7 +75,7 @@ def comparison_table(comparison: Comparison) -> RenderableType:
 def recovery_table(report: RecoverReport) -> RenderableType:
     """What `recover` shows."""
     parts: list[RenderableType] = [_checks(report.history)] if report.history else []
-    parts.append(_fidelity(report.before, "fidelity on the samples held back, before"))
+    parts.append(_fidelity(report.before, "fidelity on the samples set apart for this report, before"))
     parts.append(_fidelity(report.after, "after" if report.changed else "after: unchanged"))
     return Group(*parts)
 
@@ -194,15 +194,36 @@ def _barriers(stops: Iterable[StopReport]) -> Table:
 def _fidelity(outputs: Iterable[Fidelity], title: str) -> Table:
     outputs = list(outputs)
     labelled = any(entry.dense_accuracy is not None for entry in outputs)
-    columns = ["output", "samples", "cosine", "relative L2", "top-1 agreement"]
+    columns = ["output", "samples", "worst 1 - R²", "mean 1 - R²", "agreement", "cosine", "relative L2"]
     table = _table(title, columns + (["dense top-1", "pruned top-1"] if labelled else []))
     for entry in outputs:
-        row = [entry.output, str(entry.samples), f"{entry.cosine:.4f}", f"{entry.relative_l2:.4f}"]
-        row.append(share(entry.agreement))
+        row = [entry.output, str(entry.samples), *fidelity_figures(entry)]
         if labelled:
             row += [share(entry.dense_accuracy), share(entry.pruned_accuracy)]
         table.add_row(*row)
     return table
+
+
+def fidelity_figures(entry: Fidelity) -> tuple[str, str, str, str, str]:
+    """The worst error with its channel, the mean error, the agreement with what is decided, cosine and relative L2.
+
+    >>> fidelity_figures(Fidelity("y", 9, 0.5, 0.25, 0.75, error=0.5, mean_error=0.25, decision="largest entry"))
+    ('0.5000', '0.2500', '75.00 % (largest entry)', '0.5000', '0.2500')
+    """
+    if not entry.compared:
+        return ("not compared: its size depends on the data", "-", "-", "-", "-")
+    worst = f"{number(entry.error)} ({entry.channel})" if entry.channel else number(entry.error)
+    agreement = share(entry.agreement) + (f" ({entry.decision})" if entry.decision else "")
+    return worst, number(entry.mean_error), agreement, number(entry.cosine), number(entry.relative_l2)
+
+
+def number(value: float) -> str:
+    """Four decimals; "-" for what the samples don't tell.
+
+    >>> number(0.25), number(float("nan"))
+    ('0.2500', '-')
+    """
+    return "-" if value != value else f"{value:.4f}"
 
 
 def _latency(entries: Iterable[Latency]) -> Table:

@@ -11,7 +11,6 @@ from snp_onnx.sources.arrays import Readable
 from snp_onnx.sources.inputs import Array
 from snp_onnx.sources.matching import View
 
-_EVERY = 10
 _MOST = 256
 
 
@@ -27,17 +26,20 @@ class Part(Enum):
         """The indices of this part among `samples`, at most 256 each of those that choose and that are held out.
 
         >>> [part.choose(np.arange(20)).tolist() for part in (Part.CHOOSING, Part.HELD_OUT)]
-        [[4, 14], [9, 19]]
+        [[4], [9, 19]]
         """
         if self is Part.ALL:
             return samples
-        places = np.where(samples // _EVERY < _MOST, samples % _EVERY, 0)
-        taken = [places == place for part, place in _PLACES.items() if self in (part, Part.CALIBRATION)]
+        taken = [
+            (samples % every == place) & (samples // every < _MOST)
+            for part, (every, place) in _TAKEN.items()
+            if self in (part, Part.CALIBRATION)
+        ]
         return np.asarray(samples[np.any(taken, axis=0) != (self is Part.CALIBRATION)])
 
 
-_PLACES: Mapping[Part, int] = MappingProxyType({Part.CHOOSING: 4, Part.HELD_OUT: 9})
-"""Which of every ten samples a part takes; CALIBRATION is what none takes."""
+_TAKEN: Mapping[Part, tuple[int, int]] = MappingProxyType({Part.CHOOSING: (20, 4), Part.HELD_OUT: (10, 9)})
+"""A part takes one of so many samples, at this place; CALIBRATION is what none takes. Few choose: it costs samples."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ class Variety:
             return ()
         if different == 1:
             return (
-                f"all {count} samples that were read are the same: statistics and fidelity say nothing; give different ones",
+                f"all {count} samples that were read are the same: statistics and fidelity say nothing; give others",
             )
         lines = []
         if different < _SHARE * count:

@@ -76,7 +76,11 @@ class CentredGram:
 
     def output_variance(self, weight: Matrix) -> float:
         """tr(W S Wᵀ) of a weight (O, C): the variance of W x, summed over outputs."""
-        return float(np.einsum("oc,oc->", weight @ self.covariance, weight))
+        return float(self.output_variances(weight).sum())
+
+    def output_variances(self, weight: Matrix) -> Vector:
+        """The diagonal of W S Wᵀ, (O,): the variance of every output of W x."""
+        return np.asarray(np.einsum("oc,oc->o", weight @ self.covariance, weight))
 
     def with_ridge(self, rho: float, is_affine: bool = True, in_place: bool = False) -> NormalMatrix:
         """H + Λ; `in_place` lets it take the memory of the covariance."""

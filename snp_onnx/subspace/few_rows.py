@@ -45,8 +45,12 @@ class FewRows:
 
     def output_variance(self, weight: Matrix) -> float:
         """tr(W S Wᵀ) of a weight (O, C): the variance of W x, summed over outputs."""
-        own = np.einsum("oc,c,oc->", weight, self.diagonal, weight)
-        return float(own + np.square(weight @ self.factor.T).sum())
+        return float(self.output_variances(weight).sum())
+
+    def output_variances(self, weight: Matrix) -> Vector:
+        """The diagonal of W S Wᵀ, (O,): the variance of every output of W x."""
+        own = np.einsum("oc,c,oc->o", weight, self.diagonal, weight)
+        return np.asarray(own + np.square(weight @ self.factor.T).sum(axis=1))
 
     def with_ridge(self, rho: float, is_affine: bool) -> tuple[Vector, Matrix]:
         """D + Λ and F of what a least-squares problem inverts: S, or S + m mᵀ where no bias is free."""

@@ -6,7 +6,7 @@ different meaning in one output; in front of the Concat they lie apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -129,3 +129,28 @@ def _class_axis(name: str, graph: _Graph) -> int | None:
         return None
     default = -1 if graph.version >= SOFTMAX_LAST else 1
     return next((attribute.i for attribute in node.attribute if attribute.name == "axis"), default)
+
+
+def read_outs(known: Sequence[Ending], models: Sequence[onnx.ModelProto]) -> tuple[str, ...]:
+    """The tensors behind these outputs that all models have; the output itself where one of them lacks some."""
+    present = set.intersection(*(_tensors(model) for model in models))
+    found: dict[str, None] = {}
+    for ending in known:
+        is_known = bool(ending.sources) and present.issuperset(ending.sources)
+        found |= dict.fromkeys(ending.sources if is_known else (ending.name,))
+    return tuple(found)
+
+
+def _tensors(model: onnx.ModelProto) -> set[str]:
+    return {name for node in model.graph.node for name in node.output if name}
+
+
+def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """A model that gives these tensors too; itself where it does so already."""
+    missing = [name for name in names if name not in {value.name for value in model.graph.output}]
+    if not missing:
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in missing)
+    return copy

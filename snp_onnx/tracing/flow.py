@@ -49,6 +49,11 @@ class Flow:
     def is_output(self, tensor: str) -> bool:
         return tensor in self._outputs
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The graph's outputs, sorted."""
+        return tuple(sorted(self._outputs))
+
     def only_reader(self, tensor: str) -> Op | None:
         return self.readers[tensor][0] if self.is_sole(tensor) else None
 

@@ -17,12 +17,13 @@ from snp_onnx.planning.decide import left_out, producer_names
 from snp_onnx.planning.folding import Folding, fold
 from snp_onnx.planning.options import Choices, Fold, Refine
 from snp_onnx.planning.plan import Folds, Plan
+from snp_onnx.sources.samples import Part
 from snp_onnx.tracing.groups import Mask
 from snp_onnx.tracing.surface import KEPT, surface_after, surface_of
 from snp_onnx.verbs.measure import Calibration, Measured
 from snp_onnx.verbs.refit import refit_layers
 from snp_onnx.verbs.result import GroupReport, Stopwatch
-from snp_onnx.verbs.settle import first_harmless, held_back_fidelity, mean_error
+from snp_onnx.verbs.settle import Errors, errors_of, first_harmless
 from snp_onnx.verbs.subject import Subject
 
 
@@ -70,8 +71,8 @@ class Candidate:
 def carry_out(work: Work, plan: Plan) -> Candidate:
     """Fold with the statistics (unless folding is off), cut, and refit (if told to).
 
-    Where that makes the outputs on the samples held back worse than doing less would, less is done, and a warning says
-    so.
+    Where that surely makes the outputs worse than doing less would, on the samples set apart for choosing, less is done
+    and a warning says so; not so with `fallback` off.
     """
     alive = plan.alive(work.subject.trace)
     if alive.all() and (work.subject.depth is None or not work.is_trial):
@@ -81,22 +82,24 @@ def carry_out(work: Work, plan: Plan) -> Candidate:
         ways.insert(0, ("fold", folded(work, plan)))
     if work.choices.refine is not Refine.NONE and work.calibration is not None:
         ways.insert(0, ("refit", _refitted(work, ways[0][1], alive)))
-    if work.calibration is None or len(ways) == 1:
+    if work.calibration is None or len(ways) == 1 or not work.choices.fallback:
         return ways[0][1]
     with work.clock("settle"):
-        dense = work.subject.dense.proto
-        errors = [mean_error(held_back_fidelity(dense, way.model, work.calibration)) for _, way in ways]
+        feeds = work.calibration.batches(Part.CHOOSING)
+        errors = errors_of(work.subject.dense.proto, [way.model for _, way in ways], work.calibration, feeds)
     chosen = first_harmless(errors)
     return ways[0][1] if chosen == 0 else _fallen_back(work, ways, errors, chosen)
 
 
-def _fallen_back(work: Work, ways: Sequence[tuple[str, Candidate]], errors: Sequence[float], chosen: int) -> Candidate:
+def _fallen_back(work: Work, ways: Sequence[tuple[str, Candidate]], errors: Errors, chosen: int) -> Candidate:
     """A simpler way than was asked for; the plan records it as the one to be carried out again."""
     name, candidate = ways[chosen]
     left_out = [ways[place][0] for place in range(chosen)]
+    lost = errors.mean(axis=1)
     warning = (
-        f"without {' and '.join(left_out)}: on the samples held back it made the outputs worse "
-        f"(relative L2 {errors[0]:.4f} against {errors[chosen]:.4f}): give more samples, like those in use"
+        f"without {' and '.join(left_out)}: on {errors.shape[1]} samples set apart for choosing it lost more of the "
+        f"outputs' variation ({lost[0]:.4f} against {lost[chosen]:.4f}): give more samples, like those in use, or "
+        "--no-fallback"
     )
     options = dict(candidate.plan.options) | {"refine": str(Refine.NONE)}
     if name == "cut":

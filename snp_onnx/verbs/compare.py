@@ -8,14 +8,13 @@ from typing import Any
 
 import onnx
 
-from snp_onnx.calibration.sessions import Runtime, open_session
+from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.cost import Cost
 from snp_onnx.errors import CalibrationError, ModelError, PlanError
 from snp_onnx.sources.inputs import Array, input_specs
 from snp_onnx.sources.samples import Part, Samples
-from snp_onnx.tracing.padding import mask_of
 from snp_onnx.tracing.surface import Surface, surface_between
-from snp_onnx.verbs.fidelity import measure_fidelity
+from snp_onnx.verbs.fidelity import fidelity_between
 from snp_onnx.verbs.latency import Latency, latency_of
 from snp_onnx.verbs.reading import read_samples
 from snp_onnx.verbs.result import Comparison
@@ -50,13 +49,12 @@ def compare(
         both = (shapes, surface.cut_shapes(shapes))
         costs = [_cost(*model, own, runtime) for model, own in zip(models, both, strict=True)]
         protos = [model[0].proto for model in models]
-        sessions = [open_session(proto, runtime) for proto in protos]
-        batches, labels = samples.batches(data.batch_size, Part.ALL), samples.labels(Part.ALL)
-        mask = mask_of(models[0][0].proto)
-        fidelity = measure_fidelity(sessions[0], sessions[1], batches, labels, mask, surface)
+        fidelity = fidelity_between(protos[0], protos[1], samples, data.batch_size, runtime, Part.ALL)
         timed = _latency(protos, samples, latency_batch or 1, runtime) if latency else ()
         noise = ("RANDOM samples: the figures say nothing about real inputs",) if samples.is_random else ()
-        return Comparison(costs[0], costs[1], fidelity, shapes, timed, tuple(samples.notes), (*noise, *samples.warnings))
+        return Comparison(
+            costs[0], costs[1], fidelity, shapes, timed, tuple(samples.notes), (*noise, *samples.warnings)
+        )
 
 
 def _cost(

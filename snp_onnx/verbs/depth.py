@@ -27,7 +27,7 @@ from snp_onnx.tracing.representation import Representation, find_representation
 from snp_onnx.verbs.clocked import block_times
 from snp_onnx.verbs.measure import Calibration, on_fewer_samples
 from snp_onnx.verbs.refit import refit_layers
-from snp_onnx.verbs.settle import held_back_fidelity, mean_error
+from snp_onnx.verbs.settle import errors_of, first_harmless
 from snp_onnx.verbs.subject import Depth, Subject, trace_at
 
 
@@ -97,7 +97,7 @@ class Descent:
         return self._refitted(subject, calibration)
 
     def _refitted(self, subject: Subject, calibration: Calibration) -> Subject:
-        """The subject with the layers that stay solved anew; itself where the samples held back are worse off then."""
+        """The subject with the layers that stay solved anew; itself where that surely does harm."""
         if self.choices.refine is Refine.NONE:
             return subject
         assert subject.depth is not None
@@ -109,11 +109,9 @@ class Descent:
             )
             model = rewrite(subject.prepared, [FoldWeights(values)], subject.dense.store).model
         with calibration.clock("settle"):
-            before, after = (
-                mean_error(held_back_fidelity(subject.dense.proto, proto, calibration))
-                for proto in (subject.prepared, model)
-            )
-        if after > before:
+            feeds = calibration.batches(Part.CHOOSING)
+            errors = errors_of(subject.dense.proto, [model, subject.prepared], calibration, feeds)
+        if self.choices.fallback and first_harmless(errors) > 0:
             return subject
         depth = replace(subject.depth, values={**subject.depth.values, **values})
         found = trace_at(subject.dense, model, subject.notes, subject.input_shapes, self.runtime, caches=subject.caches)

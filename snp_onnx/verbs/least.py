@@ -8,10 +8,12 @@ from dataclasses import replace
 from snp_onnx.errors import TargetError
 from snp_onnx.planning.options import Target, TargetKind
 from snp_onnx.planning.plan import Plan
+from snp_onnx.sources.samples import Part
 from snp_onnx.verbs.carry_out import Candidate, Work, carry_out
+from snp_onnx.verbs.fidelity import worst
 from snp_onnx.verbs.measure import on_fewer_samples
 from snp_onnx.verbs.quantised import quantised_again
-from snp_onnx.verbs.settle import held_back_fidelity, worst_cosine
+from snp_onnx.verbs.settle import held_back_fidelity
 
 PROBES = 6
 STEP = 0.02
@@ -21,7 +23,7 @@ Decide = Callable[[Target], Plan]
 
 
 def least_above(work: Work, target: Target, decide: Decide, least: float) -> Candidate:
-    """The candidate with the fewest MACs whose worst held-back cosine is at least the target's value.
+    """The candidate with the fewest MACs whose worst R² on the choosing samples is at least the target's value.
 
     `decide` makes the plan of a MACs target from the paths that are there; `least` is the smallest share it can reach.
     Bisects with trials on few samples, then moves the result, refitted on all of them, in small steps to the bound.
@@ -31,7 +33,7 @@ def least_above(work: Work, target: Target, decide: Decide, least: float) -> Can
     low, high = least, 1.0
     for _ in range(PROBES):
         middle = 0.5 * (low + high)
-        meets = _cosine(trial, carry_out(trial, decide(_macs(middle)))) >= target.value
+        meets = _held(trial, carry_out(trial, decide(_macs(middle)))) >= target.value
         low, high = (low, middle) if meets else (middle, high)
     best = _moved_to_bound(work, target, decide, high, least)
     if best is None or all(decision.after == decision.before for decision in best.plan.decisions):
@@ -49,7 +51,7 @@ def _moved_to_bound(work: Work, target: Target, decide: Decide, share: float, le
     step = 0.0
     while least <= share <= 1.0:
         candidate = carry_out(work, decide(_macs(share)))
-        meets = _cosine(work, candidate) >= target.value
+        meets = _held(work, candidate) >= target.value
         if meets:
             best = candidate
         step = step or (-STEP if meets else STEP)
@@ -63,7 +65,9 @@ def _macs(share: float) -> Target:
     return Target(TargetKind.MACS, min(max(share, 1e-6), 1.0))
 
 
-def _cosine(work: Work, candidate: Candidate) -> float:
+def _held(work: Work, candidate: Candidate) -> float:
+    """R² of the worst output's worst channel."""
     assert work.calibration is not None
     final = quantised_again(work.subject, candidate, work.calibration.runtime)
-    return worst_cosine(held_back_fidelity(work.subject.dense.proto, final.model, work.calibration))
+    dense = work.subject.dense.proto
+    return worst(held_back_fidelity(dense, final.model, work.calibration, Part.CHOOSING))

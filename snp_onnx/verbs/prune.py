@@ -26,12 +26,12 @@ from snp_onnx.verbs.settings import (
 )
 
 CHOICE_OPTIONS = [
-    *("order", "fold", "ratios", "refine", "ridge", "error_power", "weigh"),
+    *("order", "fold", "ratios", "refine", "ridge", "depth_power", "weigh"),
     *("streams", "caches", "include", "exclude", "min_units", "round_to"),
-    *("similarity", "representation", "ranking_samples", "min_blocks", "latency_batch"),
+    *("similarity", "representation", "ranking_samples", "min_blocks", "latency_batch", "fallback"),
 ]
 
-AS_PLANNED = ("fold", "ridge", "refine", "order", "error_power", "kinds", "caches")
+AS_PLANNED = ("fold", "ridge", "refine", "order", "depth_power", "kinds", "caches")
 """Choices that a plan made earlier brings along; the schema of plans says what they look like."""
 
 
@@ -66,8 +66,8 @@ def prune(
     target_macs, target_params, target_size, target_latency : fraction of the dense model's cost to keep at most; the
         latency is measured, with the provider and threads given; what layers take at other widths is measured once
         on a machine and kept in the user's cache folder (SNP_ONNX_CACHE names another).
-    variance : the paper's τ. min_fidelity : the cosine that every output must keep on the samples held back, by as few
-        MACs as can be found. Exactly one target, unless `plan` is given.
+    variance : the paper's τ. min_fidelity : R² that the worst channel of every output must keep, on samples set apart
+        for choosing, by as few MACs as can be found. Exactly one target, unless `plan` is given.
     preset : "best", "fast" or "paper". units : kinds that may be removed, of "channels", "heads", "head-dims", "stream"
         and "blocks". With "head-dims" an attention gives up dimensions inside its heads, and whole heads only where it
         can't: run twice for both. "blocks" go first: all that are needed or, beside other kinds, as many as is best.

@@ -21,7 +21,7 @@ from snp_onnx.sources.samples import Part, Samples
 from snp_onnx.tracing.padding import mask_of
 from snp_onnx.tracing.surface import Surface
 from snp_onnx.verbs.compare import require_same_surface
-from snp_onnx.verbs.fidelity import Fidelity, measure_fidelity
+from snp_onnx.verbs.fidelity import Fidelity, fidelity_between
 from snp_onnx.verbs.reading import read_samples
 from snp_onnx.verbs.recovered import RecoverReport, RecoverResult
 from snp_onnx.verbs.result import MADE_BY, Stopwatch, config_of, versions
@@ -50,7 +50,7 @@ def recover(
     """Train the pruned model to do what the dense one does, on unlabelled samples; needs torch.
 
     The graph stays as it is: nodes, names, operator sets, inputs, outputs and element types; only weights change. A
-    tenth of the samples (at most 256) chooses what is kept, and another tenth, used for nothing else, is reported. If
+    twentieth of the samples (at most 256) chooses what is kept, and a tenth, used for nothing else, is reported. If
     nothing is better than the pruned model as it came, that is the result, and the report says so.
 
     Parameters
@@ -223,10 +223,7 @@ class _Job:
         return errors[0] < errors[1]
 
     def _fidelity(self, models: _Models, pruned: onnx.ModelProto, samples: Samples, part: Part) -> tuple[Fidelity, ...]:
-        dense = models.dense.proto
-        sessions = open_session(dense, self.runtime), open_session(pruned, self.runtime)
-        batches, labels = samples.batches(self.data.batch_size, part), samples.labels(part)
-        return measure_fidelity(sessions[0], sessions[1], batches, labels, mask_of(dense), models.surface)
+        return fidelity_between(models.dense.proto, pruned, samples, self.data.batch_size, self.runtime, part)
 
     def _options(self, samples: Samples) -> dict[str, Any]:
         return {**self.training.record(), "samples": samples.count, "provider": self.runtime.provider}

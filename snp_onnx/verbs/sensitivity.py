@@ -26,6 +26,7 @@ from snp_onnx.tracing.padding import mask_of
 from snp_onnx.verbs.carry_out import Work
 from snp_onnx.verbs.fidelity import measure_fidelity
 from snp_onnx.verbs.settings import Feed
+from snp_onnx.verbs.settle import mean_error
 
 SAMPLES = 96
 """Samples that a group's effect is measured on."""
@@ -93,4 +94,4 @@ def _scale(work: Work, path: Path, dense: Any, feeds: Sequence[Feed]) -> float:
     changed = rewrite(subject.prepared, [FoldWeights(folding.values)], subject.dense.store).model
     after = open_session(changed, calibration.runtime)
     found = measure_fidelity(dense, after, feeds, mask=mask_of(subject.prepared))
-    return float(np.mean([entry.relative_l2**2 for entry in found])) / error
+    return mean_error(found) / error

@@ -8,10 +8,12 @@ from contextlib import suppress
 from snp_onnx.cost import Cost
 from snp_onnx.errors import TargetError
 from snp_onnx.planning.options import Target, TargetKind
+from snp_onnx.sources.samples import Part
 from snp_onnx.verbs.carry_out import Candidate, Work
 from snp_onnx.verbs.clocked import clocked
 from snp_onnx.verbs.depth import Descent
-from snp_onnx.verbs.settle import held_back_fidelity, trial_error, worst_cosine
+from snp_onnx.verbs.fidelity import worst
+from snp_onnx.verbs.settle import held_back_fidelity, trial_error
 from snp_onnx.verbs.subject import Subject
 
 STRIDE = 8
@@ -40,8 +42,8 @@ def _above(descent: Descent, target: Target) -> Subject:
     best = None
     for subject in descent.steps():
         assert descent.calibration is not None
-        found = held_back_fidelity(subject.dense.proto, subject.prepared, descent.calibration)
-        if worst_cosine(found) < target.value:
+        found = held_back_fidelity(subject.dense.proto, subject.prepared, descent.calibration, Part.CHOOSING)
+        if worst(found) < target.value:
             break
         best = subject
     if best is None:

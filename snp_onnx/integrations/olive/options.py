@@ -48,7 +48,7 @@ TARGETS = (
     Row("target_size", NUMBER, None, "Keep at most this fraction of the bytes on disk."),
     Row("target_latency", NUMBER, None, "Take at most this fraction of the time, as measured here."),
     Row("variance", NUMBER, None, "The paper's τ: the share of ΣD every group keeps."),
-    Row("min_fidelity", NUMBER, None, "As few MACs as this cosine of the held-back outputs allows."),
+    Row("min_fidelity", NUMBER, None, "As few MACs as keep R² of every output's worst channel at this."),
 )
 
 CHOICES = (
@@ -59,7 +59,7 @@ CHOICES = (
     Row("refine", WORD, None, "sequential or none."),
     Row("ratios", WORD, None, "budget, variance or uniform."),
     Row("ridge", NUMBER, None, "Ridge relative to each input's variance; ten times as much in the refit."),
-    Row("error_power", NUMBER, None, "p in error / variance^p, by which layers are compared."),
+    Row("depth_power", NUMBER, None, "q in error / (variance (1 + layers behind)^q), by which layers are compared."),
     Row("weigh", WORD, None, "outputs or layers: where errors are compared; by default outputs with attention."),
     Row("streams", YES_OR_NO, None, "Cut convolutional residual streams too."),
     Row("caches", YES_OR_NO, None, "Cut heads of key-value caches too, inputs and outputs."),
@@ -76,6 +76,7 @@ CHOICES = (
     Row("representation", WORD, None, "The tensor compared without a block; else the last layer's input."),
     Row("ranking_samples", WHOLE, None, "Samples that blocks are ranked on; 256 by default."),
     Row("min_blocks", WHOLE, None, "Keep at least so many blocks of every stage; 1 by default."),
+    Row("fallback", YES_OR_NO, None, "Leave fold or refit out where they harm samples set apart; by default on."),
     Row("latency_batch", WHOLE, None, "Rows of the batch that latencies are of; 1 by default."),
     Row("plan", PATH, None, "A saved plan to carry out instead of deciding; then no target, and data only to fold."),
     Row("plan_widths", YES_OR_NO, None, "Of that plan keep the widths, and choose the units anew."),

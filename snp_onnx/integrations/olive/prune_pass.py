@@ -219,7 +219,7 @@ def _tell(result: PruneResult) -> None:
         dense, pruned = getattr(report.dense, name), getattr(report.pruned, name)
         logger.info("SnpPrune: %s %d -> %d (%.3f)", name, dense, pruned, pruned / dense)
     for output in report.fidelity:
-        logger.info("SnpPrune: output %s on samples held back: cosine %.4f", output.output, output.cosine)
+        logger.info("SnpPrune: output %s, samples set apart: R² of the worst channel %.4f", output.output, output.held)
     for timed in report.latency:
         logger.info("SnpPrune: latency of %d rows: %.3f of the dense model's", timed.batch, timed.undisturbed)
     for warning in report.warnings:
