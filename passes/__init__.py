@@ -15,6 +15,7 @@ from snp_onnx.passes.requantise import Requantise, narrow_weights
 from snp_onnx.passes.rotate_stream import rotate_streams
 from snp_onnx.passes.separate_shared import SeparateShared
 from snp_onnx.passes.slice_units import SliceUnits
+from snp_onnx.passes.split_fused import SplitFused
 from snp_onnx.passes.turn_heads import Turn, TurnHeads
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Rewritten",
     "SeparateShared",
     "SliceUnits",
+    "SplitFused",
     "Turn",
     "TurnHeads",
     "narrow_weights",

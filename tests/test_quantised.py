@@ -273,13 +273,136 @@ def test_the_fidelity_that_is_asked_for_is_that_of_the_quantised_result() -> Non
     assert any(node.op_type == "QuantizeLinear" for node in found.model.graph.node)
 
 
-def test_sizes_are_not_told_from_floats() -> None:
+def test_bytes_are_those_of_the_quantised_file() -> None:
     model = model_of("per-channel")
-    for options, name in (({"target_size": 0.7}, "target-size"), ({"target_latency": 0.7}, "target-latency")):
-        with pytest.raises(snp_onnx.PlanError, match=f"{name}: a quantised model.*give --target-macs"):
-            snp_onnx.prune(model, {"x": images(24)}, **options, **FAST)
+    found = snp_onnx.prune(model, {"x": images(64)}, target_size=0.85, **FAST)
+    assert found.report.pruned.bytes == found.model.ByteSize() <= 0.85 * len(case("per-channel"))
+    assert found.report.pruned.bytes > 0.75 * len(case("per-channel"))
+
+
+def test_the_clock_is_not_told_from_floats() -> None:
+    model = model_of("per-channel")
+    with pytest.raises(snp_onnx.PlanError, match=r"target-latency: a quantised model.*give --target-macs"):
+        snp_onnx.prune(model, {"x": images(24)}, target_latency=0.7, **FAST)
     with pytest.raises(snp_onnx.PlanError, match="round-to auto"):
         snp_onnx.prune(model, {"x": images(24)}, target_macs=0.7, round_to="auto", **FAST)
+
+
+# weight-only: integers that Cast, Sub and Mul make floats
+
+FORMS = (
+    "scales",
+    "scalar",
+    "rows",
+    "first",
+    "vector",
+    "half",
+    "zero",
+    "zeros",
+    "cast-zero",
+    "int32-zero",
+    "transposed",
+)
+every_form = pytest.mark.parametrize("form", FORMS)
+
+
+def weight_only(form: str, rows: int = 24) -> onnx.ModelProto:
+    """Three layers whose weights are int8, or uint8 with a zero point; half of the first layer's units are copies."""
+    net = Net(batch="N", seed=3)
+    hidden = net.Relu(net.MatMul(net.input("x", rows), stored_weight(net, form, rows, 64, copies=True)))
+    gates = net.Softmax(net.MatMul(hidden, stored_weight(net, form, 64, rows)), axis=-1)
+    net.output(net.MatMul(gates, stored_weight(net, form, rows, rows)))
+    return net.model()
+
+
+def stored_weight(net: Net, form: str, rows: int, columns: int, copies: bool = False) -> str:
+    is_unsigned = "zero" in form
+    codes = net.rng.integers(-127, 128, (rows, columns))
+    scales = net.rng.uniform(0.005, 0.02, (1, columns))
+    if copies:
+        codes[:, columns // 2 :] = codes[:, : columns // 2]
+        scales[:, columns // 2 :] = scales[:, : columns // 2]
+    if form == "scalar":
+        scales = np.array(0.01)
+    elif form == "rows":
+        scales = net.rng.uniform(0.005, 0.02, (rows, 1))
+    elif form == "vector":
+        scales = scales[0]
+    if form == "transposed":
+        codes, scales = codes.T, scales.T
+    stored = net.const(codes + 128 * is_unsigned, dtype=np.uint8 if is_unsigned else np.int8)
+    if form == "int32-zero":
+        stored = net.Sub(net.Cast(stored, to=TensorProto.INT32), net.const(128, dtype=np.int32))
+    value = net.Cast(stored, to=TensorProto.FLOAT)
+    if form == "zero":
+        value = net.Sub(value, net.const(128.0))
+    elif form == "zeros":
+        value = net.Sub(value, net.const(np.full((1, columns), 128.0)))
+    elif form == "cast-zero":
+        value = net.Sub(value, net.Cast(net.const(128, dtype=np.uint8), to=TensorProto.FLOAT))
+    scale = net.const(scales, dtype=np.float16 if form == "half" else np.float32)
+    if form == "half":
+        scale = net.Cast(scale, to=TensorProto.FLOAT)
+    value = net.Mul(scale, value) if form in ("first", "scalar") else net.Mul(value, scale)
+    return net.Transpose(value, perm=[1, 0]) if form == "transposed" else value
+
+
+def codes_in(model: onnx.ModelProto) -> list[npt.NDArray[Any]]:
+    narrow = (TensorProto.INT8, TensorProto.UINT8)
+    return [numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type in narrow and len(t.dims) == 2]
+
+
+def rows_of(count: int, seed: int = 1) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=(count, 24)).astype(np.float32)
+
+
+@every_form
+def test_codes_stay_codes_and_are_folded(form: str) -> None:
+    model = weight_only(form)
+    found = snp_onnx.prune(model, {"x": rows_of(300)}, target_params=0.75, ridge=1e-6, latency=False, **FAST)
+    before, after = codes_in(model), codes_in(found.model)
+    assert [a.dtype for a in after] == [b.dtype for b in before]
+    assert not [
+        t.name for t in found.model.graph.initializer if t.data_type == TensorProto.FLOAT and np.prod(t.dims) > 64
+    ]
+    assert np.array_equal(after[2], before[2])  # nothing was cut from it
+    assert found.report.dense.params == sum(b.size for b in before)
+    assert found.report.pruned.params == sum(a.size for a in after) <= 0.75 * found.report.dense.params
+    assert found.report.pruned.bytes < 0.9 * found.report.dense.bytes
+    test = {"x": rows_of(32, seed=9)}
+    bare = snp_onnx.prune(model, plan=found.plan, fold="none", threads=1, latency=False)
+    assert relative(found.model, model, test) < min(0.05, 0.5 * relative(bare.model, model, test))
+    assert found.report.warnings == ()
+
+
+def test_a_size_in_bytes_counts_codes() -> None:
+    model = weight_only("scales")
+    found = snp_onnx.prune(model, {"x": rows_of(300)}, target_size=0.85, latency=False, **FAST)
+    assert 0.7 * found.report.dense.bytes < found.report.pruned.bytes <= 0.85 * found.report.dense.bytes
+    assert found.report.pruned.bytes == found.model.ByteSize()
+
+
+def test_the_float_form_of_codes_is_what_they_stand_for() -> None:
+    for form in FORMS:
+        model = weight_only(form)
+        plain = rewrite(prepare(model).model, [Dequantise(), EliminateDead()])
+        assert len(plain.notes) == 1
+        assert {node.op_type for node in plain.model.graph.node} <= {"MatMul", "Relu", "Softmax", "Transpose"}
+        assert relative(plain.model, model, {"x": rows_of(8)}) < 1e-5
+        values = {t.name: numpy_helper.to_array(t) for t in plain.model.graph.initializer}
+        assert rewrite(prepare(model).model, [Requantise(values)]).notes == ()
+
+
+def test_what_is_no_code_of_both_signs_is_cut_as_it_is() -> None:
+    """Bytes from 0 on without a zero point, or shifted behind their scale: no floats are made of them either."""
+    model = weight_only("zero")
+    for node in model.graph.node:
+        if node.op_type == "Sub":
+            node.op_type = "Add"
+    found = snp_onnx.prune(model, {"x": rows_of(300)}, target_params=0.75, latency=False, **FAST)
+    assert [a.dtype for a in codes_in(found.model)] == [np.uint8] * 3
+    assert any("cut without folding" in warning for warning in found.report.warnings)
+    assert found.report.pruned.bytes < found.report.dense.bytes
 
 
 # declined

@@ -1,6 +1,6 @@
 """Costs: MACs, parameters and bytes, as sums of products of axis extents."""
 
-from snp_onnx.cost.macs import is_uncounted, mac_terms, multiplies, node_name, node_parts
+from snp_onnx.cost.macs import RECURRENT, is_uncounted, mac_terms, multiplies, node_name, node_parts
 from snp_onnx.cost.parameters import (
     FLOATS,
     NARROW,
@@ -16,6 +16,7 @@ from snp_onnx.cost.terms import Cost, Part, Term, total
 __all__ = [
     "FLOATS",
     "NARROW",
+    "RECURRENT",
     "Cost",
     "Part",
     "Term",

@@ -185,6 +185,9 @@ def _group_query(node: onnx.NodeProto, shapes: Shapes) -> list[Part]:
     return _pairs(_lengths(node, shapes, keys, (input_at(node, 3), 2), _present(node, 2)), output, output)
 
 
+RECURRENT = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
+"""Layers that run once for every step of their input's first axis, or its second where their `layout` is 1."""
+
 _COUNTERS: Mapping[str, Counter] = {
     **dict.fromkeys(("Conv", "FusedConv", "NhwcConv", "NhwcFusedConv", "ConvInteger", "DeformConv"), _of_conv(1)),
     "QLinearConv": _of_conv(3),
@@ -197,7 +200,7 @@ _COUNTERS: Mapping[str, Counter] = {
     **dict.fromkeys(("MatMulNBits", "MatMulBnb4", "MatMulFpQ4"), _matmul),
     **dict.fromkeys(("MatMulBlockQuantizedFp4Weight", "MatMulBlockQuantizedFp8Weight"), _matmul),
     "Einsum": _einsum,
-    **dict.fromkeys(("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"), _recurrent),
+    **dict.fromkeys(RECURRENT, _recurrent),
     **dict.fromkeys(("MoE", "QMoE"), _experts),
     "Attention": _standard,
     "QAttention": _fused_projection,

@@ -143,11 +143,14 @@ def _bar_lone_positions(op: Op, tracer: Tracer) -> None:
 
 
 def _is_shape_arithmetic(op: Op, facts: Facts) -> bool:
-    """Integer values that are followed as facts: they feed shapes and carry no units."""
+    """Integer values that are followed as facts: they feed shapes and carry no units. Codes of a weight do."""
     known = [name for name in op.outputs if name]
     integers = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+    is_code = op.type in ("Cast", "Sub") and any(facts.types.get(name) in NARROW for name in op.inputs)
+    is_code |= op.type == "Sub" and len(facts.shapes.get(op.input(0), ())) > 1
     return (
         op.type != "Constant"
+        and not is_code
         and bool(known)
         and all(name in facts.values and facts.types[name] in integers for name in known)
     )

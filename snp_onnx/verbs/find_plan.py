@@ -6,26 +6,29 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from snp_onnx.cost import Term, byte_terms, param_terms
+from snp_onnx.cost import Cost, Term, byte_terms, item_bytes, param_terms, weights
 from snp_onnx.errors import TargetError
 from snp_onnx.model_io import bytes_on_disk
 from snp_onnx.planning.budget import Ladders
 from snp_onnx.planning.cost_table import CostTable, WithRemainder
 from snp_onnx.planning.decide import eligible, ladders_of, left_out
-from snp_onnx.planning.options import Choices, Ratios, Target, TargetKind
+from snp_onnx.planning.options import Choices, Fold, Ratios, Target, TargetKind
 from snp_onnx.planning.paths import Path, clipping, find_paths
 from snp_onnx.planning.plan import Plan, widths
 from snp_onnx.planning.statistics import Statistics
 from snp_onnx.tracing import PLAIN_KINDS, Group
-from snp_onnx.verbs.carry_out import Candidate, Work, carry_out, cut_only
+from snp_onnx.verbs.carry_out import Candidate, Work, carry_out, cut_only, folded
 from snp_onnx.verbs.clocked import timed_layers, within_latency
 from snp_onnx.verbs.deciding import Deciding
 from snp_onnx.verbs.least import least_above
 from snp_onnx.verbs.prunable import other_kinds
+from snp_onnx.verbs.quantised import quantised_again
 from snp_onnx.verbs.sensitivity import weighed
 from snp_onnx.verbs.subject import Subject
 
 _SIZE_TRIES = 8
+_FIELD = 4
+"""Bytes that the place of an entry of the metadata takes in the file."""
 
 
 def find_candidate(work: Work, target: Target) -> Candidate:
@@ -101,13 +104,13 @@ def _within_bytes(work: Work, target: Target, paths: Sequence[Path], ladders: La
     """
     subject = work.subject
     groups = [path.group for path in paths]
-    table = CostTable(byte_terms(subject.prepared), subject.trace, groups)
+    table = CostTable(_byte_terms(subject), subject.trace, groups)
     limit = target.value * subject.dense.bytes
-    remainder = bytes_on_disk(subject.prepared) - table.dense()
+    remainder = bytes_on_disk(subject.quantised or subject.prepared) - table.dense()
     best: tuple[int, Plan] | None = None
     for _ in range(_SIZE_TRIES):
         plan = Deciding(work, paths, WithRemainder(table, remainder), subject.dense.bytes, ladders).plan(target)
-        size = cut_only(work, plan).cost.bytes
+        size = _bytes_of(work, plan)
         actual = size - table.cost(widths(plan.decisions, groups))
         if size <= limit and (best is None or size > best[0]):
             best = size, plan
@@ -117,6 +120,46 @@ def _within_bytes(work: Work, target: Target, paths: Sequence[Path], ladders: La
     if best is None:
         raise TargetError(f"--target-size {target.value:g} can't be met: {size:,} bytes remain of {limit:,.0f}")
     return carry_out(work, best[1])
+
+
+def _byte_terms(subject: Subject) -> list[Term]:
+    """Bytes of the weights as they are stored, also where the prepared model is the float form of a quantised one."""
+    terms = byte_terms(subject.prepared)
+    if subject.quantised is None:
+        return terms
+    stored = {name: item_bytes(tensor.data_type) for name, tensor in weights(subject.quantised)}
+    return [replace(term, scale=stored[term.name]) for term in terms if term.name in stored]
+
+
+def _bytes_of(work: Work, plan: Plan) -> int:
+    """Bytes on disk of what a plan leaves; a quantised model may get scales of its own for what is folded."""
+    subject, calibration = work.subject, work.calibration
+    if subject.quantised is None or calibration is None:
+        return cut_only(work, plan).cost.bytes
+    candidate = cut_only(work, plan) if work.choices.fold is Fold.NONE else folded(work, plan)
+    return quantised_again(subject, candidate, calibration.runtime, work.external_as).cost.bytes
+
+
+def growth(dense: Cost, candidate: Candidate) -> tuple[str, ...]:
+    """One warning where a result has more than its model, what it says of its own making apart."""
+    own = [entry for entry in candidate.model.metadata_props if entry.key.startswith("snp_onnx.")]
+    size = candidate.cost.bytes - sum(entry.ByteSize() + _FIELD for entry in own)
+    both = (("parameters", candidate.cost.params, dense.params), ("bytes", size, dense.bytes))
+    more = [f"{now:,} {kind} instead of {before:,}" for kind, now, before in both if now > before]
+    return (f"the result is larger than its model: {', '.join(more)}",) if more else ()
+
+
+def require_met(target: Target | None, dense: Cost, candidate: Candidate) -> None:
+    """TargetError where a result has more parameters or bytes than its target allows."""
+    if target is None or target.kind not in (TargetKind.PARAMS, TargetKind.SIZE):
+        return
+    kind = "params" if target.kind is TargetKind.PARAMS else "bytes"
+    now, limit = getattr(candidate.cost, kind), target.value * getattr(dense, kind)
+    if now > limit:
+        raise TargetError(
+            f"--{target.option} {target.value:g} can't be reached: {now:,} {kind} remain, {limit:,.0f} are allowed: "
+            "give a larger share"
+        )
 
 
 def _nothing_prunable(work: Work) -> str:

@@ -48,7 +48,7 @@ def inspect(
         dict(subject.input_shapes),
         _opset(dense.proto),
         len(dense.proto.graph.node),
-        summarise(notes),
+        (*summarise(notes), *subject.count_notes()),
         block_reports(subject),
         prunable(subject, runtime),
     )

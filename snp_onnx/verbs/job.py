@@ -26,7 +26,7 @@ from snp_onnx.verbs.clocked import cautions, clocked
 from snp_onnx.verbs.deciding import plan_of
 from snp_onnx.verbs.depth import Descent
 from snp_onnx.verbs.fidelity import Fidelity
-from snp_onnx.verbs.find_plan import find_candidate
+from snp_onnx.verbs.find_plan import find_candidate, growth, require_met
 from snp_onnx.verbs.latency import Latency
 from snp_onnx.verbs.measure import Calibration, Measured, measure, on_fewer_samples
 from snp_onnx.verbs.outlook import outlook
@@ -110,6 +110,8 @@ class Job:
         work, candidate = self._found(clock, subject, calibration, earlier)
         subject, candidate = work.subject, tidied(work, candidate)
         candidate = quantised_again(subject, candidate, self.runtime, self.external_as)
+        if subject.quantised is not None or (self.target is not None and self.target.kind is TargetKind.PARAMS):
+            require_met(self.target, subject.dense_cost(), candidate)
         samples = calibration.samples if calibration is not None else None
         self.progress("verify", 0, 0)
         with clock("verify"):
@@ -190,10 +192,10 @@ class Job:
         if self.looks_around:
             self.progress("outlook", 0, 0)
             around = outlook(work)
-        notes = [*summarise(subject.notes), *candidate.notes]
+        notes = [*summarise(subject.notes), *subject.count_notes(), *candidate.notes]
         left = candidate.cost.macs / max(subject.dense_cost().macs, 1)
         said = cautions(latency, left, self.choices, self.target, subject.quantised is not None)
-        warnings = [*work.measured.warnings, *candidate.warnings, *said]
+        warnings = [*work.measured.warnings, *candidate.warnings, *growth(subject.dense_cost(), candidate), *said]
         if samples is not None:
             notes += samples.notes
             warnings += samples.warnings

@@ -23,9 +23,6 @@ from snp_onnx.tracing import PLAIN_KINDS
 from snp_onnx.verbs.carry_out import Candidate
 from snp_onnx.verbs.subject import Subject, trace_at
 
-_AS_STORED = (TargetKind.SIZE, TargetKind.LATENCY)
-"""Targets that are measured on the model as it will be: the float form says nothing of them."""
-
 
 def as_floats(
     prepared: onnx.ModelProto, notes: tuple[Note, ...], store: Store | None, choices: Choices, target: Target | None
@@ -41,8 +38,9 @@ def as_floats(
     found = rewrite(prepared, [Dequantise(), EliminateDead()], store)
     if not found.notes:
         return prepared, notes
-    if choices.is_rounded_by_clock or (target is not None and target.kind in _AS_STORED):
-        option = f"--{target.option}" if target is not None and target.kind in _AS_STORED else "--round-to auto"
+    is_timed = target is not None and target.kind is TargetKind.LATENCY
+    if choices.is_rounded_by_clock or is_timed:
+        option = "--target-latency" if is_timed else "--round-to auto"
         raise PlanError(
             f"{option}: a quantised model is pruned as the floats it stands for, of which this can't be told: give "
             "--target-macs, or prune the float model and quantise it then"

@@ -13,7 +13,7 @@ import onnx
 
 from snp_onnx import model_io
 from snp_onnx.calibration.sessions import Runtime, open_session, run
-from snp_onnx.cost import Cost, Term, mac_terms, param_terms, total, weights
+from snp_onnx.cost import RECURRENT, Cost, Term, mac_terms, param_terms, total, weights
 from snp_onnx.errors import CalibrationError, ModelError, PassError, SnpError
 from snp_onnx.passes import Note, prepare
 from snp_onnx.planning.detours import Detour, detour
@@ -75,8 +75,23 @@ class Subject:
 
     def mac_terms(self) -> list[Term]:
         """The MACs of one sample: a model whose batch is fixed computes several at once."""
-        rows = fixed_batch(input_specs(self.prepared)) or 1
-        return [replace(term, scale=term.scale / rows) for term in mac_terms(self.prepared, self.trace.facts.shapes)]
+        rows = self._rows()
+        terms = [*mac_terms(self.prepared, self.trace.facts.shapes), *self.trace.bodies.terms]
+        return [replace(term, scale=term.scale / rows) for term in terms]
+
+    def _rows(self) -> int:
+        """The rows of a fixed batch; 1 where axis 0 is none: an output has another, or a recurrence runs along it."""
+        rows, shapes = fixed_batch(input_specs(self.prepared)) or 1, self.trace.facts.shapes
+        outputs = [shapes.get(value.name, ()) for value in self.prepared.graph.output]
+        steps = [op for op in self.trace.ops if op.type in RECURRENT and not op.attr("layout", 0)]
+        is_time = any(shapes.get(op.input(0), ())[:1] == (rows,) for op in steps)
+        return 1 if is_time or any(not shape or shape[0] % rows for shape in outputs) else rows
+
+    def count_notes(self) -> tuple[str, ...]:
+        """What the MACs leave out, or count once where it may run more often: operators and how many."""
+        bodies = self.trace.bodies
+        told = (("not counted in the MACs", bodies.uncounted), ("counted in the MACs as one iteration", bodies.once))
+        return tuple(f"{text}: {', '.join(f'{n} {kind}' for kind, n in kinds)}" for text, kinds in told if kinds)
 
     def dense_cost(self) -> Cost:
         """MACs at the recorded shapes; parameters and bytes of the file as given."""
