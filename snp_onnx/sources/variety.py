@@ -49,9 +49,8 @@ class Variety:
         if count < 2:
             return ()
         if different == 1:
-            return (
-                f"all {count} samples that were read are the same: statistics and fidelity say nothing; give others",
-            )
+            nothing = "statistics and fidelity say nothing; give different ones"
+            return (f"all {count} samples that were read are the same: {nothing}",)
         lines = []
         if different < _SHARE * count:
             more = "statistics and fidelity say less than it seems; give different ones"
