@@ -1,6 +1,6 @@
 """The samples of a calibration source: checked, split, in batches, as often as wanted, in constant memory.
 
-Of every ten samples one chooses between candidates (i % 10 == 4) and one is held out for the figures that are reported
+One of twenty samples chooses between candidates (i % 20 == 4), one of ten is held out for the figures that are reported
 (i % 10 == 9), at most 256 each; the others are for the moments. A part that comes out empty (under ten samples, or too
 few for a fixed batch) is all samples instead, with a note.
 """
