@@ -84,6 +84,16 @@ def bodies_of(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
             yield from ((f"{attribute.name}{place}", body) for place, body in enumerate(attribute.graphs))
 
 
+def every_tensor(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    """All tensors that a graph holds: initialisers, those in attributes of nodes, and those of bodies."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from [attribute.t] if attribute.HasField("t") else attribute.tensors
+        for _, body in bodies_of(node):
+            yield from every_tensor(body)
+
+
 def array_of(tensor: TensorProto) -> Array:
     """A tensor's values; those in a file are mapped, read-only, not read."""
     if not is_external(tensor):

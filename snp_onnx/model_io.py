@@ -27,6 +27,7 @@ from snp_onnx.external import (
     byte_count,
     chunks_of,
     copy_fields,
+    every_tensor,
     has_external,
     hash_file,
     is_external,
@@ -178,7 +179,7 @@ def _external_files(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
     """The files the weights are kept in, each checked to lie inside the model's folder and to be long enough."""
     folder = path.parent.resolve()
     files: dict[Path, None] = {}
-    for tensor in proto.graph.initializer:
+    for tensor in every_tensor(proto.graph):
         if not uses_external_data(tensor):
             continue
         info = ExternalDataInfo(tensor)

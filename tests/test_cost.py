@@ -103,6 +103,19 @@ def test_the_more_expensive_branch_counts(rank: int, macs: int) -> None:
         assert listed["right"] == (1, 4, "read inside a body of If")
 
 
+def test_data_files_that_only_a_body_refers_to_are_counted(tmp_path: Path) -> None:
+    model, path = branches(1), tmp_path / "model.onnx"
+    onnx.save(
+        model, path, save_as_external_data=True, location="weights.data", size_threshold=120, convert_attribute=True
+    )
+    outside = onnx.load(path, load_external_data=False)
+    assert not any(tensor.external_data for tensor in outside.graph.initializer)
+    body = next(a.g for a in outside.graph.node[0].attribute if a.name == "then_branch")
+    assert body.initializer[0].external_data
+    found = snp_onnx.inspect(path)
+    assert found.dense.bytes == path.stat().st_size + (tmp_path / "weights.data").stat().st_size
+
+
 def nested() -> onnx.ModelProto:
     """An LSTM two bodies down, behind a shape that only the branch that is taken tells."""
     return parsed(
