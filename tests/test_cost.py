@@ -343,6 +343,42 @@ def test_inspect_and_prune_name_what_is_not_in_the_macs() -> None:
     assert told in snp_onnx.prune(model, feeds, target_macs=0.8, latency=False, **FAST).report.notes
 
 
+STACK = "(float[S, N, 8] x) => (float[S, N, 4] y) { h = Relu(x) y = MatMul(h, w) }"
+DEFORMABLE = """(float[N, 3, 8, 8] x, float[N, 18, 8, 8] o) => (float[N, 4, 8, 8] y) {
+    y = DeformConv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(x, w, o)
+}"""
+ELLIPSIS = '(float[B, N, 8] x) => (float[B, N, 4] y) { y = Einsum<equation = "...ij,jk->...ik">(x, w) }'
+
+
+@pytest.mark.parametrize(
+    ("graph", "weight", "shapes", "macs", "told"),
+    [
+        (STACK, (3, 8, 4), {"x": (3, 2, 8)}, 3 * 2 * 8 * 4, (2, "contracted with a constant of rank 3")),
+        (DEFORMABLE, (4, 3, 3, 3), {}, 64 * 4 * 27, (0, "no rule for operator DeformConv")),
+        (ELLIPSIS, (8, 4), {"x": (2, 3, 8)}, 2 * 3 * 8 * 4, (1, "no rule for this equation of an Einsum")),
+    ],
+)
+def test_layers_without_units_are_counted_and_listed(
+    graph: str, weight: tuple[int, ...], shapes: dict[str, tuple[int, ...]], macs: int, told: tuple[int, str]
+) -> None:
+    found = snp_onnx.inspect(parsed(graph, opset=19, w=normal(*weight)), input_shapes=shapes)
+    assert (found.dense.macs, found.dense.params) == (macs, int(np.prod(weight)))
+    (stop,) = found.barriers
+    assert (stop.weight, stop.weight_axis) == ("w", told[0])
+    assert stop.reason.startswith(told[1])
+
+
+def test_codes_in_front_of_a_recurrent_layer_are_its_weights() -> None:
+    graph = """(float[6, N, 5] x) => (float[1, N, 7] h) {
+        wf = Cast<to = 1>(W) ws = Mul(wf, scale) rf = Cast<to = 1>(R) rs = Mul(rf, scale)
+        y, h = LSTM<hidden_size = 7>(x, ws, rs)
+    }"""
+    codes = {name: np.ones((1, 28, extent), np.int8) for name, extent in (("W", 5), ("R", 7))}
+    found = snp_onnx.inspect(parsed(graph, scale=np.float32(0.01), **codes), input_shapes={"x": (6, 1, 5)})
+    assert (found.dense.macs, found.dense.params) == (6 * 28 * 12, 28 * 12)
+    assert {stop.weight: stop.weight_axis for stop in found.barriers} == {"W": 1, "R": 1}
+
+
 # targets
 
 
