@@ -11,7 +11,7 @@ SOURCES := snp_onnx passes models tools tests
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format format-check lint types size bench transformers rivals docs clean
+.PHONY: help demo test check format format-check lint types size bench transformers rivals real docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +64,9 @@ transformers: .venv/.ready ## measure a sentence encoder and a language model (i
 rivals: .venv/.ready ## measure other tools beside ours on one network, and draw the plot
 	$(DEV)/python -m pip install --quiet --constraint requirements/dev.txt --editable '.[dev,bench]'
 	$(DEV)/python -m tools.bench.rivals $(ARGS)
+
+real: .venv/.ready ## measure models that other people made (SNP_ONNX_BENCH_REAL names their folder)
+	OMP_NUM_THREADS=1 $(DEV)/python -m tools.bench.real $(ARGS)
 
 docs: .venv/.ready ## build the documentation into site/ (read it with: python -m http.server -d site)
 	NO_MKDOCS_2_WARNING=1 $(DEV)/python -m mkdocs build --strict
