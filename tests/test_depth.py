@@ -141,7 +141,7 @@ def test_a_fidelity_is_kept() -> None:
     result = snp_onnx.prune(dense, images(), min_fidelity=0.97, units=["blocks"])
     assert result.report.removed
     found: Fidelity = result.report.fidelity[0]
-    assert found.cosine >= 0.97
+    assert found.held >= 0.95  # other samples than those that chose
     with pytest.raises(TargetError, match="min-fidelity"):
         snp_onnx.prune(dense, images(), min_fidelity=1.0, units=["blocks"])
 

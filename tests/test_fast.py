@@ -291,7 +291,7 @@ def test_patch_folds_are_least_squares_with_a_constant(stride: int, pad: int, bi
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_errors_are_in_units_of_the_spread_that_the_inputs_show(bias: bool) -> None:
+def test_errors_are_shares_of_the_spread_that_the_inputs_show(bias: bool) -> None:
     """No tap on the output: its variance follows from the moments of the windows."""
     model = pair(3, bias, pads=[1] * 4)
     feed = feed_for(model, 50)
@@ -301,10 +301,11 @@ def test_errors_are_in_units_of_the_spread_that_the_inputs_show(bias: bool) -> N
     wanted = readings(found, found.groups, 50, patches=True)
     assert shows_spread(flow, consumer, wanted[consumer])
     measured = statistics(model, found, feed, patches=True)
-    (path,) = find_paths(flow, found.groups, measured, replace(FAST, error_power=0.5))
+    (path,) = find_paths(flow, found.groups, measured, FAST)
+    assert path.energy == pytest.approx(1.0, rel=1e-3)
     output = run(model, feed)[0].astype(np.float64)
-    variance = output.var(axis=(0, 2, 3)).sum()
-    assert path.energy == pytest.approx(variance**0.5, rel=1e-3)
+    total = measured.inputs([consumer]).output_variance(flow.weights.array(consumer.weight).reshape(4, -1))
+    assert total == pytest.approx(output.var(axis=(0, 2, 3)).sum(), rel=1e-3)
 
 
 def consumer_bias(net: Net) -> str | None:

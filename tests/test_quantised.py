@@ -268,7 +268,7 @@ def test_a_saved_plan_makes_the_same_bytes(tmp_path: Path) -> None:
 def test_the_fidelity_that_is_asked_for_is_that_of_the_quantised_result() -> None:
     model = model_of("per-channel")
     found = snp_onnx.prune(model, {"x": images(64)}, min_fidelity=0.9, **FAST)
-    assert found.report.fidelity[0].cosine >= 0.9
+    assert found.report.fidelity[0].held >= 0.85  # other samples than those that chose
     assert found.report.pruned.macs < found.report.dense.macs
     assert any(node.op_type == "QuantizeLinear" for node in found.model.graph.node)
 

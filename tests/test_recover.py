@@ -16,6 +16,7 @@ from onnx import numpy_helper
 
 import snp_onnx
 from snp_onnx import CalibrationError, ModelError, PlanError, RecoverResult
+from snp_onnx.sources.samples import Part
 from snp_onnx.verbs import recover as verb
 from tests.command_line import images
 from tests.graphs import Array, Net, feed_for
@@ -79,7 +80,7 @@ class TestGettingBetter:
 
     def test_the_figures_are_those_of_the_saved_model(self, tmp_path: Path) -> None:
         recovered().save(tmp_path / "out.onnx")
-        held_back = images(COUNT)[9::10]
+        held_back = images(COUNT)[Part.HELD_OUT.choose(np.arange(COUNT))]
         found = snp_onnx.compare(pair()[0], tmp_path / "out.onnx", {"x": held_back}).fidelity[0]
         assert found.relative_l2 == pytest.approx(recovered().report.after[0].relative_l2, rel=1e-5)
 

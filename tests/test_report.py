@@ -88,11 +88,13 @@ def test_inspection_and_nothing_in_the_way() -> None:
 def test_comparison_shows_accuracy_and_latency_where_known() -> None:
     comparison = snp_onnx.compare(small(), small(), {"x": images()})
     plain = shown(comparison_table(comparison))
-    assert row(plain, "t5")[1:] == ["48", "1.0000", "0.0000", "-"]
+    assert row(plain, "t5")[1:] == ["48", "0.0000", "0.0000", "-", "1.0000", "0.0000"]
     assert "latency" not in plain
-    fidelity = Fidelity("t5", 48, 0.5, 0.25, 0.75, 0.9, 0.8)
+    judged = {"error": 0.5, "mean_error": 0.125, "channel": "axis 1, channel 2", "decision": "largest entry"}
+    fidelity = Fidelity("t5", 48, 0.5, 0.25, 0.75, 0.9, 0.8, **judged)
     timed = replace(comparison, fidelity=(fidelity,), latency=(Latency(4, 50, 2.0, 1.0, 0.5, 0.45, 0.55, 0.48, 1.9),))
     text = shown(comparison_table(timed))
-    assert row(text, "t5") == ["t5", "48", "0.5000", "0.2500", "75.00 %", "90.00 %", "80.00 %"]
+    figures = ["0.5000 (axis 1, channel 2)", "0.1250", "75.00 % (largest entry)", "0.5000", "0.2500"]
+    assert row(text, "t5") == ["t5", "48", *figures, "90.00 %", "80.00 %"]
     assert row(text, "4") == ["4", "2.000", "1.000", "0.500", "0.450 .. 0.550", "0.480", "50"]
     assert isinstance(comparison, Comparison)

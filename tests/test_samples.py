@@ -37,23 +37,26 @@ def test_the_split_is_disjoint_complete_and_capped(count: int) -> None:
     with open_samples(numbered(count), [spec()]) as samples:
         kept, choosing, held_out = (indices(samples, part) for part in (Part.CALIBRATION, Part.CHOOSING, Part.HELD_OUT))
         assert sorted(kept + choosing + held_out) == indices(samples, Part.ALL) == list(range(count))
-        assert len(held_out) == samples.part_count(Part.HELD_OUT) == min(count // 10, 256)
-        assert len(choosing) == samples.part_count(Part.CHOOSING) == min((count + 15) // 20, 256)
-        assert all(index % 10 == 9 for index in held_out)
-        assert all(index % 20 == 4 for index in choosing)
+        assert len(held_out) == samples.part_count(Part.HELD_OUT) == len(Part.HELD_OUT.choose(np.arange(count)))
+        assert len(choosing) == samples.part_count(Part.CHOOSING) == len(Part.CHOOSING.choose(np.arange(count)))
+        for cycle in (10, 20) if count == 4000 else ():  # class by class they come: no class is missed
+            assert len({index % cycle for index in held_out}) == len({index % cycle for index in choosing}) == cycle
         assert samples.part_count(Part.CALIBRATION) == len(kept)
 
 
 def test_where_a_part_would_be_empty_it_is_all_samples() -> None:
     with open_samples(numbered(9), [spec()]) as samples:
-        assert indices(samples, Part.HELD_OUT) == list(range(9))
-        assert indices(samples, Part.CALIBRATION) == [0, 1, 2, 3, 5, 6, 7, 8]
-        assert indices(samples, Part.CHOOSING) == [4]
+        assert all(indices(samples, part) == list(range(9)) for part in Part)
         assert samples.part_count(Part.HELD_OUT) == 9
-        assert len([note for note in samples.notes if "hold any back" in note]) == 1
-    with open_samples(numbered(4), [spec()]) as samples:
-        assert all(indices(samples, part) == list(range(4)) for part in Part)
-        assert len([note for note in samples.notes if "hold any back" in note]) == 2
+        assert len([note for note in samples.notes if "set any apart" in note]) == 3
+    with open_samples(numbered(16), [spec(shape=(4, 2))]) as samples:  # one that chooses fills no batch of four
+        assert indices(samples, Part.CHOOSING) == indices(samples, Part.CALIBRATION)
+        assert len(indices(samples, Part.CALIBRATION)) == 12
+        notes = [note for note in samples.notes if "set any apart" in note]
+        assert notes[0].endswith("the choosing part is the calibration part")
+    with open_samples(numbered(10), [spec()]) as samples:
+        assert [samples.part_count(part) for part in (Part.CALIBRATION, Part.CHOOSING, Part.HELD_OUT)] == [8, 1, 1]
+        assert samples.notes == []
 
 
 def test_feeds_are_regrouped_across_their_borders() -> None:
@@ -75,7 +78,7 @@ def test_samples_of_other_shapes_start_a_new_batch() -> None:
 def test_a_fixed_batch_wins_and_what_is_left_over_is_dropped() -> None:
     with open_samples({"x": numbered(43), "y": np.arange(43)}, [spec(shape=(4, 2))], LABELLED) as samples:
         assert sizes(samples, 16) == [4] * 10
-        assert indices(samples, Part.CALIBRATION)[-1] == 41
+        assert indices(samples, Part.CALIBRATION) == Part.CALIBRATION.choose(np.arange(43))[:36].tolist()
         assert samples.part_count(Part.CALIBRATION) == 36
         assert samples.part_count(Part.HELD_OUT) == 4
         labels = samples.labels(Part.CALIBRATION)
@@ -101,7 +104,7 @@ def test_without_a_batch_axis_a_feed_is_a_sample() -> None:
     with open_samples(feeds, [spec(shape=(3, 2)), spec("b", (5,))], LABELLED) as samples:
         assert samples.count == 12
         got = [int(feed["x"][0, 0]) for feed in samples.batches(8, Part.CALIBRATION)]
-        assert got == [0, 1, 2, 3, 5, 6, 7, 8, 10, 11]
+        assert got == Part.CALIBRATION.choose(np.arange(12)).tolist()
         labels = samples.labels(Part.CALIBRATION)
         assert labels is not None
         assert labels.tolist() == got

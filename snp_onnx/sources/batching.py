@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from types import MappingProxyType
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from snp_onnx.sources.inputs import Array
 from snp_onnx.sources.matching import View
 
 _MOST = 256
+_BLOCK = 20
 
 
 class Part(Enum):
@@ -25,21 +25,38 @@ class Part(Enum):
     def choose(self, samples: Array) -> Array:
         """The indices of this part among `samples`, at most 256 each of those that choose and that are held out.
 
-        >>> [part.choose(np.arange(20)).tolist() for part in (Part.CHOOSING, Part.HELD_OUT)]
-        [[4], [9, 19]]
+        In every block of twenty samples one chooses and two are held out, at places that differ from block to block:
+        samples that come in cycles, class by class, would else leave one class for a part.
+
+        >>> [part.choose(np.arange(40)).tolist() for part in (Part.CHOOSING, Part.HELD_OUT)]
+        [[1, 29], [7, 13, 28, 37]]
         """
         if self is Part.ALL:
             return samples
-        taken = [
-            (samples % every == place) & (samples // every < _MOST)
-            for part, (every, place) in _TAKEN.items()
-            if self in (part, Part.CALIBRATION)
-        ]
-        return np.asarray(samples[np.any(taken, axis=0) != (self is Part.CALIBRATION)])
+        blocks, places = samples // _BLOCK, samples % _BLOCK
+        first, second, third = _places_taken(blocks)
+        chooses = (places == third) & (blocks < _MOST)
+        is_held_out = ((places == first) | (places == second)) & (blocks < _MOST // 2)
+        if self is Part.CALIBRATION:
+            return np.asarray(samples[~chooses & ~is_held_out])
+        return np.asarray(samples[chooses if self is Part.CHOOSING else is_held_out])
 
 
-_TAKEN: Mapping[Part, tuple[int, int]] = MappingProxyType({Part.CHOOSING: (20, 4), Part.HELD_OUT: (10, 9)})
-"""A part takes one of so many samples, at this place; CALIBRATION is what none takes. Few choose: it costs samples."""
+def _places_taken(blocks: Array) -> tuple[Array, Array, Array]:
+    """For every block of twenty samples one place in each half that is held out, and another one that chooses.
+
+    A hash of the block's number draws them. In the first block the first half chooses: ten samples are enough to split.
+    """
+    mixed = (blocks.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed ^= mixed >> np.uint64(29)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    first, second, third, half = (
+        ((mixed >> np.uint64(shift)) % np.uint64(count)).astype(np.int64)
+        for shift, count in ((8, 10), (20, 10), (32, 9), (44, 2))
+    )
+    half[blocks == 0] = 0
+    third += third >= np.where(half == 0, first, second)
+    return first, second + 10, third + 10 * half
 
 
 @dataclass(frozen=True, slots=True)

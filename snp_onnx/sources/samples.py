@@ -1,8 +1,8 @@
 """The samples of a calibration source: checked, split, in batches, as often as wanted, in constant memory.
 
-One of twenty samples chooses between candidates (i % 20 == 4), one of ten is held out for the figures that are reported
-(i % 10 == 9), at most 256 each; the others are for the moments. A part that comes out empty (under ten samples, or too
-few for a fixed batch) is all samples instead, with a note.
+One of twenty samples chooses between candidates, one of ten is held out for the figures that are reported, at most 256
+each and at places that follow no cycle (`batching`); the others are for the moments. Under ten samples, and where a
+fixed batch isn't filled, parts share samples, with a note.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +32,9 @@ __all__ = ["Part", "Preprocess", "Runnable", "Samples", "open_samples"]
 
 _PLAIN = Preprocess()
 _NO_SHAPES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+LEAST_SPLIT = 10
+"""Samples below which every part is all of them."""
+
 _LABELS_AT_ONCE = 1024
 
 
@@ -115,7 +118,12 @@ class Samples:
         self.close()
 
     def _effective(self, part: Part) -> Part:
-        return part if count_grouped(self._feeds, part, self.fixed_batch) else Part.ALL
+        """The part itself; all samples where they are too few, and those that calibrate where none would choose."""
+        if self.count < LEAST_SPLIT:
+            return Part.ALL
+        if count_grouped(self._feeds, part, self.fixed_batch):
+            return part
+        return self._effective(Part.CALIBRATION) if part is Part.CHOOSING else Part.ALL
 
     def _grouped(self, part: Part, batch_size: int) -> Iterator[list[Chunk]]:
         fixed = self.fixed_batch
@@ -220,9 +228,8 @@ def _check_fixed_batch(opened: Samples, origin: str) -> None:
         )
     for part in (Part.CALIBRATION, Part.CHOOSING, Part.HELD_OUT):
         if opened._effective(part) is not part:
-            opened.notes.append(
-                f"too few samples ({opened.count}) to hold any back: the {part.value} part is all of them"
-            )
+            those = "all of them" if opened._effective(part) is Part.ALL else "the calibration part"
+            opened.notes.append(f"too few samples ({opened.count}) to set any apart: the {part.value} part is {those}")
         dropped = count_grouped(opened._feeds, opened._effective(part), None) - opened.part_count(part)
         if dropped:
             opened.notes.append(
