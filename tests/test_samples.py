@@ -84,7 +84,7 @@ def test_a_fixed_batch_wins_and_what_is_left_over_is_dropped() -> None:
         labels = samples.labels(Part.CALIBRATION)
         assert labels is not None
         assert labels.tolist() == indices(samples, Part.CALIBRATION)
-        assert "calibration: 1 samples dropped, they do not fill the model's fixed batch of 4" in samples.notes
+        assert "held-out: 1 samples dropped, they do not fill the model's fixed batch of 4" in samples.notes
 
 
 def test_a_fixed_batch_that_the_held_out_part_cannot_fill_takes_all() -> None:
