@@ -80,6 +80,13 @@ class Samples:
         """What makes the samples that were read so far say little: they repeat, or an input never varies."""
         return self._variety.warnings()
 
+    @property
+    def split(self) -> str:
+        """One line that says how many samples every part has."""
+        sizes = [self.part_count(part) for part in (Part.CALIBRATION, Part.CHOOSING, Part.HELD_OUT)]
+        what = "feeds" if self.is_whole else "samples"
+        return f"of {self.count} {what} {sizes[0]} calibrate, {sizes[1]} choose between ways, {sizes[2]} are reported"
+
     def labels(self, part: Part) -> Array | None:
         """The labels of what `batches` gives for this part, in the same order; `None` without a label array."""
         chunks = [chunk for batch in self._grouped(part, _LABELS_AT_ONCE) for chunk in batch]

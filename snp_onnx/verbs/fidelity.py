@@ -36,7 +36,7 @@ class Fidelity:
     `cosine` is the mean cosine of a sample's raw values, `relative_l2` ‖b - a‖ / ‖a‖; both hide what a constant part
     drowns. `divergence` is the mean Kullback-Leibler divergence of classes (n, C) from the dense model's in nats; the
     accuracies are there when labels were given. `compared` is the share of entries that count: those that are finite
-    in the dense model and no padding; 0 where the two models give different numbers of rows.
+    in the dense model and no padding; 0 where there are none, and where the data pick entries or their number.
     """
 
     output: str
@@ -62,6 +62,9 @@ class Fidelity:
 
 
 EQUAL = "equal entries"
+WHOLE = 0.999
+"""Share of compared entries from which on nothing is said."""
+
 NO_AXES: Mapping[str, int | None] = MappingProxyType({})
 
 
@@ -85,10 +88,10 @@ def fidelity_between(
 ) -> tuple[Fidelity, ...]:
     """Every output of one model against another's on a part of the samples.
 
-    Of an output whose size depends on the data, the tensors are compared that it is selected from.
+    Of an output whose entries the data pick, the tensors are compared that they are picked from.
     """
     known = endings(dense)
-    read = read_outs([ending for ending in known if ending.is_data_sized], [dense, pruned])
+    read = read_outs([ending for ending in known if ending.is_picked], [dense, pruned])
     before, after = (open_session(with_outputs(model, read), runtime) for model in (dense, pruned))
     return measure_fidelity(
         before,
@@ -105,6 +108,26 @@ def fidelity_between(
 def axes_of_samples(samples: Samples) -> Mapping[str, int | None] | None:
     """The axis of each output that runs over samples, as far as it is known; None where a feed is one sample."""
     return None if samples.is_whole else samples.output_axes or {}
+
+
+def remarks(fidelity: Sequence[Fidelity], floor: float | None) -> list[str]:
+    """What to say of outputs that weren't compared or not as a whole, and of a floor that the reported samples miss."""
+    lines = [
+        f"output {entry.output} is not compared: how many entries it has depends on the data"
+        for entry in fidelity
+        if not entry.compared
+    ]
+    lines += [
+        f"output {entry.output}: {100 * (1 - entry.compared):.0f} % of its entries are not finite in the dense model"
+        for entry in fidelity
+        if 0.0 < entry.compared < WHOLE
+    ]
+    if floor is not None and worst(fidelity) < floor:
+        lines.append(
+            f"R² of the worst channel is {worst(fidelity):.4f} on the samples that are reported, {floor:g} was held on "
+            "those that chose: give more samples, or ask for a little more"
+        )
+    return lines
 
 
 def measure_fidelity(
@@ -166,10 +189,14 @@ def sample_axis(values: Array, rows: int) -> int | None:
 
 
 def _is_comparable(name: str, ending: Ending | None, expected: Array, found: Array) -> bool:
-    """Whether two arrays can be compared by place; ModelError where they should be and have different shapes."""
-    if ending is not None and ending.is_data_sized:
-        return False
-    if expected.shape != found.shape:
+    """Whether two arrays can be compared by place; ModelError where they should be and have different shapes.
+
+    Tensors without an ending lie inside the models, where one may have positions that nothing reads.
+    """
+    is_alike = expected.shape == found.shape
+    if ending is None or ending.is_data_sized:
+        return is_alike and (ending is None or not ending.is_picked)
+    if not is_alike:
         raise ModelError(
             f"output {name} has shape {expected.shape} in the one model and {found.shape} in the other: "
             "compare like with like"
@@ -185,7 +212,7 @@ def _counted(values: Array, real: Array | None) -> Array | None:
 
 
 def _fidelity(sums: Sums, has_labels: bool) -> Fidelity:
-    if not sums.is_whole or not sums.by_shape:
+    if not sums.is_whole or not sums.counted:
         return Fidelity(sums.name, sums.samples, nan, nan, compared=0.0)
     sample_count = max(sums.samples, 1)
     variation, channels, by_element = sums.variation()
@@ -210,12 +237,14 @@ def _fidelity(sums: Sums, has_labels: bool) -> Fidelity:
     )
 
 
-def _errors(sums: Sums, variation: Variation, channels: tuple[int, ...], by_element: bool) -> tuple[float, float, str]:
+def _errors(
+    sums: Sums, variation: Variation, channels: Mapping[int, int], by_element: bool
+) -> tuple[float, float, str]:
     """The worst and the mean error of the channels, and the name of the worst one; of the whole output without any."""
     pooled = float(variation.along(by_element=by_element).lost)
     worst_error, mean, name = pooled, pooled, ""
-    for axis in channels:
-        found = variation.along([axis], by_element)
+    for kept, axis in channels.items():
+        found = variation.along([kept], by_element)
         lost = np.where(_decides(found), found.lost, nan)
         if not np.isfinite(lost).any() and not np.isinf(lost).any():
             continue
@@ -234,11 +263,11 @@ def _decides(channels: Variation) -> npt.NDArray[np.bool_]:
     return np.asarray(~likely | moves if (likely & moves).any() else np.ones_like(likely))
 
 
-def _agreement(sums: Sums, variation: Variation, channels: tuple[int, ...]) -> tuple[float | None, str]:
+def _agreement(sums: Sums, variation: Variation, channels: Iterable[int]) -> tuple[float | None, str]:
     """The share of decisions that agree, and what is decided."""
     if sums.decided:
         return sums.agreed / sums.decided, EQUAL if sums.is_exact else "largest entry"
-    found = variation.along(channels, by_element=False)
+    found = variation.along(tuple(channels), by_element=False)
     likely = found.are_probabilities
     either = float(found.either[likely].sum())
     return (float(2.0 * found.both[likely].sum() / either), f"above {HALF}") if either else (None, "")

@@ -25,7 +25,7 @@ from snp_onnx.verbs.carry_out import Candidate, Work, candidate_from_plan, carry
 from snp_onnx.verbs.clocked import cautions, clocked
 from snp_onnx.verbs.deciding import plan_of
 from snp_onnx.verbs.depth import Descent
-from snp_onnx.verbs.fidelity import Fidelity
+from snp_onnx.verbs.fidelity import Fidelity, remarks
 from snp_onnx.verbs.find_plan import find_candidate, growth, require_met
 from snp_onnx.verbs.latency import Latency
 from snp_onnx.verbs.measure import Calibration, Measured, measure, on_fewer_samples
@@ -195,9 +195,11 @@ class Job:
         notes = [*summarise(subject.notes), *subject.count_notes(), *candidate.notes]
         left = candidate.cost.macs / max(subject.dense_cost().macs, 1)
         said = cautions(latency, left, self.choices, self.target, subject.quantised is not None)
-        warnings = [*work.measured.warnings, *candidate.warnings, *growth(subject.dense_cost(), candidate), *said]
+        floor = self.target.value if self.target is not None and self.target.kind is TargetKind.FIDELITY else None
+        said = [*growth(subject.dense_cost(), candidate), *remarks(fidelity, floor), *said]
+        warnings = [*work.measured.warnings, *candidate.warnings, *said]
         if samples is not None:
-            notes += samples.notes
+            notes += [*samples.notes, samples.split]
             warnings += samples.warnings
             if samples.is_random:
                 warnings.insert(
