@@ -211,7 +211,7 @@ def fidelity_figures(entry: Fidelity) -> tuple[str, str, str, str, str]:
     ('0.5000', '0.2500', '75.00 % (largest entry)', '0.5000', '0.2500')
     """
     if not entry.compared:
-        return ("not compared: its size depends on the data", "-", "-", "-", "-")
+        return ("not compared: not finite, or its size depends on the data", "-", "-", "-", "-")
     worst = f"{number(entry.error)} ({entry.channel})" if entry.channel else number(entry.error)
     agreement = share(entry.agreement) + (f" ({entry.decision})" if entry.decision else "")
     return worst, number(entry.mean_error), agreement, number(entry.cosine), number(entry.relative_l2)

@@ -107,11 +107,19 @@ class Variation:
     def lost(self) -> Floats:
         """1 - R² of every element, at least 0: 0 is exact, 1 no better than a constant.
 
-        A constant is measured against the rounding of its own size. Not a number where fewer than two entries were
-        compared, infinite where the other array isn't finite.
+        A constant is measured against the mean variance of the elements that vary, or the rounding of its own size.
+        Not a number where fewer than two entries were compared, infinite where the other array isn't finite.
+
+        Examples
+        --------
+        >>> Variation.of(np.array([[0.0, 1.0], [0.0, 3.0]]), np.array([[0.5, 1.0], [0.5, 3.0]])).lost.tolist()
+        [0.25, 0.0]
         """
         least = np.maximum(CONSTANT * self.energy, np.finfo(np.float64).tiny)
-        found = self.error / np.maximum(self.spread, least)
+        varies, count = self.spread > least, np.maximum(self.count, 1.0)
+        usual = float((self.spread / count)[varies].mean()) if varies.any() else 0.0
+        with np.errstate(over="ignore"):
+            found = self.error / np.where(varies, self.spread, np.maximum(least, usual * count))
         found = np.where(np.isfinite(self.error), found, np.inf)
         return np.asarray(np.where(self.count < 2.0, np.nan, found))
 

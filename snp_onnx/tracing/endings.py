@@ -29,14 +29,14 @@ MOVING = frozenset(
 )
 """Operators that move values and don't change them; the values are their first input."""
 
+PICKING = frozenset(("NonMaxSuppression", "NonZero", "Unique", "Compress"))
+"""Operators that pick entries: equal sizes don't make equal places."""
 
-DATA_SIZED = frozenset(
-    (
-        *("NonMaxSuppression", "NonZero", "Unique", "Compress", "Loop", "If"),
-        *("BeamSearch", "GreedySearch", "Sampling", "WhisperBeamSearch"),
-    )
-)
-"""Operators whose output has as many entries as the data decide; those of unknown domains may be such."""
+DATA_SIZED = frozenset((*PICKING, "Loop", "If", "BeamSearch", "GreedySearch", "Sampling", "WhisperBeamSearch"))
+"""Operators whose output may have as many entries as the data decide; those of unknown domains may be such."""
+
+SCATTERING = frozenset(("ScatterND", "ScatterElements", "Scatter"))
+"""Operators whose output has the size of their first input, whatever they write into it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,8 @@ class Ending:
     `shape` has None where an extent is dynamic, and is None where the rank isn't declared. `classes` is the axis of a
     Softmax that the output comes from, from 0 on or, below 0, from the end; None without one. `sources` are the tensors
     that hold the output's values before they are joined, moved and saturated; the output itself where nothing is.
-    `is_data_sized` says that the number of entries may depend on the data: two models then can't be compared by place.
+    `is_data_sized` says that the number of entries may depend on the data: two models can be compared by place only
+    where it is the same. `is_picked` says that the data decide which entries there are: those have no common places.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Ending:
     classes: int | None
     sources: tuple[str, ...]
     is_data_sized: bool = False
+    is_picked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,31 +83,32 @@ def _ending(value: onnx.ValueInfoProto, graph: _Graph) -> Ending:
     if kind.HasField("shape"):
         shape = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in kind.shape.dim)
     sources = tuple(dict.fromkeys(_sources(value.name, graph)))
-    return Ending(value.name, shape, _class_axis(value.name, graph), sources, _is_data_sized(value.name, graph))
+    deciding = tuple(_deciding(value.name, graph))
+    is_picked = any(node.op_type in PICKING for node in deciding)
+    return Ending(value.name, shape, _class_axis(value.name, graph), sources, bool(deciding), is_picked)
 
 
-def _is_data_sized(name: str, graph: _Graph) -> bool:
-    """Whether a node from which the output is computed gives as many entries as the data decide."""
-    seen, waiting = set[str](), [name]
+def _deciding(name: str, graph: _Graph) -> Iterator[onnx.NodeProto]:
+    """The nodes behind an output that may give as many entries as the data decide."""
+    seen, waiting = set[int](), [name]
     while waiting:
         node = graph.makers.get(waiting.pop())
-        if node is None or node.output[0] in seen:
+        if node is None or id(node) in seen:
             continue
-        seen.add(node.output[0])
+        seen.add(id(node))
         if node.op_type in DATA_SIZED or node.domain not in KNOWN_DOMAINS:
-            return True
-        waiting.extend(node.input)
-    return False
+            yield node
+        waiting.extend(node.input[:1] if node.op_type in SCATTERING else node.input)
 
 
 def _sources(name: str, graph: _Graph) -> Iterator[str]:
     """Where the values of a tensor arise, behind joining, moving and saturating nodes."""
     node = graph.makers.get(name)
     parts = _passed_on(node) if node is not None else ()
-    if not parts or graph.constants.intersection(parts):
+    computed = [part for part in parts if part in graph.makers and part not in graph.constants]
+    if not computed:
         yield name
-        return
-    for part in parts:
+    for part in computed:
         yield from _sources(part, graph)
 
 

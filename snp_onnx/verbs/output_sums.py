@@ -65,7 +65,7 @@ class Sums:
         self.entries += known.size if real is None else int(np.broadcast_to(real, dense.shape).sum())
         self.counted += int(known.sum())
         if self.is_exact:
-            self.decided, self.agreed = self.decided + a.size, self.agreed + int((a == b).sum())
+            self.decided, self.agreed = self.decided + int(known.sum()), self.agreed + int(((a == b) & known).sum())
         step = max(1, ROWS_AT_ONCE // max(1, prod(a.shape[1:])))
         for start in range(0, len(a), step):
             part = slice(start, start + step)
@@ -103,9 +103,11 @@ class Sums:
 
     def _class_axis(self, rank: int) -> int | None:
         """The axis of a sample array (n, ...) that holds classes: a Softmax's, or the one fixed axis behind others."""
-        if self.axis is None or self.ending is None:
+        if self.ending is None:
             return None
         if self.ending.classes is not None:
+            if self.axis is None:
+                return self.ending.classes % (rank - 1) + 1
             axis = self.ending.classes % rank
             return None if axis == self.axis else axis + (axis < self.axis)
         fixed = [axis for axis in range(1, rank) if (self._extent(axis - 1) or 0) > 1]
@@ -131,8 +133,11 @@ class Sums:
         wanted = {*self.channel_axes(shape), *([classes - 1] if classes is not None else [])}
         return tuple(sorted(wanted))
 
-    def variation(self) -> tuple[Variation, tuple[int, ...], bool]:
-        """The sums of all samples, the channel axes of what they are for, and whether to centre at each element."""
+    def variation(self) -> tuple[Variation, dict[int, int], bool]:
+        """The sums of all samples, their channel axes, and whether to centre at each element.
+
+        For every channel axis of the sums, the axis of a sample that it is.
+        """
         shapes = list(self.by_shape)
         kept = [self._kept(shape) for shape in shapes]
         first, found = kept[0], list(self.by_shape.values())
@@ -143,19 +148,20 @@ class Sums:
             )
             axes = first if is_alike else ()
             pooled = [
-                sums if sums.count.shape != shape else sums.along(axes, by_element=False)
+                sums if sums.count.shape != shape and is_alike else sums.along(axes, by_element=False)
                 for shape, sums in zip(shapes, found, strict=True)
             ]
             channels = self._places_of_channels(shapes[0], axes)
             return reduce(add, pooled), channels, True
         if found[0].count.shape != shapes[0]:  # kept by channel already
             return found[0], self._places_of_channels(shapes[0], first), True
-        return found[0], self.channel_axes(shapes[0]), float(found[0].count.max(initial=0.0)) >= ENOUGH
+        channels = {axis: axis for axis in self.channel_axes(shapes[0])}
+        return found[0], channels, float(found[0].count.max(initial=0.0)) >= ENOUGH
 
-    def _places_of_channels(self, shape: tuple[int, ...], kept: tuple[int, ...]) -> tuple[int, ...]:
+    def _places_of_channels(self, shape: tuple[int, ...], kept: tuple[int, ...]) -> dict[int, int]:
         """Where the channel axes are among the axes that were kept."""
         wanted = self.channel_axes(shape)
-        return tuple(place for place, axis in enumerate(kept) if axis in wanted)
+        return {place: axis for place, axis in enumerate(kept) if axis in wanted}
 
 
 def _samples_first(values: Array, axis: int | None) -> Array:
