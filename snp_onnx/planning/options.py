@@ -110,8 +110,8 @@ class Choices:
     `ridge` is ρ, the one strength of every anchor: elimination and folding use ρ, the refit, which rests on fewer rows,
     10 ρ. `depth_power` is q in e / (V (1 + r)^q), by which errors of different groups are compared: V is the variance
     of the sum that a layer's output goes into, r how many layers behind it can make up for its error in a refit.
-    `weigh` says whether these errors are then put on the scale of the model's outputs; None leaves it to the model: with
-    attention.
+    `weigh` says whether these errors are then put on the scale of the model's outputs; None leaves it to the model:
+    with attention.
     Blocks are ranked by `similarity` of the `representation` (a tensor; "": the last layer's input) on
     `ranking_samples` samples; every stage keeps `min_blocks`. Latencies are those of `latency_batch` rows. `fallback`
     lets fold and refit be left out where they surely harm the samples set apart for choosing.
