@@ -252,7 +252,7 @@ def _errors(
         if not name or lost[place] > worst_error:
             worst_error, mean = float(lost[place]), float(np.nanmean(lost))
             name = f"axis {sums.axis_of(axis)}, channel {place}"
-    return worst_error, mean, name
+    return worst_error, mean, name if worst_error > 0.0 else ""
 
 
 def _decides(channels: Variation) -> npt.NDArray[np.bool_]:
