@@ -93,7 +93,7 @@ def test_comparison_shows_accuracy_and_latency_where_known() -> None:
     judged = {"error": 0.5, "mean_error": 0.125, "channel": "axis 1, channel 2", "decision": "largest entry"}
     fidelity = Fidelity("t5", 48, 0.5, 0.25, 0.75, 0.9, 0.8, **judged)
     timed = replace(comparison, fidelity=(fidelity,), latency=(Latency(4, 50, 2.0, 1.0, 0.5, 0.45, 0.55, 0.48, 1.9),))
-    text = shown(comparison_table(timed))
+    text = shown(comparison_table(timed), width=180)
     figures = ["0.5000 (axis 1, channel 2)", "0.1250", "75.00 % (largest entry)", "0.5000", "0.2500"]
     assert row(text, "t5") == ["t5", "48", *figures, "90.00 %", "80.00 %"]
     assert row(text, "4") == ["4", "2.000", "1.000", "0.500", "0.450 .. 0.550", "0.480", "50"]
