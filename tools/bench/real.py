@@ -36,7 +36,7 @@ TARGET = 0.7
 NOISE = 0.02
 """Judged values that differ by less are alike: one decision in 50, as the sets that judge have."""
 
-LONGEST = 60
+LONGEST = 80
 """Characters that are shown of a warning."""
 
 COLUMNS = ("model", "preset", "MACs kept", "measure", "judged", "worst 1 - R²", "mean 1 - R²", "agreement", "cosine")
