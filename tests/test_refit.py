@@ -372,9 +372,9 @@ def test_a_refit_lowers_the_error_on_samples_held_back(best: PruneResult) -> Non
     assert best.report.pruned == plain.report.pruned
     assert best.report.fidelity[0].relative_l2 < 0.8 * plain.report.fidelity[0].relative_l2
     assert best.report.fidelity[0].cosine > plain.report.fidelity[0].cosine
-    fast = digits(preset="fast", depth_power=BEST.depth_power)
+    fast = digits(preset="fast", repair=BEST.repair)
     assert held(fast.model) == held(plain.model)
-    other = digits(preset="fast", depth_power=0.0)
+    other = digits(preset="fast", repair=0.0)
     assert held(other.model) != held(plain.model)
 
 

@@ -90,8 +90,8 @@ def test_errors_count_by_variance_and_by_what_lies_behind() -> None:
     flow = Flow(model, traced(model, feed_for(model, 2)))
     scales = Scales(0.5, layers_behind(flow, flow.trace.linears))
     first, last = flow.trace.linears[0], flow.trace.linears[-1]
-    assert scales.discount(first.op) == pytest.approx(4**-0.5)
-    assert scales.factor(first, 25.0) ** 2 == pytest.approx(4**-0.5 / 25.0)
+    assert scales.discount(first.op) == pytest.approx(0.4)
+    assert scales.factor(first, 25.0) ** 2 == pytest.approx(0.4 / 25.0)
     assert scales.factor(first, 0.0) == 1.0
     variances = np.array([4.0, 1e-9, 9.0, 0.0])
     floor = FLOOR * variances.mean()
@@ -145,7 +145,7 @@ def test_a_power_of_depth_moves_widths_to_the_back() -> None:
         x = net.Relu(net.dense(x, 24, 24))
     net.output(net.dense(x, 24, 6))
     widths = [
-        {group: len(units) for group, units in kept(net.model(), preset="fast", depth_power=power).items()}
+        {group: len(units) for group, units in kept(net.model(), preset="fast", repair=power).items()}
         for power in (0.0, 2.0)
     ]
     groups = sorted(widths[0])

@@ -138,10 +138,10 @@ CHOICES = _section(
         "refine", str | None, None, "Whether layers are solved anew after the cut: sequential or none.", among=Refine
     ),
     _option(
-        "depth_power",
+        "repair",
         float | None,
         None,
-        "q in error / (variance (1 + layers behind)^q), by which layers are compared.",
+        "a in error / (variance (1 + a * layers behind)), by which layers are compared.",
     ),
     _option(
         "weigh",

@@ -108,7 +108,7 @@ class Choices:
 
     Widths are multiples of `round_to` or, with "auto", those between which the runtime's clock sees a difference.
     `ridge` is ρ, the one strength of every anchor: elimination and folding use ρ, the refit, which rests on fewer rows,
-    10 ρ. `depth_power` is q in e / (V (1 + r)^q), by which errors of different groups are compared: V is the variance
+    10 ρ. `repair` is a in e / (V (1 + a r)), by which errors of different groups are compared: V is the variance
     of the sum that a layer's output goes into, r how many layers behind it can make up for its error in a refit.
     `weigh` says whether these errors are then put on the scale of the model's outputs; None leaves it to the model:
     with attention.
@@ -129,7 +129,7 @@ class Choices:
     round_to: int | str = 1
     ridge: float = 1e-6
     refine: Refine = Refine.NONE
-    depth_power: float = 0.0
+    repair: float = 0.0
     weigh: Weigh | None = None
     similarity: BlockScore = BlockScore.CKA
     representation: str = ""
@@ -155,8 +155,8 @@ class Choices:
                 raise PlanError(f"{option} {number}: give {lowest} or more")
         if not 0.0 < self.ridge < math.inf:
             raise PlanError(f"--ridge {self.ridge}: give a positive number")
-        if not 0.0 <= self.depth_power <= 2.0:
-            raise PlanError(f"--depth-power {self.depth_power}: give a number from 0 to 2")
+        if not 0.0 <= self.repair < math.inf:
+            raise PlanError(f"--repair {self.repair}: give 0 or a positive number")
         if not self.kinds:
             raise PlanError(f"--units names none: choose from {', '.join(Kind)}")
 
@@ -182,7 +182,7 @@ PAPER = Choices()
 FAST = Choices(order=Order.OUTPUT, fold=Fold.PATCH, ratios=Ratios.BUDGET, ridge=1e-3)
 """Output-aware elimination, folding of whole windows with the bias, widths by error against cost; one pass."""
 
-BEST = replace(FAST, refine=Refine.SEQUENTIAL, depth_power=0.5)
+BEST = replace(FAST, refine=Refine.SEQUENTIAL, repair=0.125)
 """`fast`, then every layer refitted in turn; what a refit can repair counts for less in the budget."""
 
 _PRESETS = {Preset.BEST: BEST, Preset.FAST: FAST, Preset.PAPER: PAPER}

@@ -79,7 +79,7 @@ def clipping(paths: Iterable[Path]) -> tuple[str, ...]:
 def find_paths(flow: Flow, groups: Sequence[Group], statistics: Statistics, choices: Choices) -> tuple[Path, ...]:
     """The path of every group that was measured."""
     trace, read = flow.trace, flow.weights.array
-    scales = Scales(choices.depth_power, layers_behind(flow, [c for group in groups for c in group.consumers]))
+    scales = Scales(choices.repair, layers_behind(flow, [c for group in groups for c in group.consumers]))
 
     def find(numbered: tuple[int, Group]) -> Path | None:
         number, group = numbered

@@ -1,7 +1,7 @@
 """Scales: what the error of a layer counts for beside the errors of others, when a budget is shared out.
 
 The error e of a layer counts relative to the variance V of the sum that its output goes into, and for the less the more
-layers behind it can make up for it when they are refitted: e / (V (1 + r)^q), with r layers on the shortest way to an
+layers behind it can make up for it when they are refitted: e / (V (1 + a r)), with r layers on the shortest way to an
 output of the graph. A layer that adds to a residual stream lies on the way of what passes it by. What a last layer
 (r = 0) gets wrong is not repaired, and its channels mean different things: each counts relative to its own variance.
 """
@@ -29,14 +29,14 @@ FLOOR = 1e-2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scales:
-    """The power q, and for every node, by its index, how many layers behind it can make up for its errors."""
+    """The share a, and for every node, by its index, how many layers behind it can make up for its errors."""
 
-    power: float
+    repair: float
     behind: Mapping[int, int]
 
     def discount(self, op: Op) -> float:
-        """(1 + r)^-q of a node."""
-        return float((1.0 + self.behind.get(op.index, 0)) ** -self.power)
+        """1 / (1 + a r) of a node."""
+        return 1.0 / (1.0 + self.repair * self.behind.get(op.index, 0))
 
     def is_by_channel(self, linear: Linear, outputs: int) -> bool:
         """Whether each output of a layer counts relative to its own variance: of a last layer with few."""

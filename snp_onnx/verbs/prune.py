@@ -26,12 +26,12 @@ from snp_onnx.verbs.settings import (
 )
 
 CHOICE_OPTIONS = [
-    *("order", "fold", "ratios", "refine", "ridge", "depth_power", "weigh"),
+    *("order", "fold", "ratios", "refine", "ridge", "repair", "weigh"),
     *("streams", "caches", "include", "exclude", "min_units", "round_to"),
     *("similarity", "representation", "ranking_samples", "min_blocks", "latency_batch", "fallback"),
 ]
 
-AS_PLANNED = ("fold", "ridge", "refine", "order", "depth_power", "kinds", "caches")
+AS_PLANNED = ("fold", "ridge", "refine", "order", "repair", "kinds", "caches")
 """Choices that a plan made earlier brings along; the schema of plans says what they look like."""
 
 

@@ -59,7 +59,7 @@ CHOICES = (
     Row("refine", WORD, None, "sequential or none."),
     Row("ratios", WORD, None, "budget, variance or uniform."),
     Row("ridge", NUMBER, None, "Ridge relative to each input's variance; ten times as much in the refit."),
-    Row("depth_power", NUMBER, None, "q in error / (variance (1 + layers behind)^q), by which layers are compared."),
+    Row("repair", NUMBER, None, "a in error / (variance (1 + a * layers behind)), by which layers are compared."),
     Row("weigh", WORD, None, "outputs or layers: where errors are compared; by default outputs with attention."),
     Row("streams", YES_OR_NO, None, "Cut convolutional residual streams too."),
     Row("caches", YES_OR_NO, None, "Cut heads of key-value caches too, inputs and outputs."),
