@@ -365,7 +365,7 @@ def test_too_few_positions_name_the_layer(tmp_path: Path, capsys: Capture) -> No
     outcome = here.prune(capsys, "--quiet")
     assert outcome.code == 0
     assert len(outcome.lines) == 1
-    assert outcome.err.startswith("warning: layer n3: 18 calibration positions for 40 units")
+    assert outcome.err.startswith("warning: layer n3: 17 calibration positions for 40 units")
 
 
 def test_a_layer_that_is_not_finite_is_left_alone(tmp_path: Path, capsys: Capture) -> None:

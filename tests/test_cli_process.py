@@ -122,7 +122,7 @@ def test_results_go_to_stdout_and_remarks_to_stderr(tmp_path: Path) -> None:
 def test_the_first_word_of_a_user(tmp_path: Path) -> None:
     assert shell("--version").stdout.strip() == __version__
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
-    found = shell("prune", "--help", env=environment)
+    found = shell("prune", "--help", env=environment, encoding="cp1252")
     assert found.returncode == 0
     for option in (
         "--calibration", "--target-macs", "--target-params", "--target-size", "--variance", "--units", "--preset",

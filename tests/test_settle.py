@@ -102,7 +102,7 @@ def test_without_a_fallback_what_harms_stays(here: Bench, capsys: pytest.Capture
     careful = digits(preset="paper", target_macs=0.6)
     assert stubborn.report.fidelity[0].error > careful.report.fidelity[0].error
     for flags, fold in (((), "none"), (("--no-fallback",), "channel"), (("--fallback",), "none")):
-        plan = here.folder / f"{'-'.join(flags)}.json"
+        plan = here.folder / f"plan{''.join(flags)}.json"
         assert here.prune(capsys, "--preset", "paper", "--plan", plan, *flags).code == 0
         assert json.loads(plan.read_text())["options"]["fold"] == fold
 
