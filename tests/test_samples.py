@@ -281,3 +281,38 @@ def test_an_input_that_never_varies_is_warned_about_if_it_is_data(values: Array,
     found = warned({"x": numbered(32), "z": values}, spec(), spec("z", (None, values.shape[1]), values.dtype.type))
     assert len(found) == said
     assert all("input 'z' is the same in all 32 samples that were read" in line for line in found)
+
+
+def windows(count: int, shift: int) -> Array:
+    """Windows of a random walk, so many steps apart."""
+    walk = np.random.default_rng(0).standard_normal((shift * count + 16, 4)).cumsum(axis=0)
+    return np.stack([walk[shift * k : shift * k + 16] for k in range(count)]).astype(np.float32)
+
+
+def test_samples_of_one_recording_are_set_apart_as_a_whole() -> None:
+    x = windows(100, shift=1)
+    with open_samples(x, [spec(shape=(None, 16, 4))]) as samples:
+        parts = {
+            part: np.concatenate([feed["x"] for feed in samples.batches(8, part)])
+            for part in (Part.CHOOSING, Part.CALIBRATION, Part.HELD_OUT)
+        }
+        (warning,) = samples.warnings
+        assert samples.split == "of 100 samples 85 calibrate, 5 choose between ways, 10 are reported"
+    assert "one recording" in warning
+    np.testing.assert_array_equal(np.concatenate(list(parts.values())), x)
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "noise", "classes", "few", "narrow"])
+def test_samples_that_are_no_recording_are_set_apart_here_and_there(kind: str) -> None:
+    draw = np.random.default_rng(1)
+    x = {
+        "shuffled": draw.permutation(windows(100, shift=1)),
+        "noise": draw.standard_normal((100, 16, 4)),
+        "classes": np.repeat(draw.standard_normal((4, 1, 4)), 25, axis=0) + draw.standard_normal((100, 16, 4)),
+        "few": windows(19, shift=1),
+        "narrow": numbered(100)[:, None, :].repeat(2, axis=1),
+    }[kind].astype(np.float32)
+    with open_samples(x, [spec(shape=(None, *x.shape[1:]))]) as samples:
+        held_out = np.concatenate([feed["x"] for feed in samples.batches(8, Part.HELD_OUT)])
+        assert samples.warnings == ()
+    np.testing.assert_array_equal(held_out, x[Part.HELD_OUT.choose(np.arange(len(x)))])

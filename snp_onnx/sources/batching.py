@@ -22,17 +22,22 @@ class Part(Enum):
     HELD_OUT = "held-out"
     ALL = "all"
 
-    def choose(self, samples: Array) -> Array:
+    def choose(self, samples: Array, series: int = 0) -> Array:
         """The indices of this part among `samples`, at most 256 each of those that choose and that are held out.
 
         In every block of twenty samples one chooses and two are held out, at places that differ from block to block:
-        samples that come in cycles, class by class, would else leave one class for a part.
+        samples that come in cycles, class by class, would else leave one class for a part. Where all `series` samples
+        are of one recording, the first twentieth chooses and the last tenth is held out.
 
         >>> [part.choose(np.arange(40)).tolist() for part in (Part.CHOOSING, Part.HELD_OUT)]
         [[1, 29], [7, 13, 28, 37]]
         """
         if self is Part.ALL:
             return samples
+        if series:
+            start, end = min(_MOST, -(-series // _BLOCK)), series - min(_MOST, -(-2 * series // _BLOCK))
+            bounds = {Part.CHOOSING: (0, start), Part.CALIBRATION: (start, end), Part.HELD_OUT: (end, series)}[self]
+            return np.asarray(samples[(samples >= bounds[0]) & (samples < bounds[1])])
         blocks, places = samples // _BLOCK, samples % _BLOCK
         first, second, third = _places_taken(blocks)
         chooses = (places == third) & (blocks < _MOST)
@@ -100,7 +105,9 @@ class Chunk:
         return self.rows + self.feed.start
 
 
-def group(feeds: Sequence[Feed], part: Part, batch_size: int, keep_partial: bool) -> Iterator[list[Chunk]]:
+def group(
+    feeds: Sequence[Feed], part: Part, batch_size: int, keep_partial: bool, series: int = 0
+) -> Iterator[list[Chunk]]:
     """Batches of `batch_size` consecutive samples of equal shapes, fewer at the end or where the shapes change.
 
     Without `keep_partial` these smaller ones are left out.
@@ -112,7 +119,7 @@ def group(feeds: Sequence[Feed], part: Part, batch_size: int, keep_partial: bool
             if keep_partial:
                 yield pending
             pending, filled = [], 0
-        rows = part.choose(np.arange(feed.start, feed.start + feed.count)) - feed.start
+        rows = part.choose(np.arange(feed.start, feed.start + feed.count), series) - feed.start
         while len(rows):
             taken, rows = np.split(rows, [batch_size - filled])
             pending.append(Chunk(feed, taken))
@@ -124,8 +131,8 @@ def group(feeds: Sequence[Feed], part: Part, batch_size: int, keep_partial: bool
         yield pending
 
 
-def count_grouped(feeds: Sequence[Feed], part: Part, fixed_batch: int | None) -> int:
+def count_grouped(feeds: Sequence[Feed], part: Part, fixed_batch: int | None, series: int = 0) -> int:
     """How many samples of the part get into batches: all, but for what a fixed batch size leaves over."""
     if fixed_batch is None:
-        return sum(len(part.choose(np.arange(feed.start, feed.start + feed.count))) for feed in feeds)
-    return fixed_batch * sum(1 for _ in group(feeds, part, fixed_batch, keep_partial=False))
+        return sum(len(part.choose(np.arange(feed.start, feed.start + feed.count), series)) for feed in feeds)
+    return fixed_batch * sum(1 for _ in group(feeds, part, fixed_batch, keep_partial=False, series=series))

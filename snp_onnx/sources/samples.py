@@ -25,6 +25,7 @@ from snp_onnx.sources.matching import Matcher, with_layout
 from snp_onnx.sources.preprocess import Preprocess, check_options
 from snp_onnx.sources.reading import Reader
 from snp_onnx.sources.row_trial import collect_as, look_ahead, try_rows
+from snp_onnx.sources.series import is_series
 from snp_onnx.sources.spool import Spool
 from snp_onnx.sources.variety import Variety
 
@@ -34,6 +35,11 @@ _PLAIN = Preprocess()
 _NO_SHAPES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 LEAST_SPLIT = 10
 """Samples below which every part is all of them."""
+
+OF_ONE_RECORDING = (
+    "samples that follow each other are much alike, as parts of one recording are: the first twentieth chooses and the "
+    "last tenth is reported; give samples of several recordings"
+)
 
 _LABELS_AT_ONCE = 1024
 
@@ -59,6 +65,8 @@ class Samples:
     _labels_beside: Stored | None = field(repr=False)
     _spool: Spool = field(repr=False)
     _variety: Variety = field(repr=False)
+    _series: int = field(repr=False, default=0)
+    """The count, if the samples are of one recording; 0 otherwise."""
 
     def batches(self, batch_size: int, part: Part) -> Iterator[Mapping[str, Array]]:
         """Feeds of `batch_size` samples in order, fewer at the end and where shapes change.
@@ -77,8 +85,8 @@ class Samples:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What makes the samples that were read so far say little: they repeat, or an input never varies."""
-        return self._variety.warnings()
+        """What makes the samples say little: they repeat, an input never varies, or all are of one recording."""
+        return (*self._variety.warnings(), *([OF_ONE_RECORDING] if self._series else []))
 
     @property
     def split(self) -> str:
@@ -112,7 +120,7 @@ class Samples:
 
     def part_count(self, part: Part) -> int:
         """How many samples `batches` gives for this part."""
-        return count_grouped(self._feeds, self._effective(part), self.fixed_batch)
+        return count_grouped(self._feeds, self._effective(part), self.fixed_batch, self._series)
 
     def close(self) -> None:
         """Remove what was spooled; the samples can't be read any more."""
@@ -128,14 +136,14 @@ class Samples:
         """The part itself; all samples where they are too few, and those that calibrate where none would choose."""
         if self.count < LEAST_SPLIT:
             return Part.ALL
-        if count_grouped(self._feeds, part, self.fixed_batch):
+        if count_grouped(self._feeds, part, self.fixed_batch, self._series):
             return part
         return self._effective(Part.CALIBRATION) if part is Part.CHOOSING else Part.ALL
 
     def _grouped(self, part: Part, batch_size: int) -> Iterator[list[Chunk]]:
         fixed = self.fixed_batch
         size = 1 if self.is_whole else fixed or batch_size
-        return group(self._feeds, self._effective(part), size, keep_partial=fixed is None)
+        return group(self._feeds, self._effective(part), size, fixed is None, self._series)
 
 
 def open_samples(
@@ -191,9 +199,11 @@ def _open(source: object, request: Request, spool: Spool, model: Runnable | None
     if data.resize is not None or data.crop is not None:
         _require_images(found)
     axes = _output_axes(model, finding, is_whole, fixed_batch(specs))
+    reader = Reader(specs, used)
+    series = count if is_series(reader, feeds, count) else 0
     opened = Samples(
         count, notes, _largest_shapes(specs, feeds), found.is_random, is_whole, axes,
-        Reader(specs, used), feeds, found.labels, spool, Variety(count),
+        reader, feeds, found.labels, spool, Variety(count), series,
     )  # fmt: skip
     _check_fixed_batch(opened, found.origin)
     return opened
@@ -237,7 +247,7 @@ def _check_fixed_batch(opened: Samples, origin: str) -> None:
         if opened._effective(part) is not part:
             those = "all of them" if opened._effective(part) is Part.ALL else "the calibration part"
             opened.notes.append(f"too few samples ({opened.count}) to set any apart: the {part.value} part is {those}")
-        dropped = count_grouped(opened._feeds, opened._effective(part), None) - opened.part_count(part)
+        dropped = count_grouped(opened._feeds, opened._effective(part), None, opened._series) - opened.part_count(part)
         if dropped:
             opened.notes.append(
                 f"{part.value}: {dropped} samples dropped, they do not fill the model's fixed batch of {fixed}"
