@@ -23,7 +23,7 @@ Vector = npt.NDArray[np.float64]
 MOST_CHANNELS = 64
 """Outputs of a last layer up to which each counts by itself; the more a layer has, the more alike is what they mean."""
 
-FLOOR = 1e-2
+FLOOR = 1e-6
 """Share of the mean variance of a last layer's outputs that each of them is taken to have at least."""
 
 
