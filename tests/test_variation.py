@@ -11,6 +11,8 @@ import numpy.typing as npt
 import pytest
 
 from snp_onnx.subspace.variation import Variation
+from snp_onnx.tracing.endings import Ending
+from snp_onnx.verbs import output_sums
 
 Array = npt.NDArray[Any]
 SHAPE = (3, 4, 2)
@@ -131,3 +133,21 @@ def test_decisions_at_a_half_are_counted_in_both() -> None:
     assert (found.both.item(), found.either.item()) == (1.0, 4.0)
     assert found.are_probabilities.item()
     assert not Variation.of(dense + 0.2, other).are_probabilities.item()
+
+
+def test_samples_added_in_pieces_or_shape_by_shape_have_the_sums_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    a = [3.0 + rng.standard_normal((4, 5, side, 7)) for side in (6, 6, 9)]
+    b = [values + 0.2 * rng.standard_normal(values.shape) for values in a]
+    laid = [np.concatenate([np.moveaxis(v, 1, -1).reshape(-1, 5) for v in values]) for values in (a, b)]
+    expected = Variation.of(*laid)
+    for most in (2**20, 40):
+        monkeypatch.setattr(output_sums, "MOST_ELEMENTS", most)
+        sums = output_sums.Sums("y", Ending("y", (None, 5, None, None), None, ("y",)))
+        for dense, other in zip(a, b, strict=True):
+            sums.add(dense, other, 0, None, None)
+        assert [kept.count.shape for kept in sums.by_shape.values()] == [(5,), (5,)]
+        found, channels, _ = sums.variation()
+        assert channels == {0: 0}
+        for name in ("count", "mean", "spread", "error", "energy", "low", "high", "both", "either"):
+            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-12)

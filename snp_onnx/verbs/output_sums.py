@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from math import prod
@@ -32,7 +33,10 @@ ROWS_AT_ONCE = 2**22
 
 @dataclass(slots=True)
 class Sums:
-    """What is added up of one output; `by_shape` has sums for every shape that a sample has."""
+    """What is added up of one output; `by_shape` has sums for every shape that a sample has.
+
+    They are sums for each element while all samples have one shape, otherwise along the kept axes alone.
+    """
 
     name: str
     ending: Ending | None
@@ -78,9 +82,7 @@ class Sums:
     def _add(self, a: Array, b: Array, known: Array) -> None:
         """Sums of some samples, (n, ...)."""
         with np.errstate(invalid="ignore", over="ignore"):  # the pruned model may not be finite: its error is infinite
-            found = Variation.of(a, b, known)
-            if found.count.size > MOST_ELEMENTS:
-                found = found.along(self._kept(a.shape[1:]), by_element=False)
+            found = self._variation_of(a, b, known)
             earlier = self.by_shape.get(a.shape[1:])
             self.by_shape[a.shape[1:]] = found if earlier is None else earlier + found
             self.cosine += float(_cosines(np.where(known, a, 0.0), np.where(known, b, 0.0)).sum())
@@ -89,6 +91,19 @@ class Sums:
             counted = known.all(axis=axis)
             same = np.where(known, a, -np.inf).argmax(axis) == np.where(known, b, -np.inf).argmax(axis)
             self.decided, self.agreed = self.decided + int(counted.sum()), self.agreed + int((same & counted).sum())
+
+    def _variation_of(self, a: Array, b: Array, known: Array) -> Variation:
+        """Sums for every element; along the kept axes alone where samples are very large or differ in shape."""
+        shape = a.shape[1:]
+        if len(self.by_shape) == 1 and shape not in self.by_shape:
+            ((first, sums),) = self.by_shape.items()
+            is_by_element = sums.count.shape == first
+            self.by_shape[first] = sums.along(self._kept(first), by_element=False) if is_by_element else sums
+        if prod(shape) <= MOST_ELEMENTS and self.by_shape.keys() <= {shape}:
+            return Variation.of(a, b, known)
+        kept = self._kept(shape)
+        parts = _pieces([a, b, known], kept)
+        return reduce(add, (Variation.of(*part).along(kept, by_element=False) for part in parts))
 
     def _add_classes(self, a: Array, b: Array, labels: Array | None) -> None:
         """Classes (n, C), finite in the dense model: agreement, divergence, and accuracy where there are labels."""
@@ -147,10 +162,7 @@ class Sums:
                 for s, axes in zip(shapes, kept, strict=True)
             )
             axes = first if is_alike else ()
-            pooled = [
-                sums if sums.count.shape != shape and is_alike else sums.along(axes, by_element=False)
-                for shape, sums in zip(shapes, found, strict=True)
-            ]
+            pooled = found if is_alike else [sums.along(by_element=False) for sums in found]
             channels = self._places_of_channels(shapes[0], axes)
             return reduce(add, pooled), channels, True
         if found[0].count.shape != shapes[0]:  # kept by channel already
@@ -168,12 +180,24 @@ def _samples_first(values: Array, axis: int | None) -> Array:
     return values[None] if axis is None else np.moveaxis(values, axis, 0)
 
 
+def _pieces(arrays: Sequence[Array], kept: Sequence[int]) -> Iterable[tuple[Array, ...]]:
+    """Samples (n, ...) cut along the longest axis of a sample that isn't kept, for bounded memory."""
+    shape = arrays[0].shape[1:]
+    free = [axis for axis in range(len(shape)) if axis not in kept]
+    longest = max(free, key=lambda axis: shape[axis], default=0)
+    count = min(shape[longest], -(-prod(shape) // MOST_ELEMENTS)) if free else 1
+    if count < 2:
+        return [tuple(arrays)]
+    return zip(*(np.array_split(values, count, longest + 1) for values in arrays), strict=True)
+
+
 def _cosines(a: Array, b: Array) -> Array:
-    """The cosine of every sample; of two zeros, and of what is alike to the last bit, 1."""
+    """The cosine of every sample; 1 of two zeros."""
     a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    same = (np.abs(a - b).max(axis=1, initial=0.0) == 0.0).astype(np.float64)
-    return np.asarray(np.where(norms > 0, (a * b).sum(axis=1) / np.where(norms > 0, norms, 1.0), same))
+    inner, first, second = (np.einsum("ij,ij->i", left, right) for left, right in ((a, b), (a, a), (b, b)))
+    norms = np.sqrt(first) * np.sqrt(second)
+    same = (a == b).all(axis=1).astype(np.float64)
+    return np.asarray(np.where(norms > 0, inner / np.where(norms > 0, norms, 1.0), same))
 
 
 def log_classes(outputs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -95,9 +95,14 @@ def _squared(dense: npt.NDArray[Any], pruned: npt.NDArray[Any], axis: int | None
     """‖b - a‖² of every sample, where a is finite; infinite where b isn't."""
     a, b = (np.moveaxis(values, axis, 0) if axis is not None else values[None] for values in (dense, pruned))
     with np.errstate(invalid="ignore", over="ignore"):
-        difference = np.where(np.isfinite(a), b.astype(np.float64) - a.astype(np.float64), 0.0)
-        squared = np.square(difference).reshape(len(a), -1).sum(axis=1)
+        squared = np.array([_energy(b[place].astype(np.float64) - a[place], a[place]) for place in range(len(a))])
     return np.where(np.isfinite(squared), squared, np.inf)
+
+
+def _energy(difference: Errors, dense: npt.NDArray[Any]) -> float:
+    """The sum of squares where the dense values are finite, of one sample, for bounded memory."""
+    known = np.where(np.isfinite(dense), difference, 0.0).ravel()
+    return float(known @ known)
 
 
 def _variation_of(sums: Sums) -> float:
