@@ -88,6 +88,15 @@ def test_boxes_are_picked_from_boxes_and_scores() -> None:
     assert (found.is_data_sized, found.is_picked) == (True, True)
 
 
+def test_entries_are_picked_by_what_is_compared_with_a_bound() -> None:
+    for kind, has_values in (("NonZero", False), ("Compress", True)):
+        net = Net(batch=1)
+        values = hidden(net)
+        is_kept = net.Greater(net.reshape(values, 6), net.const(0.0))
+        found = ending(net, net.op(kind, *((values, is_kept) if has_values else (is_kept,))))
+        assert found.sources == ((values, is_kept) if has_values else (is_kept,))
+
+
 def picked(net: Net, boxes: str, scores: str) -> str:
     return net.NonMaxSuppression(boxes, scores, net.const([3]), net.const([0.5]), net.const([0.2]))
 
@@ -138,7 +147,33 @@ def behind_more(net: Net, a: str) -> str:
 
 
 def compressed(net: Net, a: str) -> str:
-    return net.Mul(net.Compress(a, net.const([True, False, True])), net.const(2.0))
+    is_kept = net.Greater(net.ReduceSum(a, net.const([0]), keepdims=0), net.const(0.0))
+    return net.Mul(net.Compress(a, is_kept, axis=1), net.const(2.0))
+
+
+def compressed_alike(net: Net, a: str) -> str:
+    return net.Compress(a, net.const([True, False, True]), axis=1)
+
+
+def picked_by_an_input(net: Net, a: str) -> str:
+    places = net.NonZero(net.Greater("x", net.const(0.0)))
+    return net.Gather(a, net.op("Gather", places, net.const(0), axis=0), axis=0)
+
+
+def largest(net: Net, a: str) -> str:
+    """As many of the largest entries as are positive."""
+    count = net.ReduceSum(net.Cast(net.Greater(a, net.const(0.0)), to=onnx.TensorProto.INT64), keepdims=0)
+    return net.op("TopK", a, net.reshape(count, 1), outputs=2, axis=0)
+
+
+def cut_at_the_count(net: Net, a: str) -> str:
+    count = net.slice(net.Shape(net.NonZero(net.Greater(a, net.const(0.0)))), 0, 1, 2)
+    return net.op("Slice", a, net.const([0]), count, net.const([0]))
+
+
+def resized(net: Net, a: str) -> str:
+    """Sizes from the shape of a computed tensor."""
+    return net.op("Expand", net.unsqueeze(a, 1), net.op("Shape", net.unsqueeze(a, 1)))
 
 
 def written_into(net: Net, a: str) -> str:
@@ -164,6 +199,11 @@ def fused(net: Net, a: str) -> str:
         (nonzero, True, True),
         (behind_more, True, True),
         (compressed, True, True),
+        (compressed_alike, False, False),
+        (picked_by_an_input, False, False),
+        (largest, True, True),
+        (cut_at_the_count, True, True),
+        (resized, False, False),
         (written_into, False, False),
         (strange, True, False),
         (fused, False, False),

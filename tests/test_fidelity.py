@@ -16,7 +16,7 @@ import snp_onnx
 from snp_onnx.report.json_report import to_json
 from snp_onnx.tracing.endings import Ending
 from snp_onnx.verbs import output_sums
-from snp_onnx.verbs.fidelity import Fidelity, measure_fidelity, worst
+from snp_onnx.verbs.fidelity import Fidelity, measure_fidelity, remarks, worst
 from tests.graphs import Batch, Net
 from tests.oracles import run
 
@@ -229,6 +229,7 @@ def test_an_output_without_a_finite_entry_is_not_compared() -> None:
     net.output(net.Log(net.Neg(net.Exp(net.dense(h, 24, 3)))))
     found = measured(net.model(), net.model(), drawn(20, 8))
     assert (found.compared, worst([found])) == (0.0, -np.inf)
+    assert remarks([found], None) == [f"output {found.output} is not compared: none of its entries is finite"]
     assert np.isnan([found.cosine, found.relative_l2, found.error]).all()
 
 
@@ -370,6 +371,23 @@ def test_what_only_may_differ_in_size_is_compared_where_it_does_not() -> None:
     feeds = [{"x": drawn(20, 3, seed=seed), "c": np.ones(20, dtype=bool)} for seed in range(3)]
     found = measured(dense, with_values(dense, k=0.5), feeds)
     assert (found.mean_error, found.compared) == (pytest.approx(0.25, abs=0.02), 1.0)
+
+
+def test_as_many_of_the_largest_entries_as_the_data_say_are_compared_where_they_lie() -> None:
+    net, h = trunk(batch=1)
+    scores = net.dense(h, 24, 12)
+    count = net.ReduceSum(net.Cast(net.Greater(scores, net.const(0.0)), to=onnx.TensorProto.INT64), keepdims=0)
+    net.output(net.op("TopK", scores, net.reshape(count, 1), outputs=2))
+    dense = net.model()
+    other = scaled(dense, "w2", np.linspace(0.1, 1.5, 12))
+    feeds = [{"x": drawn(1, 8, seed=seed)} for seed in range(20)]
+    picked, inner = snp_onnx.compare(dense, other, feeds).fidelity
+    assert (picked.compared, inner.output, inner.compared) == (0.0, scores, 1.0)
+    assert remarks([picked], None)[0].endswith("how many entries it has depends on the data")
+    assert 0.1 < inner.error < 2.0
+    pruned = snp_onnx.prune(dense, calibration=feeds, target_macs=0.6, latency=False).model
+    sizes = [[run(model, feed)[0].shape[1] for feed in feeds] for model in (dense, pruned)]
+    assert sizes[0] != sizes[1]
 
 
 class Answers:

@@ -7,6 +7,7 @@ different meaning in one output; in front of the Concat they lie apart.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import onnx
@@ -21,7 +22,7 @@ SOFTMAX_LAST = 13
 SATURATING = frozenset(("Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid", "Hardmax", "ArgMax", "TopK"))
 """Operators behind which different values look alike."""
 
-SELECTING = {"NonMaxSuppression": (0, 1)}
+SELECTING = {"NonMaxSuppression": (0, 1), "Compress": (0, 1), "NonZero": (0,), "Unique": (0,)}
 """Operators that decide by some of their inputs."""
 
 MOVING = frozenset(
@@ -34,6 +35,25 @@ PICKING = frozenset(("NonMaxSuppression", "NonZero", "Unique", "Compress"))
 
 DATA_SIZED = frozenset((*PICKING, "Loop", "If", "BeamSearch", "GreedySearch", "Sampling", "WhisperBeamSearch"))
 """Operators whose output may have as many entries as the data decide; those of unknown domains may be such."""
+
+SIZES = {
+    "CenterCropPad": (1,),
+    "Col2Im": (1,),
+    "Compress": (1,),
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "OneHot": (1,),
+    "Pad": (1,),
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Resize": (1, 2, 3),
+    "Slice": (1, 2, 3, 4),
+    "Split": (1,),
+    "Tile": (1,),
+    "TopK": (1,),
+    "Upsample": (1,),
+}
+"""Operators whose output has as many entries as the values of these inputs say."""
 
 SCATTERING = frozenset(("ScatterND", "ScatterElements", "Scatter"))
 """Operators whose output has the size of their first input, whatever they write into it."""
@@ -60,10 +80,11 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
-    """The maker of every tensor, the constants, and the operator set's version."""
+    """The maker of every tensor, the constants, the tensors that weights have a part in, and the operator set."""
 
     makers: Mapping[str, onnx.NodeProto]
     constants: frozenset[str]
+    weighted: frozenset[str]
     version: int
 
 
@@ -73,8 +94,37 @@ def endings(model: onnx.ModelProto) -> tuple[Ending, ...]:
     constants = {tensor.name for tensor in model.graph.initializer}
     constants |= {name for name, node in makers.items() if node.op_type == "Constant"}
     version = next((entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS), 1)
-    graph = _Graph(makers, frozenset(constants), version)
+    graph = _Graph(makers, frozenset(constants), _weighted(model.graph), version)
     return tuple(_ending(value, graph) for value in model.graph.output)
+
+
+def _weighted(graph: onnx.GraphProto) -> frozenset[str]:
+    """The tensors whose values, or whose sizes, depend on weights: they differ between a model and its pruned form.
+
+    Sizes alone don't, but for those that the data decide. Constants of one axis or none are no weights here: their
+    values stay, and they hold sizes and bounds.
+    """
+    found = {tensor.name for tensor in graph.initializer if len(tensor.dims) > 1}
+    sized = set[str]()
+    for node in graph.node:
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+        if node.op_type == "Constant" and "value" in attributes and len(attributes["value"].t.dims) > 1:
+            found.update(node.output)
+        is_opaque = node.domain not in KNOWN_DOMAINS or any(entry.HasField("g") for entry in node.attribute)
+        read = sized if node.op_type in ("Shape", "Size") else found
+        if is_opaque or read.intersection(node.input):
+            found.update(node.output)
+        if not sized.isdisjoint(node.input) or _decides_size(node, found):
+            sized.update(node.output)
+    return frozenset(found)
+
+
+def _decides_size(node: onnx.NodeProto, weighted: AbstractSet[str]) -> bool:
+    """Whether weights have a part in how many entries this node gives."""
+    if node.op_type not in SIZES and (node.op_type in DATA_SIZED or node.domain not in KNOWN_DOMAINS):
+        return not weighted.isdisjoint((*node.input, *node.output))
+    places = SIZES.get(node.op_type, ())
+    return any(node.input[place] in weighted for place in places if place < len(node.input))
 
 
 def _ending(value: onnx.ValueInfoProto, graph: _Graph) -> Ending:
@@ -84,19 +134,19 @@ def _ending(value: onnx.ValueInfoProto, graph: _Graph) -> Ending:
         shape = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in kind.shape.dim)
     sources = tuple(dict.fromkeys(_sources(value.name, graph)))
     deciding = tuple(_deciding(value.name, graph))
-    is_picked = any(node.op_type in PICKING for node in deciding)
+    is_picked = any(node.op_type in PICKING or node.op_type in SIZES for node in deciding)
     return Ending(value.name, shape, _class_axis(value.name, graph), sources, bool(deciding), is_picked)
 
 
 def _deciding(name: str, graph: _Graph) -> Iterator[onnx.NodeProto]:
-    """The nodes behind an output that may give as many entries as the data decide."""
+    """The nodes behind an output that may give as many entries as the data and the weights decide."""
     seen, waiting = set[int](), [name]
     while waiting:
         node = graph.makers.get(waiting.pop())
         if node is None or id(node) in seen:
             continue
         seen.add(id(node))
-        if node.op_type in DATA_SIZED or node.domain not in KNOWN_DOMAINS:
+        if _decides_size(node, graph.weighted):
             yield node
         waiting.extend(node.input[:1] if node.op_type in SCATTERING else node.input)
 

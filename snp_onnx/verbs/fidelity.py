@@ -113,7 +113,8 @@ def axes_of_samples(samples: Samples) -> Mapping[str, int | None] | None:
 def remarks(fidelity: Sequence[Fidelity], floor: float | None) -> list[str]:
     """What to say of outputs that weren't compared or not as a whole, and of a floor that the reported samples miss."""
     lines = [
-        f"output {entry.output} is not compared: how many entries it has depends on the data"
+        f"output {entry.output} is not compared: "
+        + ("none of its entries is finite" if entry.samples else "how many entries it has depends on the data")
         for entry in fidelity
         if not entry.compared
     ]
@@ -213,7 +214,7 @@ def _counted(values: Array, real: Array | None) -> Array | None:
 
 def _fidelity(sums: Sums, has_labels: bool) -> Fidelity:
     if not sums.is_whole or not sums.counted:
-        return Fidelity(sums.name, sums.samples, nan, nan, compared=0.0)
+        return Fidelity(sums.name, sums.samples if sums.is_whole else 0, nan, nan, compared=0.0)
     sample_count = max(sums.samples, 1)
     variation, channels, by_element = sums.variation()
     whole = variation.along(by_element=by_element)
