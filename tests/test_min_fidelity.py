@@ -91,7 +91,8 @@ def test_a_bound_is_held_by_what_is_picked_from() -> None:
 
 def nonzero() -> onnx.ModelProto:
     net, h = trunk()
-    net.output(net.NonZero(net.Relu(net.dense(h, 24, 4))))
+    places = net.NonZero(net.Relu(net.dense(h, 24, 4)))
+    net.output(net.Mul(net.Cast(places, to=onnx.TensorProto.FLOAT), net.const(2.0)))  # values of its own
     return net.model()
 
 
@@ -104,3 +105,8 @@ def test_places_of_entries_are_not_compared(tmp_path: Path, capsys: pytest.Captu
     assert outcome.code == 3
     assert len(outcome.lines) == 1
     assert "--min-fidelity 0.9" in outcome.err
+
+
+def test_a_comparison_says_what_is_not_compared() -> None:
+    found = snp_onnx.compare(nonzero(), nonzero(), drawn(40, 8))
+    assert any("is not compared: how many entries it has depends on the data" in line for line in found.warnings)

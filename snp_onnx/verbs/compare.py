@@ -14,7 +14,7 @@ from snp_onnx.errors import CalibrationError, ModelError, PlanError
 from snp_onnx.sources.inputs import Array, input_specs
 from snp_onnx.sources.samples import Part, Samples
 from snp_onnx.tracing.surface import Surface, surface_between
-from snp_onnx.verbs.fidelity import fidelity_between
+from snp_onnx.verbs.fidelity import fidelity_between, remarks
 from snp_onnx.verbs.latency import Latency, latency_of
 from snp_onnx.verbs.reading import read_samples
 from snp_onnx.verbs.result import Comparison
@@ -52,9 +52,8 @@ def compare(
         fidelity = fidelity_between(protos[0], protos[1], samples, data.batch_size, runtime, Part.ALL)
         timed = _latency(protos, samples, latency_batch or 1, runtime) if latency else ()
         noise = ("RANDOM samples: the figures say nothing about real inputs",) if samples.is_random else ()
-        return Comparison(
-            costs[0], costs[1], fidelity, shapes, timed, tuple(samples.notes), (*noise, *samples.warnings)
-        )
+        warnings = (*noise, *remarks(fidelity, None), *samples.warnings)
+        return Comparison(costs[0], costs[1], fidelity, shapes, timed, tuple(samples.notes), warnings)
 
 
 def _cost(

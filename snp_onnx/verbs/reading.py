@@ -12,15 +12,13 @@ from snp_onnx.calibration.sessions import Runtime, open_session, run
 from snp_onnx.sources.batch_axis import MOST_ROWS
 from snp_onnx.sources.inputs import Array, input_specs
 from snp_onnx.sources.samples import Runnable, Samples, open_samples
+from snp_onnx.tracing.endings import PICKING, endings
 from snp_onnx.verbs.settings import DEFAULT_BATCH, Data
 
 _ROUNDS_BY_BATCH = frozenset(
     {"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulIntegerToFloat"}
 )
 """Operators that quantise by the extremes of all rows together."""
-
-_SIZED_BY_DATA = frozenset({"NonMaxSuppression", "NonZero", "Unique", "Compress"})
-"""Operators whose output has another size with other values."""
 
 
 def read_samples(data: Data, model: onnx.ModelProto, runtime: Runtime) -> Samples:
@@ -49,16 +47,10 @@ def runnable(model: onnx.ModelProto, runtime: Runtime, batch_size: int = DEFAULT
     def run_it(feed: Mapping[str, Array]) -> Mapping[str, Array]:
         return run(session(), feed)
 
-    outputs = {value.name: _declared(value) for value in model.graph.output}
+    outputs = {ending.name: ending.shape for ending in endings(model)}
     is_coarse = any(node.op_type in _ROUNDS_BY_BATCH for node in _nodes(model))
     rows = min(MOST_ROWS, max(2, batch_size))
     return Runnable(run_it, outputs, is_coarse, _sized_by_data(model.graph), rows)
-
-
-def _declared(value: onnx.ValueInfoProto) -> tuple[int | None, ...] | None:
-    tensor = value.type.tensor_type
-    sizes = (dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim)
-    return tuple(sizes) if tensor.HasField("shape") else None
 
 
 def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
@@ -78,7 +70,7 @@ def _sized_by_data(graph: onnx.GraphProto) -> frozenset[str]:
     for node in graph.node:
         if valued.intersection(node.input) and node.op_type not in ("Shape", "Size"):
             valued.update(node.output)
-            if node.op_type in _SIZED_BY_DATA:
+            if node.op_type in PICKING:
                 sized.update(node.output)
         if sized.intersection(node.input):
             sized.update(node.output)

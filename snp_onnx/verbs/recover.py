@@ -21,7 +21,7 @@ from snp_onnx.sources.samples import Part, Samples
 from snp_onnx.tracing.padding import mask_of
 from snp_onnx.tracing.surface import Surface
 from snp_onnx.verbs.compare import require_same_surface
-from snp_onnx.verbs.fidelity import Fidelity, fidelity_between
+from snp_onnx.verbs.fidelity import Fidelity, fidelity_between, remarks
 from snp_onnx.verbs.reading import read_samples
 from snp_onnx.verbs.recovered import RecoverReport, RecoverResult
 from snp_onnx.verbs.result import MADE_BY, Stopwatch, config_of, versions
@@ -200,7 +200,7 @@ class _Job:
         report = RecoverReport(
             changed, before, after, trained.history, _elements(trained), len(trained.features),
             samples.part_count(Part.CALIBRATION), trained.passes, dict(clock.seconds), self._options(samples),
-            _versions(), tuple(notes), _warnings(samples),
+            _versions(), tuple(notes), (*_warnings(samples), *remarks(after, None)),
         )  # fmt: skip
         checkpoint = None if self.checkpoints is None else self.checkpoints.path
         return RecoverResult(proto, report, pruned.store, _config_beside(pruned), checkpoint)
