@@ -1,4 +1,4 @@
-"""Training: steps towards the dense model, checks on the samples held back, the best state kept."""
+"""Training: steps towards the dense model, checks on the samples that choose, the best state kept."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from snp_onnx.tracing.surface import Surface
 Progress = Callable[[str, int, int], None]
 
 CHECKS = 50
-"""Checks on the held-back samples in a whole training, at most."""
+"""Checks on the samples that choose in a whole training, at most."""
 
 MOMENT_BATCHES = 4
 """Batches that the moments of the layers' inputs are taken from."""
@@ -112,7 +112,7 @@ class _Run:
     # what it is made of
 
     def _loss(self) -> Loss:
-        """Which outputs and features count, seen on the first held-back batch."""
+        """Which outputs and features count, seen on the first batch of those that choose."""
         task, rows = self.task, self.task.held_back[0]
         outputs, feed = self.student.outputs, self._feed(rows)
         names = (*outputs, *task.features)
@@ -169,7 +169,7 @@ class _Run:
         return self._taught(self._feed(rows), self.loss.outputs)
 
     def _held_back_error(self) -> float:
-        """The mean over outputs of the relative L2 error on the samples held back; infinite if not finite."""
+        """The mean over outputs of the relative L2 error on the samples that choose; infinite if not finite."""
         errors: dict[str, list[tuple[float, float]]] = {name: [] for name in self.loss.outputs}
         for rows, wanted in zip(self.task.held_back, self.aims, strict=True):
             feed = self._feed(rows)

@@ -185,8 +185,8 @@ def _open(source: object, request: Request, spool: Spool, model: Runnable | None
         if model is not None and request.batched and fixed_batch(specs) != 1:
             ahead = look_ahead(found, matcher, request.samples)
             finding = try_rows(ahead, matcher, model, request.samples)
-            is_drawn_anew = found.is_random and finding.why is not None
-            found = open_source(source, replace(request, batched=False)) if is_drawn_anew else ahead.source
+            is_drawn_again = found.is_random and finding.why is not None
+            found = open_source(source, replace(request, batched=False)) if is_drawn_again else ahead.source
             stack.callback(found.feeds.close)
         feeds, notes = collect_as(finding, found, matcher, request.samples, spool)
     count = sum(feed.count for feed in feeds)

@@ -97,7 +97,7 @@ class Descent:
         return self._refitted(subject, calibration)
 
     def _refitted(self, subject: Subject, calibration: Calibration) -> Subject:
-        """The subject with the layers that stay solved anew; itself where that surely does harm."""
+        """The subject with the layers that stay refitted; itself where that surely does harm."""
         if self.choices.refine is Refine.NONE:
             return subject
         assert subject.depth is not None

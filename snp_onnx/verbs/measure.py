@@ -86,7 +86,7 @@ class Calibration:
 
     @property
     def count(self) -> int:
-        """How many samples decide; the others are held back."""
+        """How many samples the moments are of; the others are set apart."""
         return self.samples.part_count(Part.CALIBRATION) // self.every
 
 
