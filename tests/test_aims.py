@@ -11,8 +11,9 @@ import pytest
 
 from snp_onnx.calibration.tangents import Region
 from snp_onnx.passes import prepare
-from snp_onnx.planning.aims import LEAST_ROWS_PER_COLUMN, Aim, find_aims
+from snp_onnx.planning.aims import Aim, find_aims
 from snp_onnx.planning.chains import Chain, find_chains
+from snp_onnx.planning.scarcity import SCARCITY
 from snp_onnx.tracing import Trace
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.groups import Mask
@@ -182,7 +183,7 @@ def test_layers_that_are_no_plain_product_stay() -> None:
 @pytest.mark.parametrize(("samples", "order"), [(1, []), (2, ["w3"]), (3, ["w3"]), (4, ["w2", "w3"])])
 def test_layers_with_few_rows_for_their_inputs_stay(samples: int, order: list[str]) -> None:
     """8 x 8 positions a sample; 8 - 2 channels under 3 x 3 taps need 216 rows, 24 - 2 under one tap 88."""
-    assert LEAST_ROWS_PER_COLUMN == 4
+    assert SCARCITY.least_refit_rows == 4
 
     def draw(net: Net) -> None:
         x = net.conv_relu(net.image(), 3, 8)
