@@ -72,6 +72,43 @@ def test_a_fixed_number_of_steps_is_no_batch() -> None:
     assert snp_onnx.inspect(rows).dense.macs == 5 * 4  # of one row
 
 
+SCANNED = """(float[9, 5] x) => (float[9, 4] y) {
+    z = Constant<value_floats = [0.0, 0.0, 0.0, 0.0]>()
+    _, y = Scan<num_scan_inputs = 1, body = b (float[4] s, float[5] e) => (float[4] o, float[4] u) {
+        m = MatMul(e, w) o = Add(m, s) u = Tanh(o)
+    }>(z, x)
+}"""
+
+ALONG_TIME = """(float[9, 1, 5] x) => (float[9, 1, 4] y) {
+    t = Transpose<perm = [1, 2, 0]>(x) c = Conv(t, w) y = Transpose<perm = [2, 0, 1]>(c)
+}"""
+
+NEIGHBOURS = "(float[9, 5] x, float[9, 9] a) => (float[9, 4] y) { h = MatMul(a, x) y = MatMul(h, w) }"
+
+ROWS = """(float[9, 1, 5] x) => (float[9, 4, 1] y) {
+    t = Transpose<perm = [0, 2, 1]>(x) y = Conv(t, w)
+}"""
+
+QUANTISED = """(float[9, 9] x) => (float[9, 4] y) {
+    scale = Constant<value_float = 0.1>() w = DequantizeLinear(codes, scale) y = MatMul(x, w)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("graph", "weights", "macs"),
+    [
+        (SCANNED, {"w": normal(5, 4)}, 9 * 5 * 4),
+        (ALONG_TIME, {"w": normal(4, 5, 1)}, 9 * 5 * 4),
+        (NEIGHBOURS, {"w": normal(5, 4)}, 9 * 9 * 5 + 9 * 5 * 4),
+        (ROWS, {"w": normal(4, 5, 1)}, 5 * 4),
+        (QUANTISED, {"codes": np.ones((9, 4), np.int8)}, 9 * 4),
+    ],
+)
+def test_what_an_operator_mixes_is_no_batch(graph: str, weights: dict[str, npt.NDArray[Any]], macs: int) -> None:
+    """Steps of a Scan, positions of a convolution along time, nodes of a graph count all; rows count once."""
+    assert snp_onnx.inspect(parsed(graph, **weights)).dense.macs == macs
+
+
 # bodies
 
 BRANCHES = """(float[N, 8] x, bool c) => (float[N, 4] y) {

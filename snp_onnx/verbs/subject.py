@@ -24,7 +24,7 @@ from snp_onnx.tracing import PLAIN_KINDS, Kind, Trace, trace, unknown_shapes
 from snp_onnx.tracing.blocks import Block
 from snp_onnx.tracing.facts import Shape
 from snp_onnx.tracing.flow import Flow
-from snp_onnx.tracing.op import ops_of
+from snp_onnx.tracing.op import Op, ops_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,12 +80,16 @@ class Subject:
         return [replace(term, scale=term.scale / rows) for term in terms]
 
     def _rows(self) -> int:
-        """The rows of a fixed batch; 1 where axis 0 is none: an output has another, or a recurrence runs along it."""
+        """The rows of a fixed batch; 1 where axis 0 is none: an output has another, or an operator mixes along it."""
         rows, shapes = fixed_batch(input_specs(self.prepared)) or 1, self.trace.facts.shapes
         outputs = [shapes.get(value.name, ()) for value in self.prepared.graph.output]
-        steps = [op for op in self.trace.ops if op.type in RECURRENT and not op.attr("layout", 0)]
-        is_time = any(shapes.get(op.input(0), ())[:1] == (rows,) for op in steps)
-        return 1 if is_time or any(not shape or shape[0] % rows for shape in outputs) else rows
+        if any(not shape or shape[0] % rows for shape in outputs):
+            return 1
+        computed = {value.name for value in self.prepared.graph.input}
+        for op in self.trace.ops:
+            if computed.intersection(op.reads):
+                computed.update(op.outputs)
+        return 1 if rows > 1 and any(_mixes(op, rows, shapes, computed) for op in self.trace.ops) else rows
 
     def count_notes(self) -> tuple[str, ...]:
         """What the MACs leave out, or count once where it may run more often: operators and how many."""
@@ -101,6 +105,20 @@ class Subject:
         macs = total(whole.mac_terms(), lambda tensor, axis: shapes[tensor][axis])
         params = total(param_terms(self.dense.proto), lambda tensor, axis: sizes[tensor][axis])
         return Cost(macs, params, self.dense.bytes)
+
+
+def _mixes(op: Op, rows: int, shapes: Mapping[str, Shape], computed: Collection[str]) -> bool:
+    """Whether an operator runs along an axis of `rows` entries that lies first: as steps, positions or a sum."""
+    first, second = shapes.get(op.input(0), ()), shapes.get(op.input(1), ())
+    if op.type in RECURRENT:
+        return not op.attr("layout", 0) and first[:1] == (rows,)
+    if op.type == "Scan":
+        steps = op.inputs[-op.attr("num_scan_inputs", 1) :]
+        axes = op.attr("scan_input_axes", None) or [0] * len(steps)
+        return any(axis == 0 and shapes.get(name, ())[:1] == (rows,) for name, axis in zip(steps, axes, strict=False))
+    if op.type in ("Conv", "ConvTranspose", "FusedConv"):
+        return bool(first) and first[0] % rows != 0
+    return op.type == "MatMul" and len(second) == 2 and second[0] == rows and op.input(1) in computed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
