@@ -30,7 +30,9 @@ from tests.graphs import Net
 
 
 def digits(**options: Any) -> PruneResult:
-    return snp_onnx.prune(DIGITS, DIGITS_DATA, input_array="images", scale=1 / 16, samples=300, threads=1, **options)
+    return snp_onnx.prune(
+        DIGITS, DIGITS_DATA, input_array="images", scale=1 / 16, samples=300, threads=1, **{"latency": False, **options}
+    )
 
 
 def weights(model: onnx.ModelProto) -> dict[str, bytes]:
