@@ -21,17 +21,18 @@ Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
 
 
-def run(model: onnx.ModelProto, feed: Feed, optimised: bool = False) -> list[Array]:
+def run(model: onnx.ModelProto, feed: Feed, optimised: bool = False, exact: bool = False) -> list[Array]:
     """The model's outputs by onnxruntime, without its graph optimisations unless asked for.
 
-    Integer products are exact on every processor: some kernels of those without VNNI saturate.
+    `exact` keeps integer products from saturating, as kernels for processors without VNNI let them.
     """
     options = onnxruntime.SessionOptions()
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if exact:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return list(session.run(None, dict(feed)))
 

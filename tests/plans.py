@@ -59,7 +59,7 @@ CASES: Mapping[str, Case] = {
     "heads": Case(("channels", "heads")),
     "head-dims": Case(("channels", "head-dims")),
     "stream": Case(("channels", "stream")),
-    "blocks": Case(("channels", "blocks")),
+    "blocks": Case(("channels", "blocks"), share=0.5),
     "latency": Case(("channels",), "target_latency", 1.0),
 }
 

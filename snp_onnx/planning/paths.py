@@ -12,7 +12,7 @@ from snp_onnx.planning.folding import own_bias
 from snp_onnx.planning.heads import logits_loss
 from snp_onnx.planning.options import Choices, Ratios
 from snp_onnx.planning.parallel import side_by_side
-from snp_onnx.planning.scales import Scales, layers_behind
+from snp_onnx.planning.scales import Scales
 from snp_onnx.planning.statistics import Statistics, unit_columns
 from snp_onnx.subspace import (
     Consumer,
@@ -79,7 +79,7 @@ def clipping(paths: Iterable[Path]) -> tuple[str, ...]:
 def find_paths(flow: Flow, groups: Sequence[Group], statistics: Statistics, choices: Choices) -> tuple[Path, ...]:
     """The path of every group that was measured."""
     trace, read = flow.trace, flow.weights.array
-    scales = Scales(choices.repair, layers_behind(flow, [c for group in groups for c in group.consumers]))
+    scales = Scales.of(flow, [linear for group in groups for linear in group.consumers], choices.repair)
 
     def find(numbered: tuple[int, Group]) -> Path | None:
         number, group = numbered

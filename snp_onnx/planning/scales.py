@@ -2,8 +2,9 @@
 
 The error e of a layer counts relative to the variance V of the sum that its output goes into, and for the less the more
 layers behind it can make up for it when they are refitted: e / (V (1 + a r)), with r layers on the shortest way to an
-output of the graph. A layer that adds to a residual stream lies on the way of what passes it by. What a last layer
-(r = 0) gets wrong is not repaired, and its channels mean different things: each counts relative to its own variance.
+output of the graph. A layer that adds to a residual stream lies on the way of what passes it by. What a last layer gets
+wrong, one whose outputs are the graph's, is not repaired, and its channels mean different things: each counts relative
+to its own variance.
 """
 
 from __future__ import annotations
@@ -29,10 +30,25 @@ FLOOR = 1e-6
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scales:
-    """The share a, and for every node, by its index, how many layers behind it can make up for its errors."""
+    """The share a, and for every node, by its index, how many layers behind it can make up for its errors.
+
+    `last` are the nodes of layers whose outputs are the graph's, with no layer behind and no sum with another branch.
+    """
 
     repair: float
     behind: Mapping[int, int]
+    last: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, flow: Flow, consumers: Iterable[Linear], repair: float) -> Scales:
+        """The scales of the layers that lose inputs."""
+        ends = layers_behind(flow, flow.trace.linears)
+        last = {
+            linear.op.index
+            for linear in flow.trace.linears
+            if ends.get(linear.op.index) == 0 and flow.residual(flow.bias(linear)[1]) is None
+        }
+        return cls(repair, layers_behind(flow, consumers), frozenset(last))
 
     def discount(self, op: Op) -> float:
         """1 / (1 + a r) of a node."""
@@ -40,7 +56,7 @@ class Scales:
 
     def is_by_channel(self, linear: Linear, outputs: int) -> bool:
         """Whether each output of a layer counts relative to its own variance: of a last layer with few."""
-        return self.behind.get(linear.op.index, 0) == 0 and outputs <= MOST_CHANNELS
+        return linear.op.index in self.last and outputs <= MOST_CHANNELS
 
     def factor(self, linear: Linear, total: float) -> float:
         """What a layer's weight is multiplied by, so that its squared error is on the common scale.
