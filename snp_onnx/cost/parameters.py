@@ -116,7 +116,7 @@ _CODES: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "QMoE": ((2, 5, 8), (3, 6, 9, 11, 12, 13)),
     "GatherBlockQuantized": ((0,), (2, 3)),
 }
-"""Of operators that read quantised weights: the places of their codes, and those of scales and zero points."""
+"""The inputs of operators that read quantised weights: places of codes, and of scales and zero points."""
 
 
 def byte_terms(model: onnx.ModelProto) -> list[Term]:

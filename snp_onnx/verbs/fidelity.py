@@ -88,7 +88,7 @@ def fidelity_between(
 ) -> tuple[Fidelity, ...]:
     """Every output of one model against another's on a part of the samples.
 
-    Of an output whose entries the data pick, the tensors are compared that they are picked from.
+    Where the data pick an output's entries, the tensors that they are picked from are compared instead.
     """
     known = endings(dense)
     read = read_outs([ending for ending in known if ending.is_picked], [dense, pruned])

@@ -193,7 +193,7 @@ def _out_of_groups(work: Work) -> list[str]:
 
 
 def _told(names: Sequence[str]) -> list[str]:
-    """Two by name; of more the first.
+    """At most two names, or the first name and how many more there are.
 
     >>> _told(["w1", "w2"]), _told(["w1", "w2", "w3"])
     (['w1', 'w2'], ['w1 and 2 more'])

@@ -46,8 +46,8 @@ def held_back_fidelity(
 def trial_error(dense: onnx.ModelProto, pruned: onnx.ModelProto, calibration: Calibration) -> float:
     """How far a trial's outputs are from the dense model's on all samples that didn't decide it.
 
-    Of a classifier the divergence of its classes, otherwise the share of the variation that is lost; the mean of all
-    outputs.
+    The mean over outputs of the divergence of classes where these are compared, otherwise of the share of the variation
+    that is lost.
     """
     before, after = (open_session(model, calibration.runtime) for model in (dense, pruned))
     surface, axes = surface_between(dense, pruned), axes_of_samples(calibration.samples)
