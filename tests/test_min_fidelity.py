@@ -32,6 +32,15 @@ def test_a_bound_on_one_probability_keeps_the_model(preset: str) -> None:
     assert np.square(b - a).sum() / np.square(a - a.mean()).sum() < 0.1
 
 
+@pytest.mark.parametrize(("count", "chosen"), [(2, 2), (200, 10)])
+def test_a_bound_that_few_samples_chose_is_warned_about(count: int, chosen: int) -> None:
+    net, h = trunk(width=32)
+    net.output(net.dense(net.Relu(net.dense(h, 32, 32)), 32, 4))
+    result = snp_onnx.prune(net.model(), drawn(count, 8), preset="fast", min_fidelity=0.5)
+    told = f"R² of 0.5 was held on the {chosen} samples that chose"
+    assert any(line.startswith(told) for line in result.report.warnings) == (chosen < 8)
+
+
 def test_the_bound_is_on_the_worst_channel() -> None:
     net, h = trunk(width=48)
     net.output(net.Concat(net.dense(h, 48, 4), net.Mul(net.dense(h, 48, 2), net.const(1e-3)), axis=1))

@@ -15,7 +15,7 @@ import onnx
 from snp_onnx.calibration.sessions import Runtime, open_session, run
 from snp_onnx.errors import ModelError
 from snp_onnx.sources.samples import Part, Samples
-from snp_onnx.subspace.variation import HALF, Variation
+from snp_onnx.subspace.variation import ENOUGH, HALF, Variation
 from snp_onnx.tracing.endings import Ending, endings, read_outs, with_outputs
 from snp_onnx.tracing.padding import mask_of
 from snp_onnx.tracing.surface import Surface, surface_between
@@ -110,8 +110,11 @@ def axes_of_samples(samples: Samples) -> Mapping[str, int | None] | None:
     return None if samples.is_whole else samples.output_axes or {}
 
 
-def remarks(fidelity: Sequence[Fidelity], floor: float | None) -> list[str]:
-    """What to say of outputs that weren't compared or not as a whole, and of a floor that the reported samples miss."""
+def remarks(fidelity: Sequence[Fidelity], floor: float | None, chosen: int = ENOUGH) -> list[str]:
+    """What to say of outputs that weren't compared or not as a whole, and of a floor that doesn't hold or is unsure.
+
+    The reported samples may miss the floor, and `chosen` samples on which it was held may be too few.
+    """
     lines = [
         f"output {entry.output} is not compared: "
         + ("none of its entries is finite" if entry.samples else "how many entries it has depends on the data")
@@ -127,6 +130,10 @@ def remarks(fidelity: Sequence[Fidelity], floor: float | None) -> list[str]:
         lines.append(
             f"R² of the worst channel is {worst(fidelity):.4f} on the samples that are reported, {floor:g} was held on "
             "those that chose: give more samples, or ask for a little more"
+        )
+    elif floor is not None and chosen < ENOUGH:
+        lines.append(
+            f"R² of {floor:g} was held on the {chosen} samples that chose, which say little of others: give more"
         )
     return lines
 

@@ -196,7 +196,8 @@ class Job:
         left = candidate.cost.macs / max(subject.dense_cost().macs, 1)
         said = cautions(latency, left, self.choices, self.target, subject.quantised is not None)
         floor = self.target.value if self.target is not None and self.target.kind is TargetKind.FIDELITY else None
-        said = [*growth(subject.dense_cost(), candidate), *remarks(fidelity, floor), *said]
+        chosen = () if samples is None else (samples.part_count(Part.CHOOSING),)
+        said = [*growth(subject.dense_cost(), candidate), *remarks(fidelity, floor, *chosen), *said]
         warnings = [*work.measured.warnings, *candidate.warnings, *said]
         if samples is not None:
             notes += [*samples.notes, samples.split]
