@@ -148,11 +148,12 @@ def _wide(value: NDArray[Any]) -> NDArray[Any]:
 def pilots_of(instrumented: Instrumented, first: Mapping[str, NDArray[Any]]) -> dict[str, Pilot]:
     """The means of the first batch of those requests that want a pilot, by key, entries in the order of the graph.
 
-    Y of a cross product gets one where another request asks for the energies of the same rows of it.
+    Y of a cross product gets one where another request asks for the energies of the same rows of it. A tensor of rank 1
+    gets none: without an axis of samples, its extent may be another in the next batch (Squeeze without axes).
     """
     own: dict[str, NDArray[np.float64]] = {}
     for request, sums in zip(instrumented.requests, instrumented.sums, strict=True):
-        if sums.gram is None or sums.is_rows or not int(first[sums.count].sum()):
+        if sums.gram is None or sums.is_rows or request.rank == 1 or not int(first[sums.count].sum()):
             continue
         mean, variance = _first_look(sums, first)
         if np.isfinite(mean).all() and is_far(mean, variance):
