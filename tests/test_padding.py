@@ -45,6 +45,33 @@ def test_what_is_under_the_mask_changes_nothing(preset: str, is_flat: bool) -> N
     assert found[0].report.fidelity == found[1].report.fidelity
 
 
+def sequence(opset: int, stride: int = 1) -> onnx.ModelProto:
+    """The positions as the last axis, under convolutions of one tap; the last one may leave some of them out."""
+    net = Net(opset=opset, batch="N", seed=3)
+    rows = net.input("x", WIDTH, LENGTH)
+    real = net.op("Cast", net.input("attention_mask", LENGTH, dtype=np.int64), to=onnx.TensorProto.FLOAT)
+    real = net.Reshape(real, net.const([-1, 1, LENGTH]))
+    for step in (1, stride):
+        rows = net.conv(net.Sigmoid(net.conv(rows, WIDTH, 16, k=1, rank=1)), 16, WIDTH, k=1, rank=1, strides=[step])
+    net.output(rows if stride > 1 else net.Mul(rows, real))
+    return net.model()
+
+
+def turned(feed: dict[str, Any]) -> dict[str, Any]:
+    return feed | {"x": np.ascontiguousarray(feed["x"].transpose(0, 2, 1))}
+
+
+@pytest.mark.parametrize("opset", [11, 20])
+def test_positions_may_be_the_last_axis(opset: int) -> None:
+    found = [snp_onnx.prune(sequence(opset), turned(data(fill)), target_macs=0.6).model for fill in (0.0, 50.0)]
+    assert found[0].SerializeToString() == found[1].SerializeToString()
+
+
+def test_behind_a_stride_positions_are_no_longer_the_masks() -> None:
+    found = snp_onnx.prune(sequence(17, stride=2), turned(data(0.0)), target_macs=0.6)
+    assert found.report.fidelity[0].held > 0.9
+
+
 def test_without_a_mask_every_row_counts() -> None:
     """The same data under another name: then what lies there does decide."""
     found = [

@@ -55,6 +55,7 @@ class Tangent:
 
     `links` and `consumer` are the nodes of the model as it is now; `windows` gives the window of every convolution
     among them by its output, pads resolved; `row_axes` are all axes of the tensors between but that of the units.
+    `row_mask` names the input that is 0 at rows which are padding: these don't count as something that varies.
     """
 
     def __init__(
@@ -64,11 +65,13 @@ class Tangent:
         consumer: Op,
         windows: Mapping[str, Window],
         row_axes: Sequence[int],
+        row_mask: str | None = None,
     ) -> None:
         self.name = name
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self._links, self._consumer, self._windows, self._row_axes = links, consumer, windows, row_axes
+        self._real = None if row_mask is None else self._rows(row_mask)
         self._slopes = {link.output: self._slope(link) for link in links if isinstance(link, Region)}
 
     @property
@@ -124,20 +127,34 @@ class Tangent:
 
     def _step(self, z: str) -> str:
         """h_c = STEP √(v_c + FLOOR mean v), v_c the variance of channel c in the batch and RESOLVED of its mean²."""
-        mean = self._mean(z, self._row_axes)
+        mean = self._mean(z)
         apart = self._emit("Sub", z, mean)
-        variance = self._mean(self._emit("Mul", apart, apart), self._row_axes)
+        variance = self._mean(self._emit("Mul", apart, apart))
         resolved = self._emit("Mul", self._emit("Mul", mean, mean), self._constant(RESOLVED))
         variance = self._emit("Add", variance, resolved)
         floor = self._emit("Mul", self._emit("ReduceMean", variance, keepdims=1), self._constant(FLOOR))
         least = self._emit("Add", floor, self._constant(float(np.finfo(np.float32).tiny)))
         return self._emit("Mul", self._emit("Sqrt", self._emit("Add", variance, least)), self._constant(STEP))
 
-    def _mean(self, x: str, axes: Sequence[int]) -> str:
-        """The mean over axes, which stay with extent 1."""
+    def _rows(self, row_mask: str) -> str:
+        """The mask (B, S) as booleans that broadcast over the units: (B, S, 1), (B, 1, S) or (B * S, 1)."""
+        extents = [1] * (1 + len(self._row_axes))
+        extents[self._row_axes[0]], extents[self._row_axes[-1]] = 0, -1
+        return self._emit("Reshape", self._emit("Cast", row_mask, to=onnx.TensorProto.BOOL), self._ints(extents))
+
+    def _mean(self, x: str) -> str:
+        """The mean over the rows that count, whose axes stay with extent 1."""
+        if self._real is None:
+            return self._over_rows(x)
+        real = self._emit("Cast", self._real, to=onnx.TensorProto.FLOAT)
+        share = self._emit("Max", self._over_rows(real), self._constant(float(np.finfo(np.float32).tiny)))
+        return self._emit("Div", self._over_rows(self._emit("Where", self._real, x, self._constant(0.0))), share)
+
+    def _over_rows(self, x: str) -> str:
+        """The mean over all rows, whose axes stay with extent 1."""
         if self._consumer.version < AXES_ARE_INPUTS:
-            return self._emit("ReduceMean", x, axes=list(axes), keepdims=1)
-        return self._emit("ReduceMean", x, self._ints(axes), keepdims=1)
+            return self._emit("ReduceMean", x, axes=list(self._row_axes), keepdims=1)
+        return self._emit("ReduceMean", x, self._ints(self._row_axes), keepdims=1)
 
     def _copied(self, region: Region, source: str) -> str:
         """What the region makes of another tensor."""

@@ -147,7 +147,9 @@ def _reading(trace: Trace, alive: Mask, linear: Linear, samples: int) -> Reading
         return None
     lattice = _lattice(trace, linear, len(columns), samples)
     view = View.CHANNELS if window is None else View.PATCHES
-    mask = trace.row_mask(linear.input, axis)
+    mask = trace.row_mask(
+        linear.output, axis
+    )  # rows are positions of the output: strides leave some of the input's out
     request = MomentRequest(linear.input, axis, len(output), view=view, window=window, lattice=lattice, row_mask=mask)
     slots = np.arange(len(columns), dtype=np.int64)[None, :]
     wanted = SCARCITY.refit_tokens if reads_tokens(trace, linear) else 0

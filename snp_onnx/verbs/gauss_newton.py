@@ -77,9 +77,9 @@ class Joint:
         both, producer, now = pair.graph, chain.producer, pair.ops
         first, last = (now[layer.linear.op.outputs[0]] for layer in (producer, consumer))
         links = [_as_now(link, now) for link in chain.links]
-        row_axes = producer.reading.request.row_axes
+        rows = producer.reading.request
         # nodes of the dense model may have other attributes
-        tangent = Tangent(name, links, last, chain.windows, row_axes)
+        tangent = Tangent(name, links, last, chain.windows, rows.row_axes, rows.row_mask)
         moved = tangent.forward(first)
         given = consumer.output
         if consumer.is_apart and consumer.bias is not None:

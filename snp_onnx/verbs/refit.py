@@ -123,8 +123,9 @@ class _Step:
 
     @property
     def sources(self) -> list[str]:
-        """What the producers of its chains read."""
-        return [joint.chain.producer.linear.input for joint in self.joints]
+        """What the producers of its chains read, and the masks of their rows."""
+        requests = [joint.chain.producer.reading.request for joint in self.joints]
+        return [name for request in requests for name in (request.tensor, request.row_mask) if name]
 
     def held(self, first: int = 0) -> list[int]:
         """The nodes that are run again when one of these producers changes."""
