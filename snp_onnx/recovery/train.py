@@ -169,7 +169,10 @@ class _Run:
         return self._taught(self._feed(rows), self.loss.outputs)
 
     def _held_back_error(self) -> float:
-        """The mean over outputs of the relative L2 error on the samples that choose; infinite if not finite."""
+        """√ of the mean over outputs of (‖b - a‖ / ‖a‖)² on the samples that choose; infinite if not finite.
+
+        The mean is of squares, as in the judgement afterwards: outputs that are almost exact hardly count.
+        """
         errors: dict[str, list[tuple[float, float]]] = {name: [] for name in self.loss.outputs}
         for rows, wanted in zip(self.task.held_back, self.aims, strict=True):
             feed = self._feed(rows)
@@ -179,7 +182,7 @@ class _Run:
                 size = float(wanted[name].double().square().sum())
                 parts.append((float(relative_error(found[name], wanted[name], self._real(feed))) * size, size))
         total = [sum(e for e, _ in parts) / max(sum(s for _, s in parts), 1e-12) for parts in errors.values()]
-        error = float(np.mean(np.sqrt(total)))
+        error = float(np.sqrt(np.mean(total)))
         return error if math.isfinite(error) else math.inf
 
     def _check(self, loss: float) -> None:
