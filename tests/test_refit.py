@@ -215,7 +215,7 @@ def test_the_joint_step_lowers_the_consumers_error(name: str) -> None:
     together = case.values()
     assert {"w1", "b1"} <= set(together) - set(alone)
     errors = [consumer_error(case, values) for values in ({}, alone, together)]
-    assert errors[2] < 0.99 * errors[1]
+    assert errors[2] < 0.995 * errors[1]
     assert errors[1] < 0.97 * errors[0]
 
 
@@ -263,10 +263,11 @@ def test_a_step_taken_back_behind_a_gate_leaves_the_first_one_in_force(monkeypat
     honest, every = Joint.step, course_module.find_chains
 
     def harmful(self: Joint, walk: Any, weights: Any, *given: Any) -> dict[str, Array]:
-        found = honest(self, walk, weights, *given)
-        if self.chain.producer.linear.weight not in ("w2", "w5"):
+        found, producer = honest(self, walk, weights, *given), self.chain.producer
+        if producer.linear.weight not in ("w2", "w5"):
             return found
-        return {name: -5.0 * values for name, values in found.items()}
+        matrix = np.random.default_rng(0).standard_normal(producer.matrix(weights).shape)
+        return producer.values(weights, matrix, producer.offset(weights))
 
     monkeypatch.setattr(Joint, "step", harmful)
     values = case.values()
