@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_graphsurgeon as gs
 
 from snp_onnx.passes.base import values_of
@@ -58,8 +59,17 @@ class Stored:
     def floats(self) -> npt.NDArray[Any]:
         """What is read, in the type that it is read in."""
         node, place = self.scale
-        kind = self.node.outputs[0].dtype if self.node.op == "Mul" else np.asarray(values_of(node.inputs[place])).dtype
-        return ((self.codes - self.zero) * self.steps).astype(kind or np.float32)
+        kind = _type_of(self.node) if self.node.op == "Mul" else np.asarray(values_of(node.inputs[place])).dtype
+        return ((self.codes - self.zero) * self.steps).astype(kind)
+
+
+def _type_of(node: gs.Node) -> Any:
+    """The type that a Mul gives: as declared, or that of an operand that is a constant or comes from a Cast."""
+    found = [node.outputs[0].dtype]
+    found += [tensor.dtype for tensor in node.inputs if isinstance(tensor, gs.Constant)]
+    makers = [maker for tensor in node.inputs for maker in tensor.inputs if maker.op == "Cast"]
+    found += [onnx.helper.tensor_dtype_to_np_dtype(int(maker.attrs["to"])) for maker in makers]
+    return next((kind for kind in found if kind), np.float32)
 
 
 def stored_weights(graph: gs.Graph) -> Iterator[Stored]:

@@ -393,6 +393,16 @@ def test_the_float_form_of_codes_is_what_they_stand_for() -> None:
         assert rewrite(prepare(model).model, [Requantise(values)]).notes == ()
 
 
+def test_codes_of_a_float16_model_stand_for_float16() -> None:
+    """The type of a Mul need not be declared."""
+    net = Net(batch="N", dtype=np.float16)
+    codes = net.const(np.random.default_rng(0).integers(-90, 90, (8, 6)), dtype=np.int8)
+    weight = net.Mul(net.Cast(codes, to=TensorProto.FLOAT16), net.const(np.full((1, 6), 0.01)))
+    net.output(net.MatMul(net.input("x", 8), weight))
+    plain = rewrite(net.model(), [Dequantise(), EliminateDead()]).model
+    assert [t.data_type for t in plain.graph.initializer] == [TensorProto.FLOAT16]
+
+
 def test_what_is_no_code_of_both_signs_is_cut_as_it_is() -> None:
     """Bytes from 0 on without a zero point, or shifted behind their scale: no floats are made of them either."""
     model = weight_only("zero")
