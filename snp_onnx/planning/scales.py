@@ -22,7 +22,7 @@ from snp_onnx.tracing.op import Op
 Vector = npt.NDArray[np.float64]
 
 MOST_CHANNELS = 64
-"""Outputs of a last layer up to which each counts by itself; the more a layer has, the more alike is what they mean."""
+"""Channels of an output up to which each counts by itself: the more there are, the more alike is what they mean."""
 
 FLOOR = 1e-6
 """Share of the mean variance of a last layer's outputs that each of them is taken to have at least."""

@@ -13,13 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import log_softmax
 
+from snp_onnx.planning.scales import MOST_CHANNELS
 from snp_onnx.subspace.variation import ENOUGH, Variation
 from snp_onnx.tracing.endings import Ending
 
 Array = npt.NDArray[Any]
-
-MOST_CHANNELS = 64
-"""An axis of a fixed extent up to this has channels that mean different things: each is judged alone."""
 
 FLAT = 0.05
 """A probability whose range over all samples is smaller than this never decides anything."""

@@ -185,7 +185,7 @@ class _Job:
         """Write back, verify, judge both by the runtime; the pruned model itself where nothing got better."""
         pruned = models.pruned
         self.progress("verify", 0, 0)
-        notes, proto = [*samples.notes, *trained.notes], pruned.proto
+        notes, proto = [*samples.notes, samples.split, *trained.notes], pruned.proto
         if trained.weights:
             with clock("verify"):
                 proto = self._written_back(models, samples, trained)
