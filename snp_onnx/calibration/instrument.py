@@ -75,8 +75,7 @@ def instrument(
     together take every value once. Slice has neither run-time starts nor steps before opset 10: there the offset is
     always 0 and the input is absent. Columns of patches come out window position by window position; `runner.collect`
     brings them into the order of `Moments`. Requests whose key is in `as_rows` are answered by their rows. Requests
-    with a pilot are summed around it: it is taken away from the columns, so what is padded was 0 before, and what is
-    masked still adds nothing.
+    with a pilot are summed around it: it is subtracted from the columns, after padding with 0 and before the mask.
     """
     unique = tuple({request.key: request for request in requests}.values())
     _require_tensors(model.graph, unique)
@@ -303,7 +302,7 @@ def _less(emitter: Emitter, columns: str, pilot: NDArray[np.float64] | None) -> 
 def _matrix(
     emitter: Emitter, request: MomentRequest, columns: str, mask: str | None, pilot: NDArray[np.float64] | None
 ) -> str:
-    """(n, C): slots become rows, the pilot is taken away, masked rows become zero, whatever they held."""
+    """(n, C): slots become rows, the pilot is subtracted, masked rows become zero, whatever they held."""
     rank = request.rank
     if request.slots is not None:
         columns = emitter.emit("Gather", columns, emitter.constant(np.asarray(request.slots, np.int64)), axis=rank - 1)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from snp_onnx.errors import CalibrationError, PlanError
 from snp_onnx.external import release
 from snp_onnx.subspace import CentredGram
+from snp_onnx.subspace.ridge import FLOOR
 
 
 class View(StrEnum):
@@ -136,7 +137,7 @@ class MomentRequest:
 
 @dataclass(frozen=True, slots=True)
 class Pilot:
-    """What is taken away from every row before products are summed: p (C,), near the mean of X, and q (D,), of Y.
+    """What is subtracted from every row before products are summed: p (C,), near the mean of X, and q (D,), of Y.
 
     The sums are in float32. Around 0 their rounding is k² times as large in units of the variance where the mean is k
     times the spread; around a pilot it is that of data without an offset. None: 0.
@@ -284,9 +285,6 @@ class Moments:
 
 FAR = 100.0
 """Mean² in units of the variance from which on sums want a pilot: below it their rounding is far below every ridge."""
-
-FLOOR = 1e-3
-"""Share of the mean variance of all columns that a column counts as having at least, as in the ridge."""
 
 
 def is_far(mean: NDArray[np.float64], variance: NDArray[np.float64]) -> bool:

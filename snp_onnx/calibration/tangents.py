@@ -15,13 +15,11 @@ import onnx
 from onnx import helper, numpy_helper
 
 from snp_onnx.calibration.moments import Window
+from snp_onnx.subspace.ridge import FLOOR
 from snp_onnx.tracing.op import Op
 
 STEP = 2.0**-5
 """Half the distance over which the slope of an activation is taken, in standard deviations of what enters it."""
-
-FLOOR = 1e-3
-"""Share of the mean variance of all channels that a channel counts as having at least, as in the ridge."""
 
 RESOLVED = 1e-7
 """Share of the squared mean that counts as variance: a step must be far above the rounding of float32."""

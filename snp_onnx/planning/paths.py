@@ -62,7 +62,7 @@ class Path:
 
 
 MOST_CLIPPED = 0.01
-"""Share of a trace that may go as rounding without a word: sums of rows have no negative eigenvalues."""
+"""Share of a trace that may be rounding without a warning: sums of rows have no negative eigenvalues."""
 
 
 def clipping(paths: Iterable[Path]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 The error e of a layer counts relative to the variance V of the sum that its output goes into, and for the less the more
 layers behind it can make up for it when they are refitted: e / (V (1 + a r)), with r layers on the shortest way to an
 output of the graph. A layer that adds to a residual stream lies on the way of what passes it by. What a last layer gets
-wrong, one whose outputs are the graph's, is not repaired, and its channels mean different things: each counts relative
+wrong, one in front of an output of the graph, is not repaired. Its channels mean different things: each counts relative
 to its own variance.
 """
 
@@ -32,7 +32,8 @@ FLOOR = 1e-6
 class Scales:
     """The share a, and for every node, by its index, how many layers behind it can make up for its errors.
 
-    `last` are the nodes of layers whose outputs are the graph's, with no layer behind and no sum with another branch.
+    `last` are the nodes of layers from which a way leads to an output of the graph past no other layer, and whose
+    output isn't added to another branch.
     """
 
     repair: float

@@ -29,7 +29,7 @@ AT_MOST_TURNED = 0.05
 """The same for rows in another order, which leaves the extremes alone (up to .002 in the same networks)."""
 
 _FLOOR = 1e-3
-"""The least standard deviation that is told from rounding, as a share of an output's largest value."""
+"""The least standard deviation that is distinguished from rounding, as a share of an output's largest value."""
 
 _NONE = "no output has entries for every row"
 

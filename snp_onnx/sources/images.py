@@ -191,7 +191,7 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
 
 
 def remarks_on(paths: Sequence[Path]) -> tuple[str, ...]:
-    """What the user should know about the files: those that can't be read are told when they are decoded."""
+    """What the user should know about the files: those that can't be read are reported when they are decoded."""
     deep = turned = 0
     for path in paths:
         with suppress(*_UNREADABLE), Image.open(path) as image:

@@ -219,7 +219,7 @@ def _of_whole(finding: Finding, count: int) -> str:
 def _output_axes(
     model: Runnable | None, finding: Finding, is_whole: bool, fixed: int | None
 ) -> Mapping[str, int | None] | None:
-    """The axis of the rows by output: none of whole feeds, as found, or the first where nothing was tried."""
+    """The axis of the rows by output: None for whole feeds, else as found, or axis 0 where nothing was tried."""
     if is_whole:
         return {} if model is None else dict.fromkeys(model.outputs)
     if model is None:

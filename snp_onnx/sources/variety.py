@@ -71,5 +71,5 @@ def _checksum(row: Array) -> int:
 
 
 def _is_data(row: Array) -> bool:
-    """Whether a constant input is worth a word: no single number, and no integers or ones, such as masks."""
+    """Whether a constant input needs a warning: a single number, integers and ones (masks) don't."""
     return is_floating(row.dtype) and row.size > 1 and not bool((row == 1).all())

@@ -11,11 +11,14 @@ from snp_onnx.subspace.arrays import Matrix, Vector, as_gram, as_rho
 TOLERANCE = 1e-4
 """Share of the largest eigenvalue below which a negative one counts as rounding: sums in float32 leave 1e-5 at most."""
 
+FLOOR = 1e-3
+"""Share of the mean variance of all columns that a column counts as having at least: dead units have none."""
+
 UNDERFLOW = float(np.finfo(np.float32).tiny)
 """Squares below this are rounded to multiples of 1e-45, or to 0: activations of 1e-20 have no Gram matrix to use."""
 
 
-def ridge_diagonal(gram: ArrayLike, rho: float, floor: float = 1e-3) -> Vector:
+def ridge_diagonal(gram: ArrayLike, rho: float, floor: float = FLOOR) -> Vector:
     """The diagonal of the ridge Λ.
 
     Λ_i = rho · max(G_ii, floor · mean(diag G)). Relative to the unit's own energy, because transformers have a few huge
@@ -40,7 +43,7 @@ def ridge_diagonal(gram: ArrayLike, rho: float, floor: float = 1e-3) -> Vector:
     return ridge_of(np.diag(as_gram(gram)), rho, floor)
 
 
-def ridge_of(energy: Vector, rho: float, floor: float = 1e-3) -> Vector:
+def ridge_of(energy: Vector, rho: float, floor: float = FLOOR) -> Vector:
     """`ridge_diagonal` from the diagonal of a Gram matrix that was checked already.
 
     >>> ridge_of(np.array([2.0, 0.0]), rho=0.5, floor=0.25).tolist()

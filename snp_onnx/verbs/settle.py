@@ -74,21 +74,22 @@ def errors_of(
     surfaces = [surface_between(dense, model) or Surface() for model in models]
     sums = {name: Sums(name, None) for name in read}
     errors: dict[str, list[Errors]] = {name: [] for name in read}
-    is_batched = not calibration.samples.is_whole
+    axes, apart = axes_of_samples(calibration.samples), set[str]()
     for feed in feeds:
-        rows = next(iter(feed.values())).shape[0] if is_batched else 1
+        rows = 1 if axes is None else next(iter(feed.values())).shape[0]
         wanted = run(reference, feed)
         answers = [run(session, surface.cut(feed)) for session, surface in zip(sessions, surfaces, strict=True)]
         for name in [name for name in read if name in wanted and wanted[name].dtype.kind == "f"]:
-            axis = sample_axis(wanted[name], rows) if is_batched else None
+            axis = None if axes is None else axes.get(name, sample_axis(wanted[name], rows))
             pairs = [(s.cut({name: wanted[name]})[name], a[name]) for s, a in zip(surfaces, answers, strict=True)]
             if any(a.shape != b.shape for a, b in pairs) or (axis is None and rows > 1):
-                continue  # how many entries there are depends on the data
+                apart.add(name)  # how many entries there are depends on the data
+                continue
             sums[name].add(wanted[name], wanted[name], axis, None, None)
             errors[name].append(np.array([_squared(a, b, axis) for a, b in pairs]))
-    found = [np.concatenate(errors[name], axis=1) / _variation_of(sums[name]) for name in read if errors[name]]
-    count = min((part.shape[1] for part in found), default=0)
-    return np.mean([part[:, :count] for part in found], axis=0) if found else np.zeros((len(models), 0))
+    known = [name for name in read if errors[name] and name not in apart]
+    found = [np.concatenate(errors[name], axis=1) / _variation_of(sums[name]) for name in known]
+    return np.mean(found, axis=0) if found else np.zeros((len(models), 0))
 
 
 def _squared(dense: npt.NDArray[Any], pruned: npt.NDArray[Any], axis: int | None) -> Errors:
