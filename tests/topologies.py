@@ -290,6 +290,9 @@ CATALOGUE: Mapping[str, Topology] = MappingProxyType(
         "half-skip-norm": Topology(
             fused.skip_norm, {"w2:1": 10}, barriers=("SkipLayerNormalization works over this axis",), dtype="float16"
         ),
+        "lstm": Topology(layout.lstm, {"w1:0": 6, "w3:0": 10}, barriers=("LSTM carries a state from step to step",)),
+        "gru": Topology(layout.gru, {"w1:0": 6, "w3:0": 10}, barriers=("GRU carries a state from step to step",)),
+        "rnn": Topology(layout.rnn, {"w1:0": 6, "w3:0": 10}, barriers=("RNN carries a state from step to step",)),
         "half-conv-bn-relu": Topology(conv.conv_bn_relu, {"w1:0": 8, "w2:0": 6}, dtype="float16"),
         "half-option-a": Topology(conv.option_a, {"w1:0": 8, "w2:0": 6, "w3:0": 8}, dtype="float16"),
         "half-se-gate": Topology(conv.se_gate, {"w1:0": 8, "w2:0": 4}, dtype="float16"),

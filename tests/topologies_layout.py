@@ -297,3 +297,26 @@ def scales_from_extents(net: Net) -> None:
     wanted = net.Cast(net.computed_shape(net.extent(x, 0), 6, 16, 16), to=net.element_type)
     scales = net.Div(wanted, net.Cast(net.Shape(x), to=net.element_type))
     net.output(net.conv(net.Resize(x, "", scales), 6, 4))
+
+
+def _recurrent(net: Net, kind: str, gates: int, directions: int = 1) -> None:
+    """A convolution along the steps in front, a layer behind: hidden units stay, what is read at a step may go."""
+    x = net.Transpose(net.Relu(net.conv(net.input("x", 3, 8), 3, 6, rank=1)), perm=[2, 0, 1])
+    w = net.weight(directions, gates * 5, 6, fan_in=6)
+    r, b = net.normal(directions, gates * 5, 5, scale=0.4), net.normal(directions, 2 * gates * 5)
+    direction = "bidirectional" if directions == 2 else "forward"
+    y = net.op(kind, x, w, r, b, hidden_size=5, direction=direction)
+    y = net.reshape(net.Transpose(y, perm=[2, 0, 1, 3]), -1, 8 * directions * 5)
+    net.output(net.dense(net.Relu(net.dense(y, 8 * directions * 5, 10)), 10, 4))
+
+
+def lstm(net: Net) -> None:
+    _recurrent(net, "LSTM", 4, directions=2)
+
+
+def gru(net: Net) -> None:
+    _recurrent(net, "GRU", 3)
+
+
+def rnn(net: Net) -> None:
+    _recurrent(net, "RNN", 1)

@@ -84,7 +84,7 @@ def own_bias(flow: Flow, linears: list[Linear], statistics: Statistics) -> str |
     """The initialiser of a bias that only this consumer reads, where a constant may be folded into it."""
     if len(linears) > 1 or not statistics.readings[linears[0]].is_exact:
         return None
-    return flow.bias(linears[0])[0]
+    return flow.recurrent_bias(linears[0]) or flow.bias(linears[0])[0]
 
 
 def _fold_one(
@@ -110,8 +110,18 @@ def _fold_one(
     if work.bias is not None:
         bias = weights.array(work.bias)
         gain = np.sum([unfolded[..., positions] @ shift for positions in reading.slots], axis=0)
-        values[work.bias] = (bias + gain.reshape(bias.shape)).astype(bias.dtype)
+        values[work.bias] = _with_gain(bias, gain).astype(bias.dtype)
     return values
+
+
+def _with_gain(bias: npt.NDArray[np.generic], gain: Matrix) -> Matrix:
+    """A bias that takes up a constant: of a recurrent layer, (directions, 2 gates x hidden), the first half."""
+    taken = np.array(bias, dtype=np.float64)
+    if bias.size == 2 * gain.size:
+        taken[..., : gain.shape[-1]] += gain
+    else:
+        taken += gain.reshape(bias.shape)
+    return taken
 
 
 def _by_weight(trace: Trace) -> Iterator[tuple[str, list[Linear]]]:

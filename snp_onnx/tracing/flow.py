@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 import onnx
 
+from snp_onnx.cost import RECURRENT
 from snp_onnx.tracing.facts import Shape
 from snp_onnx.tracing.groups import Mask, Trace
 from snp_onnx.tracing.op import Op
@@ -125,6 +126,15 @@ class Flow:
             if self._is_bias(other, linear) and self.shape(reader.outputs[0]) == self.shape(output):
                 return other, reader.outputs[0]
         return None, output
+
+    def recurrent_bias(self, linear: Linear) -> str | None:
+        """The bias initialiser (directions, 2 gates x hidden) of an LSTM, GRU or RNN that only this layer reads.
+
+        Its first half is added to what the layer makes of its input.
+        """
+        name = linear.op.input(3) if linear.op.type in RECURRENT else ""
+        path = self.weights.path(name) if name and self.weights.knows(name) and self.is_sole(name) else None
+        return name if path is not None and not path.ops else None
 
     def is_bias_apart(self, linear: Linear) -> bool:
         """Whether the bias of a layer is added inside the node behind it, with more than that."""

@@ -265,7 +265,7 @@ def _stops(tracer: Tracer, axes: Mapping[str, Axes], groups: Iterable[Group]) ->
         else:
             reason = "a single position" if len(labels) == 1 else _lacking(tracer, labels)
             barrier = Barrier(linear.output, linear.output_axis, "", reason)
-        stops.append(Stop(linear.weight, linear.out_axis, len(labels), barrier))
+        stops.append(Stop(tracer.stored(linear.weight), linear.out_axis, len(labels), barrier))
     stops += [Stop(*declined) for declined in tracer.declined]
     return tuple(dict.fromkeys(stops))
 

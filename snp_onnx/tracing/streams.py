@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from snp_onnx.cost import RECURRENT
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.labels import Labels
 from snp_onnx.tracing.norms import Norm, find_norms
@@ -188,7 +189,7 @@ class _Walk:
         mixed = next((name for name in (*op.reads, *op.outputs) if name in self._mixed and name != own), None)
         if mixed is not None:
             raise _RefusedError(op, mixed, f"{op.type} handles entries of the stream one by one")
-        if linear is not None:
+        if linear is not None and op.type not in RECURRENT:
             self._multiply(op, linear)
         elif op.is_standard and op.type in _MOVES | _AVERAGES:
             self._move(op)

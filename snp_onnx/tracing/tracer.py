@@ -129,6 +129,11 @@ class Tracer:
         """The initialiser that a constant tensor is made of, the largest of several; itself where it is none."""
         return self._roots.get(tensor, tensor)
 
+    def stored(self, weight: str, shape: Shape | None = None) -> str:
+        """The name by which a weight is told of: of its initialiser where that has the weight's shape."""
+        root = self.root(weight)
+        return root if self.facts.shapes.get(root) == (shape or self.shape(weight)) else weight
+
     def layers(self, tensor: str) -> frozenset[int]:
         """The layers (places in `linears`) that a tensor comes from with no other layer in between."""
         return self._layers.get(tensor, frozenset())
@@ -179,10 +184,7 @@ class Tracer:
 
     def decline(self, op: Op, weight: str, axis: int, shape: Shape, reason: str) -> None:
         """Tell of a weight that stays whole because of the node that reads it; `axis` counts its outputs."""
-        name = self.root(weight)
-        if self.facts.shapes.get(name) != shape:
-            name = weight
-        self.declined.append((name, axis, shape[axis], Barrier(weight, axis, op.name, reason)))
+        self.declined.append((self.stored(weight, shape), axis, shape[axis], Barrier(weight, axis, op.name, reason)))
 
     def barrier_all(self, op: Op | None, tensor: str, reason: str, but: Collection[AxisOf] = ()) -> None:
         """Keep every axis of a tensor whole, but those named."""
