@@ -17,7 +17,7 @@ from snp_onnx.tracing import Barrier, Kind, Trace
 from snp_onnx.verbs.head_dims import turn_heads
 from snp_onnx.verbs.measure import Calibration
 from snp_onnx.verbs.streams import turn_streams
-from snp_onnx.verbs.subject import Subject, trace_at
+from snp_onnx.verbs.subject import Subject, retraced
 from snp_onnx.verbs.turned import Step, Turned
 
 __all__ = ["STEPS", "Step", "Turned", "change_bases"]
@@ -45,8 +45,7 @@ def change_bases(
         turned = STEPS[kind](subject, calibration, own)
         notes = (*subject.notes, *turned.notes)
         bases = {**subject.bases, **{prefix + name: array for name, array in turned.bases.items()}}
-        shapes, caches = subject.input_shapes, subject.caches
-        subject = trace_at(subject.dense, turned.model, notes, shapes, runtime, frozenset(kinds), caches)
+        subject = retraced(subject, runtime, turned.model, notes, kinds=kinds)
         stops.update(turned.stops)
         subject = replace(subject, bases=bases, trace=_explained(subject.trace, stops))
     return subject

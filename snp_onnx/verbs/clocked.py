@@ -34,7 +34,7 @@ from snp_onnx.verbs.carry_out import Work, cut_only
 from snp_onnx.verbs.deciding import Deciding, plan_of
 from snp_onnx.verbs.latency import Latency, latency_of
 from snp_onnx.verbs.measure import Calibration
-from snp_onnx.verbs.subject import Subject, trace_at
+from snp_onnx.verbs.subject import Subject, retraced
 
 TABLE_SECONDS = 60.0
 """About how long the layers' times may take to measure, once on a machine."""
@@ -141,8 +141,7 @@ def _at_batch(subject: Subject, calibration: Calibration, batch: int) -> Subject
     shapes = {name: found[name] for name in subject.input_shapes}
     if shapes == dict(subject.input_shapes):
         return subject
-    dense, prepared, kinds = subject.dense, subject.prepared, subject.kinds
-    return trace_at(dense, prepared, subject.notes, shapes, calibration.runtime, kinds, subject.caches)
+    return retraced(subject, calibration.runtime, shapes=shapes, kinds=subject.kinds)
 
 
 def within_latency(work: Work, target: Target, paths: Sequence[Path]) -> Plan:

@@ -28,7 +28,7 @@ from snp_onnx.verbs.clocked import block_times
 from snp_onnx.verbs.measure import Calibration, on_fewer_samples
 from snp_onnx.verbs.refit import refit_layers
 from snp_onnx.verbs.settle import errors_of, first_harmless
-from snp_onnx.verbs.subject import Depth, Subject, trace_at
+from snp_onnx.verbs.subject import Depth, Subject, retraced
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Descent:
         if self.choices.fallback and first_harmless(errors) > 0:
             return subject
         depth = replace(subject.depth, values={**subject.depth.values, **values})
-        found = trace_at(subject.dense, model, subject.notes, subject.input_shapes, self.runtime, caches=subject.caches)
+        found = retraced(subject, self.runtime, model)
         return replace(found, depth=depth)
 
     def _next(self, subject: Subject) -> tuple[Block, float | None] | None:
@@ -201,7 +201,7 @@ def without_block(subject: Subject, block: Block, depth: Depth, runtime: Runtime
     """The subject without a block of it, traced anew."""
     passes: list[Pass] = [RemoveBlocks((block,)), EliminateDead()]
     found = rewrite(subject.prepared, passes, subject.dense.store)
-    shallow = trace_at(subject.dense, found.model, subject.notes, subject.input_shapes, runtime, caches=subject.caches)
+    shallow = retraced(subject, runtime, found.model)
     return replace(shallow, depth=depth)
 
 

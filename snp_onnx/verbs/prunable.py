@@ -15,7 +15,7 @@ from snp_onnx.tracing.blocks import Block, BlockKind
 from snp_onnx.tracing.streams import Stream, find_streams
 from snp_onnx.verbs.depth import block_shares
 from snp_onnx.verbs.result import Prunable
-from snp_onnx.verbs.subject import Subject, trace_at
+from snp_onnx.verbs.subject import Subject, retraced
 
 BY_DEFAULT = "default"
 RANK_OF_CACHES = 4
@@ -100,9 +100,7 @@ def _caches(subject: Subject, runtime: Runtime) -> Prunable:
     has_attention = bool(subject.trace.products) or any(op.type.endswith("Attention") for op in subject.trace.ops)
     if not has_caches or not has_attention:
         return _nothing("--caches")
-    trace = trace_at(
-        subject.dense, subject.prepared, subject.notes, subject.input_shapes, runtime, PLAIN_KINDS, True
-    ).trace
+    trace = retraced(subject, runtime, caches=True).trace
     known = {group.id for group in subject.trace.groups}
     plain = [group for group in trace.groups if group.id in known and not _is_residual(group)]
     more = [group for group in trace.groups if group.id not in known and group.kind is Kind.HEADS]
@@ -115,7 +113,7 @@ def _head_dims(subject: Subject, runtime: Runtime) -> Prunable:
     attention = find_attention(subject.flow)
     if not attention.logits and not attention.contexts:
         return _nothing(_units(*kinds))
-    trace = trace_at(subject.dense, subject.prepared, subject.notes, subject.input_shapes, runtime, kinds).trace
+    trace = retraced(subject, runtime, kinds=kinds, caches=False).trace
     more = [group for group in trace.groups if group.kind is Kind.HEAD_DIMS]
     plain = [group for group in trace.groups if group.kind in PLAIN_KINDS and not _is_residual(group)]
     return _beside(subject, trace, plain, more, _units(*kinds))

@@ -21,7 +21,7 @@ from snp_onnx.passes import Dequantise, EliminateDead, Note, Requantise, SliceUn
 from snp_onnx.planning.options import Choices, Target, TargetKind
 from snp_onnx.tracing import PLAIN_KINDS
 from snp_onnx.verbs.carry_out import Candidate
-from snp_onnx.verbs.subject import Subject, trace_at
+from snp_onnx.verbs.subject import Subject, retraced
 
 
 def as_floats(
@@ -55,7 +55,7 @@ def quantised_again(
     if subject.quantised is None:
         return candidate
     store = subject.dense.store
-    whole = trace_at(subject.dense, subject.quantised, (), subject.input_shapes, runtime)
+    whole = retraced(subject, runtime, subject.quantised, caches=False)
     alive = candidate.plan.alive(whole.trace)
     values = {tensor.name: array_of(tensor) for tensor in candidate.model.graph.initializer}
     again = Requantise(values, narrow_weights(subject.quantised))

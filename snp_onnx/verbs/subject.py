@@ -194,6 +194,27 @@ def trace_at(
     )
 
 
+def retraced(
+    subject: Subject,
+    runtime: Runtime,
+    prepared: onnx.ModelProto | None = None,
+    notes: tuple[Note, ...] | None = None,
+    shapes: Mapping[str, Shape] | None = None,
+    kinds: Collection[Kind] = PLAIN_KINDS,
+    caches: bool | None = None,
+) -> Subject:
+    """The subject traced again, for these kinds; what is None is as it was."""
+    return trace_at(
+        subject.dense,
+        subject.prepared if prepared is None else prepared,
+        subject.notes if notes is None else notes,
+        subject.input_shapes if shapes is None else shapes,
+        runtime,
+        kinds,
+        subject.caches if caches is None else caches,
+    )
+
+
 def _observe(
     model: onnx.ModelProto, tensors: tuple[str, ...], shapes: Mapping[str, Shape], runtime: Runtime
 ) -> dict[str, Shape]:
