@@ -116,6 +116,11 @@ CHAINS: dict[str, tuple[Callable[[Net], None], int]] = {
     "gelu": (_gelu, 20),
     "tanh": (_tanh, 17),
     "two-activations": (_two_activations, 17),
+    "strided-opset-9": (_strided, 9),
+    "same-opset-9": (_same, 9),
+    "padded-opset-9": (_padded, 9),
+    "gemm-opset-9": (_gemm(True, True), 9),
+    "line-opset-9": (_line, 9),
     **{f"gemm-{int(a)}{int(b)}": (_gemm(a, b), 17) for a in (False, True) for b in (False, True)},
 }
 SMOOTH = {"no-bias": 1e-3, "gelu": 1e-3, "tanh": 2e-3, "gemm-00": 1e-3}

@@ -30,6 +30,12 @@ AXES_ARE_INPUTS = 18
 EQUAL_OF_FLOATS = 11
 """The opset that can compare floating-point numbers for equality."""
 
+GEMM_WITHOUT_BIAS = 11
+"""The opset that can leave out the third input of a Gemm."""
+
+SLICE_AT_RUN_TIME = 10
+"""The opset from which Slice takes its bounds and steps as inputs."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Region:
@@ -43,6 +49,8 @@ class Region:
     def type(self) -> str:
         return "+".join(op.type for op in self.ops)
 
+
+_ONE = helper.make_tensor("", onnx.TensorProto.INT64, [1], [1])
 
 Link = Op | Region
 """What lies between a producer and its consumer: a per-channel convolution, or an activation."""
@@ -163,15 +171,20 @@ class Tangent:
         return renamed[region.output]
 
     def _linear(self, op: Op, moved: str) -> str:
-        return self._emit(op.type, moved, op.input(1), like=op)
+        return self._emit(op.type, moved, op.input(1), *self._no_bias(op), like=op)
+
+    def _no_bias(self, op: Op) -> tuple[str, ...]:
+        """What a layer without a bias must have in its place."""
+        is_wanted = op.type == "Gemm" and op.version < GEMM_WITHOUT_BIAS
+        return (self._kept(np.zeros(1, dtype=np.float32)),) if is_wanted else ()
 
     def _transposed(self, op: Op, tensor: str) -> str:
         if op.type == "Gemm":
-            return self._emit("Gemm", tensor, op.input(1), transB=1 - op.attr("transB", 0))
+            return self._emit("Gemm", tensor, op.input(1), *self._no_bias(op), transB=1 - op.attr("transB", 0))
         if op.type == "MatMul":
             return self._emit("MatMul", tensor, self._emit("Transpose", op.input(1), perm=[1, 0]))
         window = self._windows[op.outputs[0]]
-        if max(window.strides) == 1 and op.version >= 10:
+        if max(window.strides) == 1 and op.version >= SLICE_AT_RUN_TIME:
             return self._turned(op, tensor, window)
         wide = self._emit(
             "ConvTranspose", tensor, op.input(1),
@@ -180,9 +193,20 @@ class Tangent:
         )  # fmt: skip
         if max(window.strides) == 1:
             return wide
-        axes = self._ints(range(2, 2 + len(window.kernel)))
-        ends = self._emit("Gather", self._emit("Shape", op.input(0)), axes, axis=0)
-        return self._emit("Slice", wide, self._ints([0] * len(window.kernel)), ends, axes)
+        return self._as_long_as(wide, op, range(2, 2 + len(window.kernel)))
+
+    def _as_long_as(self, wide: str, op: Op, axes: Sequence[int]) -> str:
+        """The first positions of some axes, as many as the node's input has."""
+        shape = self._emit("Shape", op.input(0))
+        if op.version >= SLICE_AT_RUN_TIME:
+            places = self._ints(axes)
+            ends = self._emit("Gather", shape, places, axis=0)
+            return self._emit("Slice", wide, self._ints([0] * len(axes)), ends, places)
+        for axis in axes:
+            ones = self._emit("ConstantOfShape", self._emit("Gather", shape, self._ints([axis]), axis=0), value=_ONE)
+            places = self._emit("Reshape", self._emit("NonZero", ones), self._ints([-1]))
+            wide = self._emit("Gather", wide, places, axis=axis)
+        return wide
 
     def _turned(self, op: Op, tensor: str, window: Window) -> str:
         """The way back over a convolution without strides is one with its kernel turned round: the runtime's are fast.
