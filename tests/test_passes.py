@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 import pytest
 from onnx import numpy_helper
 
-from snp_onnx.errors import PassError, PlanError
+from snp_onnx.errors import ModelError, PassError, PlanError
 from snp_onnx.passes import (
     EliminateDead,
     FoldBatchNorm,
@@ -60,7 +60,10 @@ def outcomes(model: onnx.ModelProto, step: Pass) -> tuple[bool, bool]:
         ("constant-nodes", LiftConstants()),
         ("shared-bias", SeparateShared()),
         ("conv-bn-relu", FoldBatchNorm()),
-        ("weight-norm", FoldConstants(computed_weights(CATALOGUE["weight-norm"].model()))),
+        *(
+            (name, FoldConstants(computed_weights(CATALOGUE[name].model())))
+            for name in ("weight-norm", "packed-equally", "packed-by-size", "cropped-weight")
+        ),
     ],
 )
 def test_a_pass_changes_what_it_is_for_once(name: str, step: Pass) -> None:
@@ -253,6 +256,33 @@ def test_a_computed_weight_that_is_given_out_stays_computed() -> None:
 
 
 # folded weights
+
+
+@pytest.mark.parametrize("name", ["weight-norm", "packed-equally", "packed-by-size", "cropped-weight"])
+def test_what_weights_are_computed_from_goes(name: str) -> None:
+    source = CATALOGUE[name].model()
+    folded = rewrite(source, [FoldConstants(computed_weights(source)), EliminateDead()]).model
+    before, after = (sum(a.size for a in held(m).values() if a.dtype.kind == "f") for m in (source, folded))
+    assert after <= before
+    assert not {"Split", "Pad", "Div"}.intersection(kinds(folded))
+
+
+def test_what_a_wider_one_is_computed_from_stays() -> None:
+    """A table repeated at run time isn't written out because a weight comes from the same constant."""
+    net = Net()
+    packed = net.normal(8, 8)
+    x = net.Relu(net.MatMul(net.input("x", 8), net.Tanh(packed)))
+    net.output(net.Add(x, net.slice(net.op("Tile", packed, net.const([50, 1])), 0, 0, 1)))
+    model = prepare(net.model()).model
+    assert kinds(model) == ["MatMul", "Relu", "Tile", "Slice", "Add"]
+
+
+def test_a_weight_that_nothing_can_compute_is_named() -> None:
+    net = Net()
+    weight = net.op("StringNormalizer", net.op("StringNormalizer", net.normal(8, 8)))
+    net.output(net.MatMul(net.input("x", 8), weight))
+    with pytest.raises(ModelError, match=r"node n1 \(StringNormalizer\) computes a weight from constants"):
+        prepare(net.model())
 
 
 def test_folded_weights_are_written_in_the_type_of_the_old() -> None:

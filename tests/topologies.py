@@ -188,6 +188,9 @@ CATALOGUE: Mapping[str, Topology] = MappingProxyType(
         "dequantised-by-input": Topology(weights.dequantised_by_input, {"w8:0": 8, "w6:0": 6}),
         "fake-quantised": Topology(weights.fake_quantised, {"w1:0": 8, "w2:0": 6}),
         "weight-norm": Topology(weights.weight_norm, {"t3:0": 8, "t8:0": 6}),
+        "packed-equally": Topology(weights.packed_equally, {"w1:1": 8, "t1:1": 8, "t2:1": 8}),
+        "packed-by-size": Topology(weights.packed_by_size, {"w1:1": 8, "t1:1": 8}),
+        "cropped-weight": Topology(weights.cropped_weight, {"w1:1": 8, "t4:1": 10}),
         "listed-initialisers": Topology(weights.listed_initialisers, {"w1:0": 8, "w2:0": 6}),
         "if-capture": Topology(weights.if_capture, {"w1:0": 8, "w3:0": 5}, barriers=("read inside a body of If",)),
         "if-captures-constant": Topology(

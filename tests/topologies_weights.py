@@ -142,6 +142,30 @@ def weight_norm(net: Net) -> None:
     net.output(x)
 
 
+def packed_equally(net: Net) -> None:
+    """One constant holds the weights of two layers and a table, which a Split without sizes takes apart."""
+    first, second, table = net.ops("Split", net.normal(24, 8, scale=0.5), outputs=3)
+    x = net.Relu(net.linear(net.input("x", 5, 6), 6, 8))
+    for weight in (first, second):
+        x = net.Relu(net.MatMul(x, weight))
+    net.output(net.linear(net.Mul(x, net.reduce("ReduceSum", table, [0])), 8, 4))
+
+
+def packed_by_size(net: Net) -> None:
+    """One constant holds a weight and a row that is added; the row is also turned into a factor."""
+    weight, row = net.split(net.normal(9, 8, scale=0.5), [8, 1], axis=0)
+    x = net.Relu(net.linear(net.input("x", 5, 6), 6, 8))
+    x = net.Relu(net.Add(net.MatMul(x, weight), row))
+    net.output(net.linear(net.Mul(x, net.Tanh(row)), 8, 4))
+
+
+def cropped_weight(net: Net) -> None:
+    """A Pad with negative amounts cuts a constant to the weight that is read; one with both signs moves another."""
+    x = net.Relu(net.linear(net.input("x", 5, 6), 6, 8))
+    x = net.Relu(net.MatMul(x, net.pad(net.normal(11, 10, scale=0.5), [-3, 0, 0, 0])))
+    net.output(net.MatMul(x, net.pad(net.normal(9, 5), [2, -1, -1, 0])))
+
+
 def listed_initialisers(net: Net) -> None:
     net.lists_initialisers = True
     x = net.Relu(net.bn(net.conv(net.image(), 3, 8), 8))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +12,7 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 from snp_onnx.cost import NARROW
+from snp_onnx.errors import ModelError
 from snp_onnx.external import array_of
 from snp_onnx.tracing.op import Op, ops_of
 
@@ -48,6 +51,24 @@ _QUANTISERS_SINCE = 21
 """The reference takes all of their types from here on; for older graphs they mean the same."""
 
 
+_IR_VERSION = 8
+"""Of the model of one node, old enough for every runtime."""
+
+
+def _by_runtime(op: Op, model: onnx.ModelProto, feed: Mapping[str, Array]) -> list[Any]:
+    """The outputs as onnxruntime computes them; ModelError where it can't."""
+    try:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        return list(session.run(None, feed))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"node {op.name} ({op.type}) computes a weight from constants and can't be run: {reason}"
+        ) from error
+
+
 class Weights:
     """Reads constant tensors of a model; big ones are read when asked for, and not kept."""
 
@@ -73,16 +94,32 @@ class Weights:
         node = onnx.NodeProto()
         node.CopyFrom(op.node)
         node.domain = ""
+        types = [onnx.helper.np_dtype_to_tensor_dtype(values.dtype) for values in feed.values()]
         graph = onnx.helper.make_graph(
             [node],
             "weight",
-            [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in feed],
+            [onnx.helper.make_tensor_value_info(*pair, None) for pair in zip(feed, types, strict=True)],
             [onnx.helper.make_value_info(tensor, onnx.TypeProto())],
         )
         version = max(op.version, _QUANTISERS_SINCE) if op.type in _QUANTISERS else op.version
-        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
-        outcome: list[Array] = list(ReferenceEvaluator(model).run(None, feed))  # type: ignore[arg-type]
-        return np.asarray(outcome[0])
+        imports = [onnx.helper.make_opsetid("", version)]
+        model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=_IR_VERSION)
+        try:
+            outcome = ReferenceEvaluator(model).run(None, feed)  # type: ignore[arg-type]
+        except Exception:  # the reference lacks some forms: a Pad with negative amounts is one
+            outcome = _by_runtime(op, model, feed)
+        return np.asarray(next(iter(outcome)))
+
+    def chain(self, tensor: str) -> list[Op]:
+        """The nodes that compute a constant tensor."""
+        found: dict[int, Op] = {}
+        waiting = [tensor]
+        while waiting:
+            maker = self._makers.get(waiting.pop())
+            if maker is not None and maker.index not in found:
+                found[maker.index] = maker
+                waiting.extend(maker.inputs)
+        return list(found.values())
 
     def path(self, tensor: str) -> WeightPath | None:
         """The reversible path from an initialiser to the tensor; None where a node computes or dequantises it."""
