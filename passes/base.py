@@ -83,13 +83,14 @@ def replace_values(constant: gs.Constant, values: npt.NDArray[Any]) -> None:
         constant.values = outside(constant.name, values, lazy.store)
         constant.data_location = None  # what is exported says itself where it lies
     else:
-        constant.values = np.ascontiguousarray(values)
+        constant.values = np.asarray(values, order="C")  # a scalar stays one
 
 
 def outside(name: str, values: npt.NDArray[Any], store: Store) -> Outside | npt.NDArray[Any]:
     """Values for an initialiser: a place in the store, or themselves where they are few."""
-    tensor = store.tensor(name, np.ascontiguousarray(values))
-    return Outside(tensor, store) if is_external(tensor) else np.ascontiguousarray(values)
+    whole = np.asarray(values, order="C")
+    tensor = store.tensor(name, whole)
+    return Outside(tensor, store) if is_external(tensor) else whole
 
 
 def holds_floats(constant: gs.Constant) -> bool:

@@ -34,7 +34,7 @@ class Dequantise:
         outputs = {id(tensor) for tensor in graph.outputs}
         for stored in list(stored_weights(graph)):
             if id(stored.node.outputs[0]) not in outputs:
-                replace_values(stored.held, np.ascontiguousarray(stored.floats))
+                replace_values(stored.held, stored.floats)
                 replace_node(graph, stored.node, stored.held)
                 weights += 1
         for node in [node for node in graph.nodes if is_quantiser(node, "DequantizeLinear")]:

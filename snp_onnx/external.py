@@ -29,9 +29,6 @@ Array = npt.NDArray[Any]
 ROOT = Path(os.path.abspath(os.sep))
 """Where locations start."""
 
-LARGE = 256 * 2**20
-"""Bytes of weights, in float32, from which on a model is handled without them."""
-
 LEAST = 64 * 2**10
 """Bytes of a weight that is worth a place outside the graph."""
 

@@ -19,9 +19,9 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
+from snp_onnx import memory
 from snp_onnx.errors import ModelError, PlanError
 from snp_onnx.external import (
-    LARGE,
     WHOLE_BYTES,
     Store,
     byte_count,
@@ -80,7 +80,7 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> Model:
     path = model_file(Path(source))
     proto = _parse(path)
     files = _external_files(proto, path)
-    store = Store() if weight_bytes(proto) >= LARGE else None
+    store = Store() if memory.is_large(weight_bytes(proto)) else None
     outside = _left_outside(proto, path) if store is not None else {}
     try:
         load_external_data_for_model(proto, str(path.parent))
@@ -105,7 +105,7 @@ def _copied(source: onnx.ModelProto) -> Model:
     if any(uses_external_data(tensor) for tensor in source.graph.initializer):
         raise ModelError("the model in memory refers to external data: load it with onnx.load first")
     _require_whole(source, "the model")
-    store = Store() if weight_bytes(source) >= LARGE else None
+    store = Store() if memory.is_large(weight_bytes(source)) else None
     proto = onnx.ModelProto()
     if store is None:
         proto.CopyFrom(source)

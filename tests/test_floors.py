@@ -17,6 +17,7 @@ FLOORS = {
     "_version": 0,
     "errors": 0,
     "external": 0,
+    "memory": 0,
     "model_folder": 0,
     "subspace": 0,
     "model_io": 1,

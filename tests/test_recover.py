@@ -218,9 +218,9 @@ class TestTheGraphStays:
         assert_valid(onnx.load(tmp_path / "out.onnx"), {"x": images(3)})
 
     def test_weights_kept_in_files_stay_in_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from snp_onnx import external, model_io
+        from snp_onnx import external, memory
 
-        monkeypatch.setattr(model_io, "LARGE", 1)
+        monkeypatch.setattr(memory, "available", lambda: 0)
         monkeypatch.setattr(external, "LEAST", 1)
         result = snp_onnx.recover(*pair(), {"x": images(COUNT)}, **QUICK)
         assert any(external.is_external(tensor) for tensor in result.proto.graph.initializer)

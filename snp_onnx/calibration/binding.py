@@ -76,8 +76,7 @@ def bind(session: Any, feed: Mapping[str, Any], device: str | None = None, at_ha
 
 
 def _sent(array: NDArray[Any], device: str) -> Any:
-    whole = np.ascontiguousarray(array).reshape(array.shape)
-    return runtime_module().OrtValue.ortvalue_from_numpy(whole, device, 0)
+    return runtime_module().OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), device, 0)
 
 
 def array_of(value: Any) -> NDArray[Any]:

@@ -13,10 +13,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from snp_onnx import memory
 from snp_onnx.calibration.spill import is_large, spill
 from snp_onnx.calibration.widening import has_narrow, is_widened, widened
 from snp_onnx.errors import CalibrationError, ModelError, PlanError, SnpWarning
-from snp_onnx.external import ROOT, has_external
+from snp_onnx.external import ROOT, has_external, weight_bytes
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -32,6 +33,8 @@ FOLDER_OF_WEIGHTS = "session.model_external_initializers_file_folder_path"
 NO_COPIES = "session.disable_prepacking"
 NO_FOLDING = ["ConstantFolding"]
 """A weight that is cast or transposed would stay in memory in both forms."""
+ROOM_FOR_SESSIONS = 2
+"""Times the weights of a model in files that must be free, for the next session and its run, where one stays."""
 
 
 SHARED_MEMORY = "session.use_env_allocators"
@@ -83,16 +86,16 @@ def open_session(
 
     `for_one_pass` does without the memory plan that the runtime makes in the first run: over a few batches it costs
     more than it saves; and it takes memory from the pool of `one_memory`, if there is one. A model in memory whose
-    weights lie in files gets a session that is there only while it runs, so that two of them never have their weights
-    in memory together; `stays` asks for one that stays. A model in bfloat16 that the runtime can't load is run in
-    float32. On CUDA the same bits come out every time, unless the session is to be `timed`: then the runtime looks for
-    the fastest convolutions, as it does for its users. `profile` is the prefix of the file that the runtime writes the
-    times of its nodes to. `plain` runs the nodes as they stand, none fused: a failure names one of the model's.
+    weights lie in files gets a session that is there only while it runs where memory is short, so that two of them
+    never have their weights in memory together; `stays` asks for one that stays. A model in bfloat16 that the runtime
+    can't load is run in float32. On CUDA the same bits come out every time, unless the session is to be `timed`: then
+    the runtime looks for the fastest convolutions, as for its users. `profile` is the prefix of the file of node
+    times that the runtime writes. `plain` runs the nodes as they stand, none fused: a failure names one of the model's.
     """
     if isinstance(model, onnx.ModelProto) and weights_folder is None and has_external(model):
         if stays or for_one_pass:
             return open_session(model.SerializeToString(), runtime, ROOT, for_one_pass, timed=timed)
-        return _Passing(model.SerializeToString(), runtime)
+        return _Passing(model.SerializeToString(), runtime, ROOM_FOR_SESSIONS * weight_bytes(model))
     if isinstance(model, onnx.ModelProto) and is_large(model):
         with tempfile.TemporaryDirectory(prefix="snp_onnx-", ignore_cleanup_errors=True) as folder:
             return open_session(spill(model, Path(folder)), runtime, for_one_pass=for_one_pass, timed=timed)
@@ -149,15 +152,21 @@ def _wider(payload: bytes | str | Path) -> bytes | None:
 
 
 class _Passing:
-    """What is asked of a session, by one that is opened for each run and closed after it; weights are only mapped."""
+    """What is asked of a session, by one that is closed after a run unless `room` bytes are free."""
 
-    def __init__(self, payload: bytes, runtime: Runtime) -> None:
-        self._payload, self._runtime = payload, runtime
-        session = self._open()
-        self._inputs, self._outputs = session.get_inputs(), session.get_outputs()
+    def __init__(self, payload: bytes, runtime: Runtime, room: int) -> None:
+        self._payload, self._runtime, self._room = payload, runtime, room
+        self._stayed: onnxruntime.InferenceSession | None = None
+        with self._session() as session:
+            self._inputs, self._outputs = session.get_inputs(), session.get_outputs()
 
-    def _open(self) -> "onnxruntime.InferenceSession":
-        return open_session(self._payload, self._runtime, ROOT)
+    @contextmanager
+    def _session(self) -> Iterator["onnxruntime.InferenceSession"]:
+        """The session that stayed, or another one."""
+        session = self._stayed or open_session(self._payload, self._runtime, ROOT)
+        self._stayed = None
+        yield session
+        self._stayed = session if memory.has_room(self._room) else None
 
     def get_inputs(self) -> Any:
         return self._inputs
@@ -166,7 +175,8 @@ class _Passing:
         return self._outputs
 
     def run(self, names: list[str], feed: Mapping[str, Any]) -> Any:
-        return self._open().run(names, feed)
+        with self._session() as session:
+            return session.run(names, feed)
 
 
 def run(session: "onnxruntime.InferenceSession", feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

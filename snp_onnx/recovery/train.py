@@ -356,7 +356,7 @@ def _optimiser(weights: Sequence[nn.Parameter], training: Training) -> torch.opt
 
 def _tensor(values: Array) -> Tensor:
     wide = values.astype(np.float32) if values.dtype.kind in "fV" and values.dtype.itemsize == 2 else values
-    return torch.from_numpy(np.ascontiguousarray(wide))
+    return torch.from_numpy(np.asarray(wide, order="C"))
 
 
 def _channels_last(values: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def with_weights(
 def _fill(tensor: onnx.TensorProto, values: npt.NDArray[np.generic], store: Store | None) -> None:
     """The values in place of the tensor's own; name, shape, type and documentation stay."""
     kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    array = np.ascontiguousarray(values.reshape(tuple(tensor.dims)).astype(kind))
+    array = np.asarray(values.reshape(tuple(tensor.dims)).astype(kind), order="C")
     made = store.tensor(tensor.name, array) if store is not None else numpy_helper.from_array(array, tensor.name)
     for name in _FILLED:
         tensor.ClearField(name)

@@ -105,7 +105,7 @@ class Weights:
         imports = [onnx.helper.make_opsetid("", version)]
         model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=_IR_VERSION)
         try:
-            outcome = ReferenceEvaluator(model).run(None, feed)  # type: ignore[arg-type]
+            outcome = ReferenceEvaluator(model).run(None, feed)
         except Exception:  # the reference lacks some forms: a Pad with negative amounts is one
             outcome = _by_runtime(op, model, feed)
         return np.asarray(next(iter(outcome)))
