@@ -14,16 +14,18 @@ from snp_onnx.passes.fold_constants import FoldConstants, computed_weights
 from snp_onnx.passes.lift_constants import LiftConstants
 from snp_onnx.passes.name_sums import NameSums
 from snp_onnx.passes.pipeline import Rewritten, rewrite
+from snp_onnx.passes.raise_opset import raise_opset
 from snp_onnx.passes.separate_shared import SeparateShared
 from snp_onnx.passes.split_fused import SplitFused
 
 
 def prepare(model: onnx.ModelProto, store: Store | None = None) -> Rewritten:
-    """Inline functions, split fused layers, lift constants, separate shared vectors, fold BatchNormalization.
+    """Raise the opset, inline functions, split fused layers, lift constants, separate vectors, fold BatchNormalization.
 
     The model given isn't changed.
     """
-    notes: list[Note] = []
+    model, said = raise_opset(model)
+    notes: list[Note] = [*said]
     if model.functions:
         notes.append(Note("model", f"{len(model.functions)} model-local functions inlined"))
         model = onnx.inliner.inline_local_functions(model)
