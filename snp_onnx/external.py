@@ -6,14 +6,12 @@ A model with large weights is handled as its graph alone. Locations are written 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import mmap
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo
 
 from snp_onnx.errors import ModelError
+from snp_onnx.writing import Scratch
 
 Array = npt.NDArray[Any]
 
@@ -204,12 +203,12 @@ class Store:
     """A temporary folder of arrays, one a file, that lives as long as this object."""
 
     def __init__(self) -> None:
-        self._folder = TemporaryDirectory(prefix="snp_onnx-", ignore_cleanup_errors=True)
+        self._folder = Scratch()
         self._count = 0
 
     @property
     def folder(self) -> Path:
-        return Path(self._folder.name)
+        return self._folder.path
 
     def keep(self, array: Array) -> Array:
         """The same values, mapped from a file of their own; what is small, or kept already, is given back as it is."""
@@ -247,8 +246,7 @@ class Store:
 
     def close(self) -> None:
         """Remove every file."""
-        with contextlib.suppress(OSError):
-            self._folder.cleanup()
+        self._folder.close()
 
 
 def _parts(array: Array) -> Iterator[Array]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import math
 import os
 import re
-import tempfile
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +35,7 @@ from snp_onnx.external import (
     weight_bytes,
 )
 from snp_onnx.model_folder import model_file
+from snp_onnx.writing import Transaction, followed, is_mount, joined, settle
 
 _DATA_FROM = 1024
 """Bytes from which on a weight is kept in the external data file."""
@@ -137,6 +136,7 @@ def _left_outside(proto: onnx.ModelProto, path: Path) -> dict[int, tuple[Path, i
 
 
 def _parse(path: Path) -> onnx.ModelProto:
+    settle(path.parent)
     if not path.is_file():
         raise ModelError(f"{path}: no such model file")
     try:
@@ -233,44 +233,42 @@ def with_provenance(proto: onnx.ModelProto, entries: Mapping[str, str]) -> None:
 
 
 def check_destination(output: Path, source: Path | None, force: bool) -> None:
-    """Refuse an output that can't be written, before any work is done."""
+    """Refuse an output that can't be written, before any work is done; what a killed run left there is settled."""
     folder = output.parent
     if not folder.is_dir():
         raise PlanError(f"{output}: the output folder {folder} doesn't exist: create it first")
-    if output.is_dir():
+    settle(folder)
+    target = followed(output)
+    if target.is_dir():
         raise PlanError(f"{output}: the output is a folder: name a file")
-    if output.exists() and not output.is_file():
+    if target.exists() and not target.is_file():
         raise PlanError(f"{output}: the output is a device or a pipe, which would be replaced: name a file")
-    if not os.access(folder, os.W_OK):
-        raise PlanError(f"{output}: the output folder {folder} is not writable")
-    if source is not None and not force and output.exists() and output.resolve() == source.resolve():
+    if is_mount(target):
+        raise PlanError(f"{output}: this file is mounted, and can't be replaced: mount its folder")
+    if not os.access(target.parent, os.W_OK):
+        raise PlanError(f"{output}: the output folder {target.parent} is not writable")
+    if source is not None and not force and target.exists() and os.path.realpath(target) == os.path.realpath(source):
         raise PlanError(f"{output}: the output is the input model: add --force to replace it")
 
 
-def save(proto: onnx.ModelProto, output: Path, external_data: bool = False) -> int:
+def save(proto: onnx.ModelProto, output: Path, external_data: bool = False, within: Transaction | None = None) -> int:
     """Write a model so that at every moment the old file or the new one is there, whole; returns its bytes on disk.
 
     External data goes to a file named by its content, so that neither an old nor a new model ever meets the other's;
-    data files of earlier writes to the same output are removed.
+    data files of earlier writes to the same output are removed. `within` has the other files of the same result.
     """
     free = _free_bytes(output.parent)
     needed = bytes_on_disk(proto)
     if free is not None and needed > free:
         raise PlanError(f"{output}: needs {needed:,} bytes, only {free:,} are free there")
-    stale = _data_files_of(output)
-    data = None
-    if external_data or needed >= MAX_PROTOBUF:
-        data = _write_data(proto, output)
-    thin = _thin(proto, data.name if data else "") if data or has_external(proto) else proto
-    try:
-        _replace(output, thin.SerializeToString(deterministic=True))
-    except BaseException:
-        if data is not None and data not in stale:
-            data.unlink(missing_ok=True)
-        raise
-    for file in stale - {data}:
-        file.unlink(missing_ok=True)
-    return output.stat().st_size + (data.stat().st_size if data else 0)
+    with joined(within) as files:
+        is_apart = external_data or needed >= MAX_PROTOBUF
+        data, size = _write_data(proto, output, files) if is_apart else (None, 0)
+        thin = _thin(proto, data or "") if data or has_external(proto) else proto
+        content = thin.SerializeToString(deterministic=True)
+        files.new(output).write_bytes(content)
+        files.remove_others(output.parent, re.escape(_in_utf8(output.name)) + r"\.[0-9a-f]{12}\.data", data or "")
+    return len(content) + size
 
 
 def bytes_on_disk(proto: onnx.ModelProto, external_as: str | None = None) -> int:
@@ -295,31 +293,33 @@ def _places(proto: onnx.ModelProto) -> list[tuple[int, int, int]]:
 
 
 def _data_name(output: str, digest: str) -> str:
-    return f"{output}.{digest[:12]}.data"
+    return f"{_in_utf8(output)}.{digest[:12]}.data"
 
 
-def _write_data(proto: onnx.ModelProto, output: Path) -> Path | None:
-    """The data file beside `output`, named by its content; None where no weight is large enough for it."""
+def _in_utf8(name: str) -> str:
+    """A file's name as a model can refer to it: bytes that aren't UTF-8 are spelt out."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _write_data(proto: onnx.ModelProto, output: Path, files: Transaction) -> tuple[str | None, int]:
+    """The data file beside `output`, named by its content, and its bytes; None where no weight is large enough."""
     places = _places(proto)
     if not places:
-        return None
+        return None, 0
+    if output.is_symlink():
+        raise PlanError(f"{output}: this is a link, and data beside a model is looked for beside the link: name a file")
     digest = hashlib.sha256()
-    handle, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            for number, offset, _ in places:
-                tensor = proto.graph.initializer[number]
-                for part in itertools.chain([b"\0" * (offset - stream.tell())], chunks_of(tensor)):
-                    stream.write(part)
-                    digest.update(part)
-            stream.flush()
-            os.fsync(stream.fileno())
-        data = output.parent / _data_name(output.name, digest.hexdigest())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, data)
-        return data
-    finally:
-        Path(name).unlink(missing_ok=True)
+    draft = files.draft(output.parent)
+    with draft.open("wb") as stream:
+        for number, offset, _ in places:
+            tensor = proto.graph.initializer[number]
+            for part in itertools.chain([b"\0" * (offset - stream.tell())], chunks_of(tensor)):
+                stream.write(part)
+                digest.update(part)
+        size = stream.tell()
+    name = _data_name(output.name, digest.hexdigest())
+    files.put(draft, output.parent / name)
+    return name, size
 
 
 def gathered(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -352,39 +352,6 @@ def _thin(proto: onnx.ModelProto, data: str) -> onnx.ModelProto:
         for key, value in (("location", data), ("offset", str(offset)), ("length", str(length))):
             written.external_data.add(key=key, value=value)
     return thin
-
-
-def _data_files_of(output: Path) -> set[Path]:
-    """Data files that earlier writes to the same output left, recognised by their name."""
-    pattern = re.compile(re.escape(output.name) + r"\.[0-9a-f]{12}\.data")
-    return {file for file in output.parent.iterdir() if pattern.fullmatch(file.name) and file.is_file()}
-
-
-def _replace(output: Path, content: bytes) -> None:
-    with written_whole(output) as temporary:
-        temporary.write_bytes(content)
-
-
-@contextlib.contextmanager
-def written_whole(output: Path) -> Iterator[Path]:
-    """A temporary path beside `output` that takes its place only when the block ends without an error."""
-    handle, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.chmod(output.stat().st_mode & 0o777 if output.exists() else 0o666 & ~_umask())
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _free_bytes(folder: Path) -> int | None:

@@ -92,7 +92,7 @@ def test_an_interrupted_calibration_in_a_process_of_its_own(here: Bench) -> None
 
 def test_a_kill_in_the_middle_of_writing_leaves_the_old_file_whole(here: Bench) -> None:
     here.output.write_bytes(b"an older file")
-    process = started(here, "model_io", "module.os.replace")
+    process = started(here, "writing.moves", "module.os.replace")
     process.kill()
     process.communicate(timeout=30)
     assert process.returncode == -signal.SIGKILL

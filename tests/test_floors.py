@@ -20,6 +20,7 @@ FLOORS = {
     "memory": 0,
     "model_folder": 0,
     "subspace": 0,
+    "writing": 0,
     "model_io": 1,
     "cost": 1,
     "sources": 2,
@@ -42,6 +43,7 @@ FROM_ANYWHERE = {
 }
 # (room, imported room of the same floor): the reason.
 SAME_FLOOR: dict[tuple[str, str], str] = {
+    ("external", "writing"): "weights that stay in files lie in temporary folders",
     ("integrations", "report"): "what another tool's users get back includes the report",
 }
 

@@ -156,17 +156,73 @@ def test_a_failure_leaves_no_folder(home: Path, capsys: Capture, monkeypatch: py
     assert (outcome.code, len(outcome.lines)) == (2, 1)
     assert "No space left" in outcome.err
     monkeypatch.undo()
-    rename = Path.rename
+    rename = os.rename
 
-    def only_aside(path: Path, target: Path) -> Path:
-        if path.name == "new":
+    def only_aside(source: Path, target: Path) -> None:
+        if target.name == "small":
+            monkeypatch.undo()
             raise OSError(5, "broken")
-        return rename(path, target)
+        rename(source, target)
 
-    monkeypatch.setattr(Path, "rename", only_aside)
+    monkeypatch.setattr("snp_onnx.writing.moves._exchanged", lambda one, other: False)
+    monkeypatch.setattr("snp_onnx.writing.moves.os.rename", only_aside)
     assert prune(capsys, home, "--force").code == 2
     assert files(home) == before
     assert sorted(path.name for path in home.iterdir()) == ["data.npz", "dense", "small"]
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_a_mounted_folder_is_filled(
+    home: Path, capsys: Capture, is_full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert prune(capsys, home).code == 0
+    wanted = files(home / "small")
+    out = home / "volume"
+    out.mkdir()
+    for name in ("old.onnx", "more/old.txt", "config.json") if is_full else ():
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("old")
+    before = files(home)
+    monkeypatch.setattr("snp_onnx.integrations.folder.is_mount", lambda path: path == out)
+    number = os.stat(out).st_ino
+    assert not is_full or "isn't empty" in prune(capsys, home, output="volume").err
+    assert files(home) == before
+    assert prune(capsys, home, *(["--force"] if is_full else []), output="volume").code == 0
+    assert os.stat(out).st_ino == number
+    assert files(out) == wanted
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_a_linked_folder_is_followed(home: Path, capsys: Capture) -> None:
+    (home / "real" / "v1").mkdir(parents=True)
+    (home / "small").symlink_to("real/v1")
+    assert prune(capsys, home).code == 0
+    assert (home / "small").is_symlink()
+    assert (home / "real" / "v1" / "model.onnx").is_file()
+    (home / "lost").symlink_to("nowhere")
+    refused = prune(capsys, home, output="lost")
+    assert (refused.code, len(refused.lines)) == (2, 1)
+    assert "link to nothing" in refused.err
+
+
+@pytest.mark.parametrize("kind", ["pipe", "dangling", "loop", "ring"])
+def test_what_cannot_be_copied_is_refused_before_any_work(home: Path, capsys: Capture, kind: str) -> None:
+    more = home / "dense" / "more"
+    if kind == "pipe":
+        os.mkfifo(more / "odd")
+    elif kind == "dangling":
+        (more / "odd").symlink_to("odd2")
+    elif kind == "loop":
+        (more / "odd").symlink_to("..")
+    else:
+        (home / "far").mkdir()
+        (home / "far" / "back").symlink_to(more)
+        (more / "odd").symlink_to(home / "far")
+    (home / "data.npz").unlink()
+    refused = prune(capsys, home)
+    assert (refused.code, len(refused.lines)) == (2, 1)
+    assert str(more / "odd") in refused.err
+    assert not (home / "small").exists()
 
 
 # several ONNX files

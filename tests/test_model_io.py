@@ -14,7 +14,8 @@ from onnx import TensorProto, numpy_helper
 
 from snp_onnx import model_io
 from snp_onnx.errors import ModelError, PlanError
-from snp_onnx.model_io import bytes_on_disk, check_destination, load, save, with_provenance, written_whole
+from snp_onnx.model_io import bytes_on_disk, check_destination, load, save, with_provenance
+from snp_onnx.writing import Transaction, written_whole
 from tests.command_line import files, small
 from tests.graphs import Net, feed_for
 from tests.oracles import difference, run
@@ -211,7 +212,7 @@ def test_a_failed_write_leaves_no_data_file(tmp_path: Path, monkeypatch: pytest.
     def fail(*_: object) -> None:
         raise OSError("no more")
 
-    monkeypatch.setattr(model_io, "_replace", fail)
+    monkeypatch.setattr(Transaction, "new", fail)
     with pytest.raises(OSError, match="no more"):
         save(wide(1), output, external_data=True)
     assert files(tmp_path) == before

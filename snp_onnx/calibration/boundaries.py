@@ -9,13 +9,13 @@ import mmap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from snp_onnx.errors import CalibrationError
+from snp_onnx.writing import Scratch
 
 ALIGNMENT = 64
 IN_MEMORY = 256 * 2**20
@@ -58,7 +58,7 @@ class Boundaries:
     __slots__ = ("_folder", "_held", "_limit", "_made", "_tensors")
 
     def __init__(self, in_memory: int = IN_MEMORY) -> None:
-        self._folder = TemporaryDirectory(prefix="snp_onnx-", ignore_cleanup_errors=True)
+        self._folder = Scratch()
         self._tensors: dict[str, _Tensor] = {}
         self._limit, self._held, self._made = in_memory, 0, 0
 
@@ -77,10 +77,10 @@ class Boundaries:
     def _write(self, tensor: _Tensor, values: NDArray[Any]) -> None:
         try:
             self._made += tensor.file is None
-            tensor.write(values, Path(self._folder.name) / f"{self._made:06d}")
+            tensor.write(values, self._folder.path / f"{self._made:06d}")
         except OSError as error:
             raise CalibrationError(
-                f"cannot keep activations in {self._folder.name}: {error}; "
+                f"cannot keep activations in {self._folder.path}: {error}; "
                 "set TMPDIR to a disk with room, or give fewer samples"
             ) from error
 
@@ -123,7 +123,7 @@ class Boundaries:
 
     def close(self) -> None:
         self.retain(())
-        self._folder.cleanup()
+        self._folder.close()
 
     def __enter__(self) -> Self:
         return self

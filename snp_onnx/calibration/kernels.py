@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import onnx
 from snp_onnx.calibration.binding import bind
 from snp_onnx.calibration.sessions import CPU, Runtime, open_session
 from snp_onnx.errors import SnpError
+from snp_onnx.writing import Scratch
 
 Times = npt.NDArray[np.float64]
 
@@ -111,8 +111,8 @@ def _chunks(kernels: Sequence[Kernel]) -> Iterator[list[Kernel]]:
 
 
 def _time_chunk(kernels: Sequence[Kernel], runtime: Runtime, seconds: float) -> list[float]:
-    with TemporaryDirectory(prefix="snp_onnx-", ignore_cleanup_errors=True) as folder:
-        timed = [_Timed.of(kernel, runtime, Path(folder) / str(place)) for place, kernel in enumerate(kernels)]
+    with Scratch() as folder:
+        timed = [_Timed.of(kernel, runtime, folder / str(place)) for place, kernel in enumerate(kernels)]
         once = sum(sum(each.run() for _ in range(2)) for each in timed if each is not None) / 2
         runs = LEAST_ROUNDS
         if once > 0.0:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from snp_onnx.calibration.moments import MomentRequest, Moments, Pilot, Squares,
 from snp_onnx.calibration.sessions import Runtime, open_session, run
 from snp_onnx.calibration.workers import answers, forget, is_summed_there, program_of, ready
 from snp_onnx.errors import CalibrationError
+from snp_onnx.writing import Scratch
 
 __all__ = ["Runtime", "collect", "open_session", "run"]
 
@@ -50,8 +50,8 @@ def collect(
     if not requests and not keep:
         return {}
     instrumented = instrument(model, requests, keep, as_rows)
-    with TemporaryDirectory(prefix="snp_onnx-", ignore_cleanup_errors=True) as folder:
-        running = _Running(Path(folder), weights_folder, runtime, executor)
+    with Scratch() as folder:
+        running = _Running(folder, weights_folder, runtime, executor)
         try:
             running.load(instrumented)
             if progress is not None:

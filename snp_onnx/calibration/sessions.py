@@ -1,7 +1,6 @@
 """Sessions of the runtime: which provider, which libraries, and what to say when a model cannot be loaded or run."""
 
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from snp_onnx.calibration.spill import is_large, spill
 from snp_onnx.calibration.widening import has_narrow, is_widened, widened
 from snp_onnx.errors import CalibrationError, ModelError, PlanError, SnpWarning
 from snp_onnx.external import ROOT, has_external, weight_bytes
+from snp_onnx.writing import Scratch
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -97,8 +97,8 @@ def open_session(
             return open_session(model.SerializeToString(), runtime, ROOT, for_one_pass, timed=timed)
         return _Passing(model.SerializeToString(), runtime, ROOM_FOR_SESSIONS * weight_bytes(model))
     if isinstance(model, onnx.ModelProto) and is_large(model):
-        with tempfile.TemporaryDirectory(prefix="snp_onnx-", ignore_cleanup_errors=True) as folder:
-            return open_session(spill(model, Path(folder)), runtime, for_one_pass=for_one_pass, timed=timed)
+        with Scratch() as folder:
+            return open_session(spill(model, folder), runtime, for_one_pass=for_one_pass, timed=timed)
     ort = runtime_module()
     options = _options(ort, runtime, weights_folder)
     options.enable_mem_pattern = not for_one_pass

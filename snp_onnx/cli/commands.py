@@ -125,9 +125,7 @@ def prune(
     with _workers(dask) as executor, shown_progress(quiet) as progress:
         values |= {"progress": progress, "executor": executor}
         result = run(model, source, **values) if folder is None else folder.prune(source, **values)
-    destinations.write(result, model)
-    if save_config is not None:
-        write_text(save_config, config_text(context))
+    destinations.write(result, model, config_text(context) if save_config is not None else None)
     _show(pruning_table(result.report), result.report.notes, result.report.warnings, quiet)
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from snp_onnx.errors import PlanError
 from snp_onnx.integrations.folder import ModelFolder
-from snp_onnx.model_io import check_destination, data_files, written_whole
+from snp_onnx.model_io import check_destination, data_files
 from snp_onnx.planning.plan import check_sidecar, sidecar_of
 from snp_onnx.report.json_report import to_json
 from snp_onnx.report.page import pruning_page, require_pages
 from snp_onnx.verbs.recovered import RecoverResult
 from snp_onnx.verbs.result import PruneResult, check_config
+from snp_onnx.writing import Transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,30 +82,33 @@ class Destinations:
             if any(folder is not None and folder.resolve() in path.resolve().parents for folder in folders):
                 raise PlanError(f"{path}: this would lie in a folder that is pruned as a whole: name another place")
 
-    def write(self, result: PruneResult, model: Path) -> None:
-        """The plan, the model, and the report that has the model's bytes on disk and says which models it is about."""
-        try:
-            self._write(result, model)
-        except OSError as error:
-            raise PlanError(f"can't write {error.filename or self.output}: {error.strerror or error}") from error
+    def write(
+        self, result: PruneResult, model: Path, config: str | None = None, moved: Callable[[], None] | None = None
+    ) -> None:
+        """The plan, the model, the report that has the model's bytes on disk and says which models it is about, and
+        the text `config`: all of them or none. `moved` is called when they are there.
+        """
+        with _written(self.output, moved) as files:
+            self._write(result, model, config, files)
 
-    def _write(self, result: PruneResult, model: Path) -> None:
+    def _write(self, result: PruneResult, model: Path, config: str | None, files: Transaction) -> None:
         facts = result.report
         names = [path.name for path in (model, None if self.dry_run else self.output) if path is not None]
         if self.plan is not None:
-            result.save_plan(self.plan)
+            result.save_plan(self.plan, files)
         if self.output is not None and not self.dry_run:
-            size = self._write_model(result, self.output)
+            size = self._write_model(result, self.output, files)
             facts = replace(facts, pruned=replace(facts.pruned, bytes=size))
         if self.report is not None:
             text = pruning_page(result, facts, " → ".join(names)) if self.has_page else to_json(facts)
-            with written_whole(self.report) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            files.new(self.report).write_text(text, encoding="utf-8")
+        if self.config is not None and config is not None:
+            files.new(self.config).write_text(config, encoding="utf-8")
 
-    def _write_model(self, result: PruneResult, output: Path) -> int:
+    def _write_model(self, result: PruneResult, output: Path, files: Transaction) -> int:
         if self.folder is not None:
-            return self.folder.write(result, output, self.external_data)
-        return result.save(output, save_as_external_data=self.external_data)
+            return self.folder.write(result, output, self.external_data, files)
+        return result.save(output, self.external_data, files)
 
 
 def check_page(path: Path | None, model: Path) -> None:
@@ -117,13 +122,20 @@ def check_page(path: Path | None, model: Path) -> None:
     _keep_inputs([path], model, [])
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole."""
+@contextmanager
+def _written(output: Path | None, moved: Callable[[], None] | None = None) -> Iterator[Transaction]:
+    """A transaction for all files of a result, whose failures are told in words."""
     try:
-        with written_whole(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        with Transaction(moved) as files:
+            yield files
     except OSError as error:
-        raise PlanError(f"can't write {error.filename or path}: {error.strerror or error}") from error
+        raise PlanError(f"can't write {error.filename or output}: {error.strerror or error}") from error
+
+
+def write_text(path: Path, text: str, moved: Callable[[], None] | None = None) -> None:
+    """Write a text file whole."""
+    with _written(path, moved) as files:
+        files.new(path).write_text(text, encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,15 +165,12 @@ class RecoverDestinations:
         _keep_inputs(paths, pruned, inputs)
         _keep_inputs(paths[1:], pruned, [dense, pruned])
 
-    def write(self, result: RecoverResult) -> None:
-        """The model, and the report."""
-        try:
-            result.save(self.output, save_as_external_data=self.external_data)
+    def write(self, result: RecoverResult, moved: Callable[[], None] | None = None) -> None:
+        """The model, and the report; `moved` is called when they are there, and the checkpoint is not."""
+        with _written(self.output, moved) as files:
+            result.save(self.output, self.external_data, files)
             if self.report is not None:
-                with written_whole(self.report) as temporary:
-                    temporary.write_text(to_json(result.report))
-        except OSError as error:
-            raise PlanError(f"can't write {error.filename or self.output}: {error.strerror or error}") from error
+                files.new(self.report).write_text(to_json(result.report), encoding="utf-8")
 
 
 def _keep_inputs(outputs: Sequence[Path], model: Path, inputs: Sequence[Path]) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from snp_onnx.planning.plan import Plan, UnitDecision
 from snp_onnx.tracing import Kind
 from snp_onnx.verbs.prune import prune
 from snp_onnx.verbs.result import PruneResult, config_of
+from snp_onnx.writing import Transaction, followed, is_hidden_scratch, is_mount, joined, settle
 
 CONFIG = "config.json"
 
@@ -94,13 +94,17 @@ class ModelFolder:
 
     def check(self, output: Path, force: bool, inputs: Iterable[Path] = ()) -> None:
         """Refuse an output folder that can't be written or that holds something else, before any work is done."""
-        here, there = self.source.resolve(), output.resolve()
+        here, there = self.source.resolve(), followed(output).resolve()
         if here == there or here in there.parents or there in here.parents:
             raise PlanError(f"{output}: the output folder and {self.source} lie in each other: name another folder")
-        if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
-            raise PlanError(f"{output}: the folder {output.parent} doesn't exist or can't be written: create it first")
+        beside = output if _stays(output) else there.parent
+        if not beside.is_dir() or not os.access(beside, os.W_OK):
+            raise PlanError(f"{output}: the folder {beside} doesn't exist or can't be written: create it first")
+        for folder in (there.parent, there):
+            settle(folder)
         if output.suffix == ".onnx" or (output.exists() and not output.is_dir()):
             raise PlanError(f"{output}: {self.source} is pruned as a folder: name a folder, or give {self.file} itself")
+        self._check_copied()
         if output.is_dir() and any(output.iterdir()):
             if not force:
                 raise PlanError(f"{output}: the output folder isn't empty: name another one, or add --force")
@@ -123,29 +127,51 @@ class ModelFolder:
             result = _noted(result, (note,))
         return self._fitted(result)
 
-    def write(self, result: PruneResult, output: Path, external_data: bool = False) -> int:
-        """The folder with the pruned model, whole or not at all; returns the model's bytes on disk."""
-        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-        try:
-            new = temporary / "new"
-            shutil.copytree(self.source, new, ignore=self._ignored)
+    def write(
+        self, result: PruneResult, output: Path, external_data: bool = False, within: Transaction | None = None
+    ) -> int:
+        """The folder with the pruned model, whole or not at all; returns the model's bytes on disk.
+
+        What is mounted can't be replaced: there the new files are moved in, and those that were there out.
+        """
+        with joined(within) as files:
+            stays = _stays(output)
+            new = files.draft(output) if stays else files.new(output)
+            shutil.copytree(self.source, new, ignore=self._ignored())
             written = result.save(new / self.file.relative_to(self.source), external_data)
             config, _ = self._new_config(result)
             if config is not None:
                 (new / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            _take_place(new, output, temporary / "old")
-            return written
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if stays:
+                _move_in(new, output, files)
+        return written
 
-    def _ignored(self, folder: str, names: list[str]) -> set[str]:
+    def _ignored(self) -> Callable[[str, list[str]], set[str]]:
         """What isn't copied: the dense model, other forms of it, and their data files that no other file needs."""
         gone = [self.file, *self.left_out]
         data = {path for file in gone for path in data_files(file)} - {
             p for file in self.kept for p in data_files(file)
         }
-        left = {path.resolve() for path in (*gone, config_of(self.file))} | data
-        return {name for name in names if (Path(folder) / name).resolve() in left}
+        left = {os.path.realpath(path) for path in (*gone, config_of(self.file), *data)}
+
+        def ignored(folder: str, names: list[str]) -> set[str]:
+            paths = {name: Path(folder) / name for name in names}
+            return {n for n, path in paths.items() if os.path.realpath(path) in left or is_hidden_scratch(path)}
+
+        return ignored
+
+    def _check_copied(self) -> None:
+        """Refuse a folder with what can't be copied."""
+        ignored = self._ignored()
+        for folder, inner, names in os.walk(self.source, followlinks=True):
+            left, around = ignored(folder, names), _folders_around(Path(folder), self.source)
+            for path in (Path(folder) / name for name in sorted(names) if name not in left):
+                if not path.is_file() or not os.access(path, os.R_OK):
+                    kind = "a link to nothing" if path.is_symlink() and not os.path.exists(path) else "no readable file"
+                    raise ModelError(f"{path}: this is {kind}, and the folder is copied: remove it")
+            for path in (Path(folder) / name for name in inner):
+                if os.path.realpath(path) in around:
+                    raise ModelError(f"{path}: this link leads to a folder that it is in: remove it")
 
     def _fitted(self, result: PruneResult) -> PruneResult:
         """The result with notes on the folder; PlanError where its parts would not fit together."""
@@ -254,20 +280,23 @@ def _noted(result: PruneResult, notes: tuple[str, ...]) -> PruneResult:
     return replace(result, report=replace(result.report, notes=(*result.report.notes, *notes)))
 
 
-def _take_place(new: Path, output: Path, aside: Path) -> None:
-    """Put a folder where another one stands, or none; what stood there is back where that fails."""
-    new.chmod(0o777 & ~_umask())
-    if output.exists():
-        output.rename(aside)
-    try:
-        new.rename(output)
-    except BaseException:
-        if aside.exists():
-            aside.rename(output)
-        raise
+def _folders_around(inner: Path, outer: Path) -> set[str]:
+    """A folder and those that it is in, up to `outer`, as they really are."""
+    return {os.path.realpath(path) for path in (inner, *inner.parents) if path == outer or outer in path.parents}
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _stays(output: Path) -> bool:
+    """Whether a folder can only be filled: it is mounted, or nothing may be written beside it."""
+    return output.is_dir() and (is_mount(output) or not os.access(followed(output).parent, os.W_OK))
+
+
+def _move_in(new: Path, output: Path, files: Transaction) -> None:
+    """Let what is in a draft stand in a folder, in place of all that was there."""
+    names = sorted(path.name for path in new.iterdir())
+    for path in output.iterdir():
+        if path.name not in names and not is_hidden_scratch(path):
+            files.remove(path)
+    for name in names:
+        draft = files.draft(output)
+        os.rename(new / name, draft)
+        files.put(draft, output / name)

@@ -20,6 +20,7 @@ from snp_onnx.errors import PlanError
 from snp_onnx.planning.plan_text import VERSION, digest_of, read_text, write_text
 from snp_onnx.tracing import Group, Trace
 from snp_onnx.tracing.groups import Mask
+from snp_onnx.writing import Transaction, joined, settle
 
 P = TypeVar("P", "GroupPlace", "BlockPlace")
 
@@ -213,21 +214,24 @@ class Saved:
     bases: Bases = field(default_factory=dict)
 
 
-def save_plan(plan: Plan, path: FilePath, folds: Folds | None, bases: Bases | None = None) -> None:
-    """Write the JSON and, beside it with suffix .npz, the bases and folded weights it was carried out with."""
-    from snp_onnx.model_io import written_whole
+def save_plan(
+    plan: Plan, path: FilePath, folds: Folds | None, bases: Bases | None = None, within: Transaction | None = None
+) -> None:
+    """Write the JSON and, beside it with suffix .npz, the bases and folded weights it was carried out with.
 
+    `within` has the other files of the same result.
+    """
     sidecar = sidecar_of(path)
     check_sidecar(path)
-    if folds or bases:
-        turned = {_BASIS + name: array for name, array in (bases or {}).items()}
-        marks = {_DENSE: np.array(plan.dense_sha256), _PLAN: np.array(plan.digest())}
-        with written_whole(sidecar) as temporary, temporary.open("wb") as stream:
-            np.savez_compressed(stream, **marks, **turned, **dict(folds or {}))  # type: ignore[arg-type]
-    else:
-        sidecar.unlink(missing_ok=True)
-    with written_whole(path) as temporary:
-        temporary.write_text(plan.to_json(), encoding="utf-8")
+    with joined(within) as files:
+        if folds or bases:
+            turned = {_BASIS + name: array for name, array in (bases or {}).items()}
+            marks = {_DENSE: np.array(plan.dense_sha256), _PLAN: np.array(plan.digest())}
+            with files.new(sidecar).open("wb") as stream:
+                np.savez_compressed(stream, **marks, **turned, **dict(folds or {}))  # type: ignore[arg-type]
+        else:
+            files.remove(sidecar)
+        files.new(path).write_text(plan.to_json(), encoding="utf-8")
 
 
 def sidecar_of(path: FilePath) -> FilePath:
@@ -253,6 +257,7 @@ def check_sidecar(path: FilePath) -> None:
 
 def load_plan(path: FilePath) -> Saved:
     """A plan with the folded weights and bases of its sidecar, if there is one of this very plan."""
+    settle(path.parent)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from snp_onnx.errors import PlanError
-from snp_onnx.model_io import written_whole
+from snp_onnx.writing import written_whole
 
 VERSION = 1
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from snp_onnx.errors import CalibrationError
+from snp_onnx.writing import Scratch
 
 Array = npt.NDArray[Any]
 
@@ -46,7 +45,7 @@ class Pool:
         in_memory: int = IN_MEMORY,
     ) -> None:
         self._fixed, self._whole = fixed, whole
-        self._folder = TemporaryDirectory(prefix="snp_onnx-", ignore_cleanup_errors=True)
+        self._folder = Scratch()
         self._left = in_memory
         self.labels = labels
         parts: dict[tuple[Any, ...], list[tuple[int, Mapping[str, Array]]]] = {}
@@ -64,11 +63,11 @@ class Pool:
         if values.nbytes <= self._left:
             self._left -= values.nbytes
             return values
-        path = Path(self._folder.name) / f"{self.count:09d}-{name.replace('/', '_')}.npy"
+        path = self._folder.path / f"{self.count:09d}-{name.replace('/', '_')}.npy"
         try:
             np.save(path, values)
         except OSError as error:
-            raise CalibrationError(f"cannot keep samples in {self._folder.name}: {error}; set TMPDIR") from error
+            raise CalibrationError(f"cannot keep samples in {self._folder.path}: {error}; set TMPDIR") from error
         return np.asarray(np.load(path, mmap_mode="r"))
 
     def epoch(self, batch_size: int, seed: int, number: int) -> list[list[tuple[int, Array]]]:
@@ -95,7 +94,7 @@ class Pool:
 
     def close(self) -> None:
         self._buckets.clear()
-        self._folder.cleanup()
+        self._folder.close()
 
     def __enter__(self) -> Self:
         return self

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from snp_onnx.errors import CalibrationError
 from snp_onnx.sources.inputs import Array
+from snp_onnx.writing import Scratch
 
 
 class Spool:
@@ -18,21 +18,21 @@ class Spool:
     __slots__ = ("_folder", "_numbers")
 
     def __init__(self) -> None:
-        self._folder: TemporaryDirectory[str] | None = None
+        self._folder: Scratch | None = None
         self._numbers = count()
 
     @property
     def folder(self) -> Path | None:
         """Where the files are, or `None` while nothing was spooled."""
-        return None if self._folder is None else Path(self._folder.name)
+        return None if self._folder is None else self._folder.path
 
     @contextmanager
     def write(self) -> Iterator[Path]:
         """A path for a new file; a disk that is full or read-only is a `CalibrationError`."""
         try:
             if self._folder is None:
-                self._folder = TemporaryDirectory(prefix="snp-onnx-")
-            yield Path(self._folder.name) / f"{next(self._numbers):06d}.npy"
+                self._folder = Scratch()
+            yield self._folder.path / f"{next(self._numbers):06d}.npy"
         except OSError as error:
             where = self.folder or "a temporary folder"
             raise CalibrationError(
@@ -48,5 +48,5 @@ class Spool:
     def close(self) -> None:
         """Remove the folder; closing twice is fine."""
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.close()
             self._folder = None

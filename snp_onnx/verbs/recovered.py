@@ -13,7 +13,8 @@ import onnx
 from snp_onnx import model_io
 from snp_onnx.external import Store
 from snp_onnx.verbs.fidelity import Fidelity
-from snp_onnx.verbs.result import check_config, config_of
+from snp_onnx.verbs.result import save_with_config
+from snp_onnx.writing import Transaction, joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +61,16 @@ class RecoverResult:
         """The recovered model; of a large one its weights are read each time that this is asked for."""
         return model_io.gathered(self.proto)
 
-    def save(self, path: str | os.PathLike[str], save_as_external_data: bool = False) -> int:
-        """Write the model atomically, the head counts of a pruned transformer beside it; returns its bytes on disk."""
-        output = Path(path)
-        model_io.check_destination(output, None, force=True)
-        config = config_of(output)
-        check_config(output)
-        written = model_io.save(self.proto, output, save_as_external_data)
-        if self.config is None:
-            config.unlink(missing_ok=True)
-        else:
-            with model_io.written_whole(config) as temporary:
-                temporary.write_text(self.config)
-        if self.checkpoint is not None:
-            self.checkpoint.unlink(missing_ok=True)
+    def save(
+        self, path: str | os.PathLike[str], save_as_external_data: bool = False, within: Transaction | None = None
+    ) -> int:
+        """Write the model, the head counts of a pruned transformer beside it; returns its bytes on disk.
+
+        What stood there stays until everything is written, and is replaced at once; `within` has other files of the
+        same result.
+        """
+        with joined(within) as files:
+            written = save_with_config(self.proto, Path(path), save_as_external_data, self.config, files)
+            if self.checkpoint is not None:
+                files.remove(self.checkpoint)
         return written

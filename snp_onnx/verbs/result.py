@@ -22,6 +22,7 @@ from snp_onnx.planning.plan import Bases, BlockDecision, Folds, Plan, save_plan
 from snp_onnx.tracing import Stop, Trace
 from snp_onnx.verbs.fidelity import Fidelity
 from snp_onnx.verbs.latency import Latency
+from snp_onnx.writing import Transaction, joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,21 @@ def check_config(output: Path) -> None:
         raise PlanError(f"{path}: head counts go to this file, and it wasn't written by snp-onnx: name another output")
 
 
+def save_with_config(
+    proto: onnx.ModelProto, output: Path, external_data: bool, config: str | None, within: Transaction | None
+) -> int:
+    """Write a model and the text with its head counts beside it; an earlier such file goes where there is none."""
+    model_io.check_destination(output, None, force=True)
+    check_config(output)
+    with joined(within) as files:
+        written = model_io.save(proto, output, external_data, files)
+        if config is None:
+            files.remove(config_of(output))  # what it said was of the model that stood here
+        else:
+            files.new(config_of(output)).write_text(config, encoding="utf-8")
+    return written
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PruneResult:
     """The pruned model with its report and plan; nothing is on disk before `save`.
@@ -142,25 +158,22 @@ class PruneResult:
         """The pruned model; of a large one its weights are read each time that this is asked for."""
         return model_io.gathered(self.proto)
 
-    def save(self, path: str | os.PathLike[str], save_as_external_data: bool = False) -> int:
-        """Write the model atomically; returns its bytes on disk.
+    def save(
+        self, path: str | os.PathLike[str], save_as_external_data: bool = False, within: Transaction | None = None
+    ) -> int:
+        """Write the model; returns its bytes on disk.
 
-        Where head counts or hidden widths of a transformer changed they go to `<path>.config.json`.
+        Where head counts or hidden widths of a transformer changed they go to `<path>.config.json`. What stood there
+        stays until everything is written, and is replaced at once; `within` has other files of the same result.
         """
-        output = Path(path)
-        model_io.check_destination(output, None, force=True)
-        config = config_of(output)
-        check_config(output)
-        written = model_io.save(self.proto, output, save_as_external_data)
-        config.unlink(missing_ok=True)  # what it said was of the model that stood here
+        text = None
         if self.architecture is not None:
-            with model_io.written_whole(config) as temporary:
-                temporary.write_text(json.dumps({MADE_BY: __version__, **self.architecture}, indent=2) + "\n")
-        return written
+            text = json.dumps({MADE_BY: __version__, **self.architecture}, indent=2) + "\n"
+        return save_with_config(self.proto, Path(path), save_as_external_data, text, within)
 
-    def save_plan(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as JSON and its folded weights and bases beside it as .npz."""
-        save_plan(self.plan, Path(path), self.folds, self.bases)
+    def save_plan(self, path: str | os.PathLike[str], within: Transaction | None = None) -> None:
+        """Write the plan as JSON and its folded weights and bases beside it as .npz, both or none of them."""
+        save_plan(self.plan, Path(path), self.folds, self.bases, within)
 
 
 @dataclass(frozen=True, slots=True)

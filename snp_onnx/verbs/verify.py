@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from snp_onnx.errors import PassError, SnpError
 from snp_onnx.external import has_external
 from snp_onnx.tracing.endings import endings
 from snp_onnx.tracing.surface import Surface, surface_between
+from snp_onnx.writing import Scratch
 
 Array = npt.NDArray[Any]
 
@@ -66,9 +65,9 @@ def _same_surface(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> Surface:
 def _failure(check: Callable[[onnx.ModelProto | str], object], model: onnx.ModelProto) -> str | None:
     try:
         if is_large(model) or has_external(model):
-            with tempfile.TemporaryDirectory(prefix="snp_onnx-") as folder:
+            with Scratch() as folder:
                 written = hollow if has_external(model) else spill
-                check(str(written(model, Path(folder))))
+                check(str(written(model, folder)))
         else:
             check(model)
     except Exception as error:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from snp_onnx.model_io import data_files, written_whole
+from snp_onnx.model_io import data_files
 from snp_onnx.planning.plan import sidecar_of
 from snp_onnx.report.json_report import to_json
 from snp_onnx.report.page import pruning_page, require_pages
 from snp_onnx.verbs.result import PruneResult, config_of
+from snp_onnx.writing import Transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +41,21 @@ def name_for(model: Path, working: Path) -> str:
 
 def write(result: PruneResult, output: Path, values: Mapping[str, Any], carried: Iterable[str]) -> Beside:
     """Write the model and what was asked for beside it, under names that none of the files `carried` has."""
-    size = result.save(output, save_as_external_data=bool(values["save_as_external_data"]))
     stem = _free_stem({Path(name).name for name in carried})
-    facts = replace(result.report, pruned=replace(result.report.pruned, bytes=size))
-    named = []
-    if values["report"]:
-        named.append(_written(output.with_name(f"{stem}_report.json"), to_json(facts)))
-    if values["page"]:
-        named.append(_written(output.with_name(f"{stem}_report.html"), pruning_page(result, facts)))
-    if values["save_plan"]:
-        plan = output.with_name(f"{stem}_plan.json")
-        result.save_plan(plan)
-        named += [path for path in (plan, sidecar_of(plan)) if path.exists()]
-    if config_of(output).exists():
-        named.append(config_of(output))
+    report, page, plan = (output.with_name(f"{stem}_{end}") for end in ("report.json", "report.html", "plan.json"))
+    asked = {report: values["report"], page: values["page"], plan: values["save_plan"]}
+    with Transaction() as files:
+        size = result.save(output, bool(values["save_as_external_data"]), files)
+        facts = replace(result.report, pruned=replace(result.report.pruned, bytes=size))
+        if asked[report]:
+            files.new(report).write_text(to_json(facts), encoding="utf-8")
+        if asked[page]:
+            files.new(page).write_text(pruning_page(result, facts), encoding="utf-8")
+        if asked[plan]:
+            result.save_plan(plan, files)
+    named = [path for path, is_asked in asked.items() if is_asked]
+    besides = [config_of(output), *([sidecar_of(plan)] if asked[plan] else [])]
+    named += [path for path in besides if path.exists()]
     return Beside(sorted(str(path) for path in named), bool(named or data_files(output)))
 
 
@@ -67,9 +69,3 @@ def _free_stem(taken: set[str]) -> str:
 
 def _stem(number: int) -> str:
     return "snp" if number == 1 else f"snp{number}"
-
-
-def _written(path: Path, text: str) -> Path:
-    with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from snp_onnx.errors import PlanError, SnpError
-from snp_onnx.model_io import written_whole
+from snp_onnx.writing import written_whole
 
 OURS = Path(__file__).with_name("package.json")
 
