@@ -44,6 +44,7 @@ bench: .venv/.ready ## measure accuracy, validity and cost on the benchmark mode
 	$(DEV)/python -m tools.bench.accuracy
 	$(DEV)/python -m tools.bench.recover
 	$(DEV)/python -m tools.bench.every_model
+	$(DEV)/python -m tools.bench.recipes
 	$(DEV)/python -m tools.bench.pass_cost
 	$(DEV)/python -m tools.bench.latency --models resnet50,mobilenetv2,vgg16
 	$(DEV)/python -m tools.bench.mobilenet

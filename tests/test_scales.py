@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,13 @@ import pytest
 import snp_onnx
 from models.tiny import TINY
 from snp_onnx.passes import prepare
+from snp_onnx.planning.options import Preset
 from snp_onnx.planning.scales import FLOOR, MOST_CHANNELS, Scales, layers_behind
 from snp_onnx.tracing.flow import Flow
-from snp_onnx.verbs.fidelity import worst
 from tests.exports import export_bytes
 from tests.graphs import Net, feed_for
 from tests.oracles import traced
+from tools.bench import recipes
 
 Array = npt.NDArray[Any]
 
@@ -157,30 +157,14 @@ def test_a_power_of_depth_moves_widths_to_the_back() -> None:
 # presets
 
 
-@cache
-def recipe(name: str) -> tuple[onnx.ModelProto, dict[str, Array], dict[str, Array]]:
-    """A tiny network, samples for it, and others that nothing is decided on."""
-    from models.recipes import recipe as found
-
-    size = TINY[name]["in_size"]
-    samples = [
-        {key: values.numpy() for key, values in found(name).samples(size, rows, seed).items()}
-        for rows, seed in ((200, 1), (100, 2))
-    ]
-    return export_bytes(name, **TINY[name]), *samples
-
-
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("unet", "bert")]
 
 
 @pytest.mark.parametrize("name", ["mlp", "resnet20-b", *SLOW])
 def test_more_work_is_not_worse(name: str) -> None:
-    """Beyond noise: on the worst channel of the worst output, on samples that decided nothing."""
-    model, samples, fresh = recipe(name)
-    results = [
-        snp_onnx.prune(model, samples, preset=p, target_macs=0.7, latency=False) for p in ("best", "fast", "paper")
-    ]
-    best, fast, paper = (1.0 - worst(snp_onnx.compare(model, r.model, fresh).fidelity) for r in results)
-    assert best <= 1.1 * fast + 0.01
-    assert fast <= 1.1 * paper + 0.01
-    assert best < 0.9 * paper
+    """Beyond noise, on samples that decided nothing; `tools.bench.recipes` asks the same of every recipe."""
+    size = TINY[name]["in_size"]
+    calibration, fresh = (recipes.samples(name, size, rows, seed) for rows, seed in ((200, 1), (100, 2)))
+    found = recipes.errors(export_bytes(name, **TINY[name]), calibration, fresh)
+    assert recipes.wrong_order(found) == []
+    assert found[Preset.BEST] < 0.9 * found[Preset.PAPER]
