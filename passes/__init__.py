@@ -17,6 +17,7 @@ from snp_onnx.passes.separate_shared import SeparateShared
 from snp_onnx.passes.slice_units import SliceUnits
 from snp_onnx.passes.split_fused import SplitFused
 from snp_onnx.passes.turn_heads import Turn, TurnHeads
+from snp_onnx.passes.unpack_sequences import UnpackSequences
 
 __all__ = [
     "Dequantise",
@@ -38,6 +39,7 @@ __all__ = [
     "SplitFused",
     "Turn",
     "TurnHeads",
+    "UnpackSequences",
     "narrow_weights",
     "prepare",
     "rewrite",

@@ -33,6 +33,7 @@ def rewrite(model: onnx.ModelProto, passes: Sequence[Pass], store: Store | None 
     notes: list[Note] = []
     with _quiet():
         graph = gs.import_onnx(model)
+        _forget_types(graph)
         _leave_outside(graph, store)
         origins = list(zip(graph.nodes, model.graph.node, strict=True))
         for step in passes:
@@ -48,6 +49,14 @@ def rewrite(model: onnx.ModelProto, passes: Sequence[Pass], store: Store | None 
     _put_back(model, result)
     _put_back_nodes(origins, zip(graph.nodes, result.graph.node, strict=True))
     return Rewritten(result, tuple(notes))
+
+
+def _forget_types(graph: gs.Graph) -> None:
+    """Types that graphsurgeon reads and can't write, such as optionals; those of the model's surface are put back."""
+    for part in (graph, *graph.subgraphs(recursive=True)):
+        for tensor in (*part.tensors().values(), *part.inputs, *part.outputs):
+            if isinstance(tensor, gs.Variable) and tensor.type not in ("tensor_type", "sequence_type"):
+                tensor.dtype = None
 
 
 def _leave_outside(graph: gs.Graph, store: Store | None) -> None:

@@ -17,10 +17,11 @@ from snp_onnx.passes.pipeline import Rewritten, rewrite
 from snp_onnx.passes.raise_opset import raise_opset
 from snp_onnx.passes.separate_shared import SeparateShared
 from snp_onnx.passes.split_fused import SplitFused
+from snp_onnx.passes.unpack_sequences import UnpackSequences
 
 
 def prepare(model: onnx.ModelProto, store: Store | None = None) -> Rewritten:
-    """Raise the opset, inline functions, split fused layers, lift constants, separate vectors, fold BatchNormalization.
+    """Raise the opset, inline functions, split fused layers, unpack sequences, separate vectors, fold BatchNormalization.
 
     The model given isn't changed.
     """
@@ -34,7 +35,13 @@ def prepare(model: onnx.ModelProto, store: Store | None = None) -> Rewritten:
     if listed:
         plain = "they are plain initialisers now, which by itself makes runtimes faster"
         notes.append(Note("model", f"{listed} initialisers were listed as graph inputs: {plain}"))
-    passes: list[Pass] = [SplitFused(), LiftConstants(), FoldConstants(computed_weights(model)), EinsumToMatMul()]
+    passes: list[Pass] = [
+        SplitFused(),
+        LiftConstants(),
+        UnpackSequences(),
+        FoldConstants(computed_weights(model)),
+        EinsumToMatMul(),
+    ]
     passes += [SeparateShared(), FoldBatchNorm(), EliminateDead(), NameSums()]
     rewritten = rewrite(model, passes, store)
     return Rewritten(rewritten.model, (*notes, *rewritten.notes))

@@ -13,7 +13,7 @@ import onnxruntime
 from snp_onnx.cost import mac_terms, param_terms, total
 from snp_onnx.passes import EliminateDead, SliceUnits, rewrite
 from snp_onnx.tracing import Trace, trace, unknown_shapes
-from snp_onnx.tracing.facts import Shape, infer_facts
+from snp_onnx.tracing.facts import Seen, infer_facts, seen_in
 from snp_onnx.tracing.groups import Mask
 from snp_onnx.tracing.op import Op
 
@@ -175,8 +175,8 @@ def assert_same_surface(before: onnx.ModelProto, after: onnx.ModelProto) -> None
             assert list(node.metadata_props) == list(nodes[node.name].metadata_props), node.name
 
 
-def observed_shapes(model: onnx.ModelProto, feed: Feed) -> dict[str, Shape]:
-    """Shapes of the tensors that inference can't tell, seen in a run."""
+def observed_shapes(model: onnx.ModelProto, feed: Feed) -> dict[str, Seen]:
+    """Shapes and types of the tensors that inference can't tell, seen in a run."""
     facts = infer_facts(model, {name: array.shape for name, array in feed.items()})
     names = unknown_shapes(model, facts)
     if not names:
@@ -185,7 +185,7 @@ def observed_shapes(model: onnx.ModelProto, feed: Feed) -> dict[str, Shape]:
     shown.CopyFrom(model)
     del shown.graph.output[:]
     shown.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
-    return {name: array.shape for name, array in zip(names, run(shown, feed), strict=True)}
+    return {name: seen_in(array) for name, array in zip(names, run(shown, feed), strict=True)}
 
 
 def traced(model: onnx.ModelProto, feed: Feed) -> Trace:

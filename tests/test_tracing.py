@@ -174,7 +174,10 @@ def test_what_inference_cannot_tell_is_named_barred_and_learnt_from_a_run() -> N
     assert [group.id for group in blind.groups] == ["w1:0"]
     (found,) = {barrier.reason for barrier in blind.barriers}
     assert found == "no rule for operator com.microsoft::Trilu"
-    assert [group.id for group in trace(model, shapes, {"t5": (2, 6, 8, 8)}).groups] == ["w1:0", "w3:0"]
+    assert [group.id for group in trace(model, shapes, {"t5": ((2, 6, 8, 8), onnx.TensorProto.FLOAT)}).groups] == [
+        "w1:0",
+        "w3:0",
+    ]
 
 
 def test_every_rule_names_an_operator_that_exists() -> None:

@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from snp_onnx.tracing.holders import holders_of, is_tensor
 from snp_onnx.tracing.op import read_by
 from snp_onnx.tracing.surface import Surface
 
@@ -87,6 +88,7 @@ def piece(
     """Nodes as a model of its own, with the weights of `model`; it starts from these tensors and has no outputs yet."""
     nodes = list(nodes)
     read = {name for node in nodes for name in read_by(node)}
+    optional = {value.name: value for value in model.graph.input if not is_tensor(value.type)}
     result = onnx.ModelProto()
     result.ir_version = model.ir_version
     result.opset_import.extend(model.opset_import)
@@ -94,6 +96,9 @@ def piece(
     result.graph.name = model.graph.name
     result.graph.node.extend(nodes)
     for name, dtype in sources.items():
+        if name in optional:
+            result.graph.input.append(optional[name])
+            continue
         kind = helper.np_dtype_to_tensor_dtype(dtype)
         result.graph.input.append(helper.make_tensor_value_info(name, kind, None))
     result.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in read)
@@ -113,7 +118,7 @@ class Frontier:
     """How far a model has been run: which nodes are done, and which of their results the rest still needs.
 
     Nodes that constants alone decide are never done: they are run again wherever they are needed, so that only
-    activations cross a boundary.
+    activations cross a boundary. So are those that give a sequence or an optional, which can't cross one.
     """
 
     def __init__(self, graph: onnx.GraphProto) -> None:
@@ -127,6 +132,8 @@ class Frontier:
         for index, reads in enumerate(self._reads):
             if all(name in self._constants or self._producer.get(name) in self._free for name in reads):
                 self._free.add(index)
+        held = holders_of(graph)
+        self._free.update(index for index, node in enumerate(graph.node) if not held.isdisjoint(node.output))
 
     def needed(self, tensors: Iterable[str]) -> Stretch:
         """What must be run for these tensors, and from which boundary."""

@@ -180,15 +180,26 @@ class _Passing:
 
 
 def run(session: "onnxruntime.InferenceSession", feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """All outputs that are arrays or stand for one, by name; arrays that are no input of the session aren't fed."""
+    """All outputs that are arrays or stand for some, by name; arrays that are no input of the session aren't fed."""
     wanted = fed(session, feed)
     names = [value.name for value in session.get_outputs()]
     try:
         results = session.run(names, wanted)
     except Exception as error:
         raise run_failure(wanted, error) from error
-    arrays = {name: _as_array(result) for name, result in zip(names, results, strict=True)}
+    parts = (part for name, result in zip(names, results, strict=True) for part in _parts(name, result))
+    arrays = {name: _as_array(result) for name, result in parts}
     return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _parts(name: str, result: Any) -> list[tuple[str, Any]]:
+    """An output by its name; the arrays of a sequence by name and place.
+
+    >>> _parts("y", [np.zeros(1), np.ones(2)])
+    [('y[0]', array([0.])), ('y[1]', array([1., 1.]))]
+    """
+    is_sequence = isinstance(result, list) and all(isinstance(part, np.ndarray) for part in result)
+    return [(f"{name}[{place}]", part) for place, part in enumerate(result)] if is_sequence else [(name, result)]
 
 
 def _as_array(result: Any) -> NDArray[Any] | None:

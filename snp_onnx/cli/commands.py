@@ -21,6 +21,7 @@ from snp_onnx.cli.options import (
     DASK,
     DATA,
     INPUT_SHAPE,
+    INPUT_VALUE,
     JSON,
     QUIET,
     TARGETS,
@@ -130,7 +131,7 @@ def prune(
 
 
 @app.command(cls=Sections)
-@takes(INPUT_SHAPE, CUSTOM_OPS, CONFIG, JSON, QUIET)
+@takes(INPUT_SHAPE, INPUT_VALUE, CUSTOM_OPS, CONFIG, JSON, QUIET)
 def inspect(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model to look at.")],
     html: Annotated[Path | None, typer.Option(help="Write what is found as FILE.html too.")] = None,

@@ -62,6 +62,13 @@ INPUT_SHAPE = _option(
     "Of an input with dynamic axes, such as x:1,3,224,224; may be repeated.",
     metavar="NAME:SHAPE",
 )
+INPUT_VALUE = _option(
+    "input_value",
+    list[str] | None,
+    None,
+    "Of an input that decides shapes or branches, such as length=40; without samples, or random ones; may be repeated.",
+    metavar="NAME=VALUE",
+)
 CUSTOM_OPS = _option(
     "custom_ops", list[Path] | None, None, "A library of custom operators; may be repeated.", metavar="FILE"
 )
@@ -97,6 +104,7 @@ DATA = _section(
     _option("samples", int | None, None, "Use the first N samples."),
     _option("batch_size", int, 16, "Rows a run, where the batch is dynamic; more while measuring small activations."),
     INPUT_SHAPE,
+    INPUT_VALUE,
     _option("seed", int, 0, "For random orders and random calibration."),
     _option("provider", str, "cpu", "cpu, cuda, or a provider of onnxruntime by name.", among=("cpu", "cuda")),
     _option(
@@ -236,6 +244,7 @@ def verb_options(options: dict[str, Any]) -> dict[str, Any]:
         if name in values:
             values[name] = split_words(values[name])
     values["input_shapes"] = parse_shapes(values.pop("input_shape"))
+    values["input_values"] = parse_values(values.pop("input_value"))
     values["custom_ops"] = tuple(map(str, values.get("custom_ops") or ()))
     return values
 
@@ -277,3 +286,29 @@ def parse_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
         if not name or not shapes[name]:
             raise PlanError(f"--input-shape {text!r}: give NAME:1,3,224,224")
     return shapes
+
+
+def parse_values(texts: Sequence[str] | None) -> dict[str, list[float]]:
+    """`length=40` or `flags=true,false` as numbers by input name.
+
+    >>> parse_values(["length=40", "flags=true,0"])
+    {'length': [40], 'flags': [1, 0]}
+    """
+    words: dict[str, float] = {"true": 1, "false": 0}
+    values = {}
+    for text in texts or ():
+        name, _, numbers = text.rpartition("=")
+        try:
+            values[name] = [words[word] if word in words else _number(word) for word in numbers.lower().split(",")]
+        except ValueError:
+            values[name] = []
+        if not name or not values[name]:
+            raise PlanError(f"--input-value {text!r}: give NAME=NUMBER, or several numbers separated by commas")
+    return values
+
+
+def _number(word: str) -> float:
+    try:
+        return int(word)
+    except ValueError:
+        return float(word)

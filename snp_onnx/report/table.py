@@ -59,7 +59,8 @@ def inspection_table(inspection: Inspection) -> RenderableType:
         parts.append(_widths(inspection.groups))
     if inspection.blocks:
         parts.append(_blocks(inspection.blocks))
-    parts.append(_barriers(inspection.barriers) if inspection.barriers else Text("every axis may be cut"))
+    free = "every axis may be cut" if inspection.groups else "there is nothing to cut"
+    parts.append(_barriers(inspection.barriers) if inspection.barriers else Text(free))
     return Group(*parts)
 
 

@@ -1,7 +1,7 @@
 """Every form of `SOURCE`, brought to one: feeds of named arrays, to be read once and in order."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from snp_onnx.errors import CalibrationError
 from snp_onnx.sources.arrays import Fleeting, Held, RowArray, Stored, as_array, open_npy, open_npz
+from snp_onnx.sources.examples import Values
 from snp_onnx.sources.images import SUFFIXES as IMAGE_SUFFIXES
 from snp_onnx.sources.images import Images, open_images, remarks_on
 from snp_onnx.sources.inputs import InputSpec, Layout
@@ -59,13 +60,15 @@ class Request:
     seed: int
     random_shapes: Mapping[str, tuple[int, ...]]
     batched: bool
+    random_values: Values = field(default_factory=dict)
 
 
 def open_source(source: object, request: Request) -> Source:
     """The feeds of any form of source; nothing is read before they are asked for, but for names."""
     if isinstance(source, str) and source == "random":
         count = request.samples or _RANDOM_SAMPLES
-        made = random_feeds(request.specs, count, request.seed, request.random_shapes, request.batched)
+        shapes, values = request.random_shapes, request.random_values
+        made = random_feeds(request.specs, count, request.seed, shapes, request.batched, values)
         return Source("random data", (RawFeed("random data", feed) for feed in made), is_random=True)
     if isinstance(source, str | Path):
         return _open_path(str(source), request)

@@ -6,22 +6,25 @@ from typing import Any
 
 import numpy as np
 
+from snp_onnx.sources.arrays import Held, RowArray
+from snp_onnx.sources.examples import NO_VALUES, Values, check_given, fitted
 from snp_onnx.sources.inputs import Array, InputSpec, is_floating
 from snp_onnx.sources.shapes import resolve_shapes
 from snp_onnx.sources.spool import Spool
 
-_INTEGERS_BELOW = 2  # 0 and 1 are valid as token, mask and segment ids alike
+_INTEGERS_BELOW = 2  # 0 and 1 are valid as masks, flags and segment numbers alike
 
 
 @dataclass(frozen=True, slots=True)
 class RandomRows:
-    """Standard normal floats, 0 and 1 for integers; `sample` is the index of the first row, or of the whole."""
+    """Standard normal floats, integers from 0 to below `below`; `sample` is the first row's index, or the feed's."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     seed: int
     stream: int
     sample: int = 0
+    below: int = _INTEGERS_BELOW
 
     def read(self, rows: Array | None) -> Array:
         if rows is None:
@@ -35,17 +38,27 @@ class RandomRows:
         generator = np.random.default_rng([self.seed, self.stream, sample])
         if is_floating(self.dtype):
             return np.asarray(generator.standard_normal(shape, dtype=np.float32))
-        return np.asarray(generator.integers(0, _INTEGERS_BELOW, shape)).astype(self.dtype)
+        return np.asarray(generator.integers(0, self.below, shape)).astype(self.dtype)
 
 
 def random_feeds(
-    specs: tuple[InputSpec, ...], samples: int, seed: int, shapes: Mapping[str, tuple[int, ...]], batched: bool
-) -> Iterator[dict[str, RandomRows]]:
-    """One feed of all samples; for a model without a batch axis one feed a sample."""
+    specs: tuple[InputSpec, ...],
+    samples: int,
+    seed: int,
+    shapes: Mapping[str, tuple[int, ...]],
+    batched: bool,
+    values: Values = NO_VALUES,
+) -> Iterator[dict[str, RowArray]]:
+    """One feed of all samples; for a model without a batch axis one feed a sample. `values` are the same in each."""
+    check_given(specs, values)
     resolved = resolve_shapes(specs, shapes)
     whole = [resolved[spec.name] for spec in specs]
     for sample in (0,) if batched else range(samples):
-        yield {
-            spec.name: RandomRows((samples, *shape[1:]) if batched else shape, spec.dtype, abs(seed), stream, sample)
-            for stream, (spec, shape) in enumerate(zip(specs, whole, strict=True))
-        }
+        feed: dict[str, RowArray] = {}
+        for stream, (spec, shape) in enumerate(zip(specs, whole, strict=True)):
+            wanted, below = (samples, *shape[1:]) if batched else shape, spec.below or _INTEGERS_BELOW
+            feed[spec.name] = RandomRows(wanted, spec.dtype, abs(seed), stream, sample, below)
+            if spec.name in values:
+                fixed = fitted(values[spec.name], shape).astype(spec.dtype)
+                feed[spec.name] = Held(np.broadcast_to(fixed[:1] if batched else fixed, wanted))
+        yield feed

@@ -18,6 +18,7 @@ from snp_onnx.errors import CalibrationError
 from snp_onnx.sources.arrays import Stored
 from snp_onnx.sources.batch_axis import Finding, Runnable, axes_of_one
 from snp_onnx.sources.batching import Chunk, Feed, Part, count_grouped, group
+from snp_onnx.sources.examples import NO_VALUES, Values
 from snp_onnx.sources.feeds import check_beside
 from snp_onnx.sources.forms import Request, Source, open_source
 from snp_onnx.sources.inputs import Array, InputSpec, fixed_batch, has_batch_axis, repeats_batch_symbol
@@ -82,6 +83,13 @@ class Samples:
         feed = self._reader.read(batch)
         self._variety.see(np.concatenate([chunk.samples for chunk in batch]), feed, self.is_whole)
         return feed
+
+    def example(self) -> Mapping[str, Array]:
+        """The largest sample, or as many as the model's fixed batch has: what shapes are observed with."""
+        size = 1 if self.is_whole else self.fixed_batch or 1
+        largest = max(self._feeds, key=lambda feed: sum(map(prod, feed.sample_shapes())))
+        batches = (found for feeds in ([largest], self._feeds) for found in group(feeds, Part.ALL, size, False))
+        return self._reader.read(next(batches))
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -153,6 +161,7 @@ def open_samples(
     samples: int | None = None,
     seed: int = 0,
     random_shapes: Mapping[str, tuple[int, ...]] = _NO_SHAPES,
+    random_values: Values = NO_VALUES,
     model: Runnable | None = None,
 ) -> Samples:
     """The first `samples` samples of any `SOURCE`, every array matched to its input and checked but for its values.
@@ -168,7 +177,9 @@ def open_samples(
     try:
         made_whole = isinstance(source, str) and source == "random" and repeats_batch_symbol(specs, random_shapes)
         batched = has_batch_axis(specs) and not made_whole
-        return _open(source, Request(specs, preprocess, samples, seed, random_shapes, batched), spool, model)
+        return _open(
+            source, Request(specs, preprocess, samples, seed, random_shapes, batched, random_values), spool, model
+        )
     except BaseException:
         spool.close()
         raise

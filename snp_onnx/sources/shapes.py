@@ -53,9 +53,15 @@ def _check_fit(specs: Sequence[InputSpec], given: Mapping[str, Shape]) -> None:
         fits = wanted is None or (
             len(wanted) == len(shape) and all(w in (None, n) for w, n in zip(wanted, shape, strict=True))
         )
-        if not fits or min(shape, default=1) < 1:
+        if not fits or not _has_rows(shape, wanted):
             wish = ",".join("?" if n is None else str(n) for n in wanted or ())
-            raise PlanError(f"--input-shape {_typed(name, shape)}: the model wants {wish or 'positive numbers'}")
+            raise PlanError(f"--input-shape {_typed(name, shape)}: the model wants {wish or 'numbers from 1 on'}")
+
+
+def _has_rows(shape: Shape, declared: Open | None) -> bool:
+    """Whether a shape has something along its first axis; other axes may be empty, as those of a cache are."""
+    is_empty = bool(shape) and shape[0] == 0 and (declared is None or declared[0] != 0)
+    return min(shape, default=0) >= 0 and not is_empty
 
 
 def _bound(specs: Sequence[InputSpec], given: Mapping[str, Shape]) -> dict[str, int]:

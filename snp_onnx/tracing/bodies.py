@@ -131,7 +131,8 @@ def _matrices(graph: onnx.GraphProto) -> frozenset[str]:
 
 
 def _copied(facts: Facts) -> Facts:
-    return Facts(dict(facts.shapes), dict(facts.types), dict(facts.values))
+    shapes, types, holders = dict(facts.shapes), dict(facts.types), dict(facts.holders)
+    return Facts(shapes, types, dict(facts.values), holders=holders)
 
 
 def _entering(op: Op, facts: Facts) -> tuple[list[tuple[int, tuple[int, ...]] | None], int | None]:

@@ -15,7 +15,7 @@ from snp_onnx.tracing.attention import find_attention
 from snp_onnx.tracing.bodies import count_bodies
 from snp_onnx.tracing.caches import find_caches, possible_caches
 from snp_onnx.tracing.extents import bar_extents, bar_numbers
-from snp_onnx.tracing.facts import AxisOf, Facts, Shape, infer_facts
+from snp_onnx.tracing.facts import AxisOf, Facts, Seen, Shape, infer_facts
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.groups import PLAIN_KINDS, Kind, Trace, conclude
 from snp_onnx.tracing.heads import Attention
@@ -30,14 +30,14 @@ from snp_onnx.tracing.tracer import Tracer, output_axis
 def trace(
     model: onnx.ModelProto,
     input_shapes: Mapping[str, Shape],
-    observed: Mapping[str, Shape] | None = None,
+    observed: Mapping[str, Seen] | None = None,
     kinds: Collection[Kind] = PLAIN_KINDS,
     caches: bool = False,
 ) -> Trace:
     """Units, groups and barriers of a model.
 
-    `input_shapes` gives one concrete shape for every true input; `observed` the shapes of tensors that inference can't
-    tell (seen in a run). The model isn't changed. Anything the rules don't know becomes a barrier, never a guess.
+    `input_shapes` gives one concrete shape for every true input; `observed` what a run showed of tensors that inference
+    can't tell. The model isn't changed. Anything the rules don't know becomes a barrier, never a guess.
     With the kind `head-dims` an attention's units are the dimensions inside its heads where these may go, and heads
     only where they may not. With `caches` the heads of keys and values that are graph inputs or outputs may go too.
     """
@@ -80,9 +80,9 @@ def _walk(model: onnx.ModelProto, facts: Facts, opened: _Opened) -> tuple[Tracer
     _enter_inputs(model, tracer, opened.surface)
     for op in ops:
         _visit(op, tracer)
+        _bar_captures(op, tracer)
     followed = {op.index for op in facts.value_ops}
     for op in ops:
-        _bar_captures(op, tracer)
         if op.index not in followed:
             bar_extents(op, tracer)
     _decline_rest(ops, tracer)
@@ -100,7 +100,8 @@ def _walk(model: onnx.ModelProto, facts: Facts, opened: _Opened) -> tuple[Tracer
 
 def unknown_shapes(model: onnx.ModelProto, facts: Facts) -> tuple[str, ...]:
     """Tensors whose shape inference couldn't tell: worth one observing run."""
-    return tuple(name for op in ops_of(model) for name in op.outputs if name and name not in facts.shapes)
+    known = facts.shapes.keys() | facts.holders.keys()
+    return tuple(name for op in ops_of(model) for name in op.outputs if name and name not in known)
 
 
 def _enter_inputs(model: onnx.ModelProto, tracer: Tracer, opened: Collection[AxisOf]) -> None:
@@ -116,14 +117,9 @@ def _visit(op: Op, tracer: Tracer) -> None:
         for name in op.outputs:
             tracer.set_still(name)
         return
-    rule = RULES.get((op.domain, op.type))
-    unknown = next((name for name in (*op.inputs, *op.outputs) if name and not tracer.knows(name)), None)
-    if rule is None or op.has_subgraph:
-        _bar_node(op, tracer, _no_rule(op))
-    elif unknown is not None:
-        _bar_node(op, tracer, f"the shape of {unknown} is not known")
-    elif any(0 in tracer.shape(name) for name in op.outputs if name):
-        _bar_node(op, tracer, "empty tensor")
+    rule, refusal = RULES.get((op.domain, op.type)), _refusal(op, tracer)
+    if rule is None or refusal is not None:
+        _bar_node(op, tracer, refusal or _no_rule(op))
     else:
         known = len(tracer.linears)
         rule(op, tracer)
@@ -132,6 +128,16 @@ def _visit(op: Op, tracer: Tracer) -> None:
         inputs = [name for name in op.inputs if name and op.is_evaluable]  # others can't be evaluated
         if inputs and op.type != "ConstantOfShape" and all(tracer.is_constant(name) for name in inputs):
             tracer.mark_constant(op.outputs, max(inputs, key=lambda name: math.prod(tracer.shape(name))))
+
+
+def _refusal(op: Op, tracer: Tracer) -> str | None:
+    """Why no rule can speak for a node; None where one can."""
+    if (op.domain, op.type) not in RULES or op.has_subgraph:
+        return _no_rule(op)
+    unknown = next((name for name in (*op.inputs, *op.outputs) if name and not tracer.knows(name)), None)
+    if unknown is not None:
+        return f"the shape of {unknown} is not known"
+    return "empty tensor" if any(0 in tracer.shape(name) for name in op.outputs if name) else None
 
 
 def _bar_lone_positions(op: Op, tracer: Tracer) -> None:
@@ -160,7 +166,7 @@ def _bar_node(op: Op, tracer: Tracer, reason: str) -> None:
     for name in op.inputs:
         tracer.barrier_all(op, name, reason)
     for name in op.outputs:
-        tracer.set_still(name)
+        tracer.set_barred(op, name, reason)
 
 
 def _bar_captures(op: Op, tracer: Tracer) -> None:
@@ -223,7 +229,7 @@ def _why_whole(op: Op, weight: str, tracer: Tracer) -> str:
     """What the node's rule said of the weight, or of what is multiplied with it."""
     said = [barrier for barrier, _ in tracer.barriers if barrier.node == op.name]
     said.sort(key=lambda barrier: barrier.tensor != weight)
-    return said[0].reason if said else _no_rule(op)
+    return said[0].reason if said else _refusal(op, tracer) or _no_rule(op)
 
 
 def _no_rule(op: Op) -> str:

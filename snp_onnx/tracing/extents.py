@@ -39,7 +39,8 @@ def bar_extents(op: Op, tracer: Tracer) -> None:
     for place, name in enumerate(op.inputs):
         if name not in tracer.facts.origins:
             continue
-        if not op.is_standard or (op.type, place) not in SHAPE_OPERANDS:
+        is_known = all(tracer.knows(other) for other in (*op.inputs, *op.outputs) if other)
+        if not op.is_standard or (op.type, place) not in SHAPE_OPERANDS or not is_known:
             bar_numbers(op, tracer, name, f"its extent is read as a number by {op.type}")
         elif op.type in _CUTS:
             _bar_cuts(op, tracer, name)

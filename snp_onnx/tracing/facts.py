@@ -17,12 +17,15 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 from snp_onnx.tracing.fused_facts import fused_shapes, typed_by
+from snp_onnx.tracing.holders import is_tensor
 from snp_onnx.tracing.op import Op, ops_of
 
 Shape = tuple[int, ...]
 AxisOf = tuple[str, int]
 Array = npt.NDArray[np.generic]
 Origins = npt.NDArray[np.int64]
+Seen = tuple[Shape, int]
+"""What a run shows of a tensor: its shape, and the number of its element type."""
 
 SMALL = 4096
 """Values of more elements are weights or data: their shape is a fact, their value is not followed."""
@@ -65,6 +68,8 @@ class Facts:
     """Per element of a value: index into `extents`; 0 where it depends on no axis."""
     extents: list[frozenset[AxisOf]] = field(default_factory=lambda: [frozenset()])
     value_ops: list[Op] = field(default_factory=list)
+    holders: dict[str, onnx.TypeProto] = field(default_factory=dict)
+    """Types of what is no tensor: sequences and optionals."""
 
     def origin_axes(self, tensor: str) -> frozenset[AxisOf]:
         """Every axis whose extent the tensor's value was computed from."""
@@ -92,14 +97,16 @@ class Facts:
 
 
 def infer_facts(
-    model: onnx.ModelProto, input_shapes: Mapping[str, Shape], observed: Mapping[str, Shape] | None = None
+    model: onnx.ModelProto, input_shapes: Mapping[str, Shape], observed: Mapping[str, Seen] | None = None
 ) -> Facts:
     """Facts of a model for the given shapes of its true inputs; `observed` fills in what inference can't tell."""
     facts = Facts()
     for value in model.graph.input:
-        if value.name in input_shapes:
+        if value.name in input_shapes and is_tensor(value.type):
             facts.shapes[value.name] = input_shapes[value.name]
             facts.types[value.name] = value.type.tensor_type.elem_type
+        if not is_tensor(value.type):
+            facts.holders[value.name] = value.type
     infer_graph(model.graph, model, facts, observed)
     return facts
 
@@ -108,7 +115,7 @@ def infer_graph(
     graph: onnx.GraphProto,
     model: onnx.ModelProto,
     facts: Facts,
-    observed: Mapping[str, Shape] | None = None,
+    observed: Mapping[str, Seen] | None = None,
     enter: Callable[[Op, Facts], None] | None = None,
 ) -> None:
     """Follow the nodes of the main graph, or of a body; `enter` tells of nodes that have bodies themselves."""
@@ -232,7 +239,8 @@ def evaluate(op: Op, inputs: Iterable[Array | None]) -> list[Array] | None:
         )
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", op.version)])
         outcome = ReferenceEvaluator(model).run(None, feed)
-        return [np.asarray(array) for array in outcome]
+        are_arrays = all(isinstance(value, np.ndarray | np.generic) for value in outcome)
+        return [np.asarray(array) for array in outcome] if are_arrays else None
     except Exception:  # any failure of the reference operators means "not known", never a wrong value
         return None
 
@@ -240,7 +248,7 @@ def evaluate(op: Op, inputs: Iterable[Array | None]) -> list[Array] | None:
 def _infer_types(facts: Facts, op: Op, model: onnx.ModelProto) -> None:
     if op.has_subgraph or not onnx.defs.has(op.type, op.version, op.domain):
         return
-    known = {name: _type_proto(facts, name) for name in op.inputs if name in facts.types}
+    known = facts.holders | {name: _type_proto(facts, name) for name in op.inputs if name in facts.types}
     if any(name and name not in known for name in op.inputs):
         return
     data = {name: onnx.numpy_helper.from_array(facts.values[name], name) for name in op.inputs if name in facts.values}
@@ -252,6 +260,9 @@ def _infer_types(facts: Facts, op: Op, model: onnx.ModelProto) -> None:
     except Exception:  # a node that onnx can't infer is not known; a barrier follows from that
         return
     for name, kind in found.items():
+        if not is_tensor(kind):
+            facts.holders[name] = kind
+            continue
         tensor = kind.tensor_type
         facts.types[name] = tensor.elem_type
         if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
@@ -263,14 +274,19 @@ def _type_proto(facts: Facts, name: str) -> onnx.TypeProto:
 
 
 def _fill_in(
-    facts: Facts, name: str, observed: Mapping[str, Shape], declared: Mapping[str, onnx.ValueInfoProto]
+    facts: Facts, name: str, observed: Mapping[str, Seen], declared: Mapping[str, onnx.ValueInfoProto]
 ) -> None:
     """What the model declares or a run has shown, for nodes that inference doesn't know."""
-    if name in declared:
+    if name in declared and is_tensor(declared[name].type):
         tensor = declared[name].type.tensor_type
         facts.types.setdefault(name, tensor.elem_type)
         if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
             facts.shapes[name] = tuple(dim.dim_value for dim in tensor.shape.dim)
     if name in observed:
-        facts.shapes[name] = observed[name]
-        facts.types.setdefault(name, onnx.TensorProto.FLOAT)
+        facts.shapes[name], kind = observed[name]
+        facts.types.setdefault(name, kind)  # a run may widen it
+
+
+def seen_in(array: Array) -> Seen:
+    """What an array of a run shows."""
+    return tuple(array.shape), onnx.helper.np_dtype_to_tensor_dtype(array.dtype)

@@ -171,6 +171,12 @@ class Tracer:
         if tensor and self.knows(tensor):
             self._axes[tensor] = tuple(still(n) for n in self.shape(tensor))
 
+    def set_barred(self, op: Op, tensor: str, reason: str) -> None:
+        """An output of a node that keeps all its axes whole: what is united with one of these has the same reason."""
+        if tensor and self.knows(tensor):
+            self._axes[tensor] = tuple(self.classes.fresh(n) for n in self.shape(tensor))
+            self.barrier_all(op, tensor, reason)
+
     def is_live(self, tensor: str, axis: int) -> bool:
         return self.classes.is_live(self.axes(tensor)[axis])
 

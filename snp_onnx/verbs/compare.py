@@ -19,7 +19,7 @@ from snp_onnx.verbs.latency import Latency, latency_of
 from snp_onnx.verbs.reading import read_samples
 from snp_onnx.verbs.result import Comparison
 from snp_onnx.verbs.settings import DATA_OPTIONS, check_options, data_from, runtime_from
-from snp_onnx.verbs.subject import load_subject, resolve_shapes, trace_at
+from snp_onnx.verbs.subject import at_seen, load_subject, trace_at
 
 
 def compare(
@@ -45,21 +45,20 @@ def compare(
     models = [load_subject(model, runtime) for model in (dense, pruned)]
     surface = require_same_surface(models[0][0].proto, models[1][0].proto)
     with read_samples(data, models[0][0].proto, runtime) as samples:
-        shapes = resolve_shapes(models[0][0].proto, data.input_shapes, samples.largest_shapes)
-        both = (shapes, surface.cut_shapes(shapes))
-        costs = [_cost(*model, own, runtime) for model, own in zip(models, both, strict=True)]
+        example = samples.example()
+        ours = (example, surface.cut(example))
+
+        def costs_at(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Mapping[str, tuple[int, ...]], list[Cost]]:
+            both = zip(models, (shapes, surface.cut_shapes(shapes)), ours, strict=True)
+            return shapes, [trace_at(*model, own, runtime, example=at).dense_cost() for model, own, at in both]
+
+        shapes, costs = at_seen(models[0][0].proto, data.input_shapes, samples, costs_at)
         protos = [model[0].proto for model in models]
         fidelity = fidelity_between(protos[0], protos[1], samples, data.batch_size, runtime, Part.ALL)
         timed = _latency(protos, samples, latency_batch or 1, runtime) if latency else ()
         noise = ("RANDOM samples: the figures say nothing about real inputs",) if samples.is_random else ()
         warnings = (*noise, *remarks(fidelity, None), *samples.warnings)
         return Comparison(costs[0], costs[1], fidelity, shapes, timed, tuple(samples.notes), warnings)
-
-
-def _cost(
-    model: Any, prepared: onnx.ModelProto, notes: Any, shapes: Mapping[str, tuple[int, ...]], runtime: Any
-) -> Cost:
-    return trace_at(model, prepared, notes, shapes, runtime).dense_cost()
 
 
 def require_same_surface(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> Surface:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import onnx
 
@@ -11,10 +12,13 @@ from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.passes import summarise
 from snp_onnx.planning.decide import left_out, producer_names
 from snp_onnx.planning.options import choices
+from snp_onnx.sources.examples import check_given
+from snp_onnx.sources.inputs import input_specs
 from snp_onnx.tracing import find_blocks
 from snp_onnx.verbs.depth import block_shares
 from snp_onnx.verbs.prunable import prunable
 from snp_onnx.verbs.result import BlockReport, GroupReport, Inspection, stop_reports
+from snp_onnx.verbs.settings import values_from
 from snp_onnx.verbs.subject import Subject, load_subject, resolve_shapes, trace_at
 
 
@@ -22,13 +26,20 @@ def inspect(
     model: str | os.PathLike[str] | onnx.ModelProto,
     *,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    input_values: Mapping[str, Any] | None = None,
     custom_ops: tuple[str, ...] = (),
 ) -> Inspection:
-    """Groups, blocks, costs and barriers; `input_shapes` is needed where other axes than the batch are dynamic."""
+    """Groups, blocks, costs and barriers; `input_shapes` is needed where other axes than the batch are dynamic.
+
+    `input_values` are numbers of inputs that decide shapes or branches: without them such shapes come from made-up
+    values, or aren't known.
+    """
     dense, prepared, notes = load_subject(model)
     shapes = resolve_shapes(prepared, dict(input_shapes or {}))
     runtime, chosen = Runtime(custom_ops=tuple(custom_ops)), choices()
-    subject = trace_at(dense, prepared, notes, shapes, runtime)
+    values = values_from(input_values)
+    check_given(input_specs(prepared), values)
+    subject = trace_at(dense, prepared, notes, shapes, runtime, example=values)
     groups = tuple(
         GroupReport(
             group.id,
@@ -48,7 +59,7 @@ def inspect(
         dict(subject.input_shapes),
         _opset(dense.proto),
         len(dense.proto.graph.node),
-        (*summarise(notes), *subject.count_notes()),
+        (*summarise(notes), *subject.count_notes(), *([subject.unsure] if subject.unsure else [])),
         block_reports(subject),
         prunable(subject, runtime),
     )

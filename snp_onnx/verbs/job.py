@@ -12,12 +12,14 @@ import onnx
 
 from snp_onnx import model_io
 from snp_onnx.calibration.sessions import Runtime, one_memory
-from snp_onnx.passes import summarise
+from snp_onnx.passes import Note, summarise
 from snp_onnx.planning.architecture import architecture
 from snp_onnx.planning.decide import eligible
 from snp_onnx.planning.options import Choices, Fold, Target, TargetKind
 from snp_onnx.planning.plan import Saved
 from snp_onnx.planning.transfer import on_blocks, on_groups
+from snp_onnx.sources.examples import Values, check_given
+from snp_onnx.sources.inputs import input_specs
 from snp_onnx.sources.samples import Part, Samples
 from snp_onnx.tracing import Group, Kind
 from snp_onnx.verbs.bases import change_bases
@@ -37,7 +39,7 @@ from snp_onnx.verbs.reuse import BY_NUMBER, chosen_anew, tied
 from snp_onnx.verbs.settings import Data, Progress
 from snp_onnx.verbs.settle import held_back_fidelity
 from snp_onnx.verbs.shallower import by_blocks_alone, jointly
-from snp_onnx.verbs.subject import Subject, load_subject, resolve_shapes, trace_at
+from snp_onnx.verbs.subject import Subject, at_seen, load_subject, resolve_shapes, trace_at
 from snp_onnx.verbs.verify import verify
 
 
@@ -71,31 +73,52 @@ class Job:
             quantised = prepared
             prepared, notes = as_floats(prepared, notes, dense.store, self.choices, self.target)
         if self.data.source is None:
-            seen = earlier.plan.input_shapes if earlier is not None else {}
-            subject = self._traced(clock, dense, prepared, notes, seen, quantised)
-            return self._carry_out(clock, subject, None, earlier)
+            return self._carry_out(
+                clock, self._unseen(clock, dense, prepared, notes, quantised, earlier), None, earlier
+            )
         with clock("read samples"):
             samples = read_samples(self.data, dense.proto, self.runtime)
         with samples:
             calibration = Calibration(
                 samples, self.data.batch_size, self.runtime, clock, self.progress, executor=self.executor
             )
-            subject = self._traced(clock, dense, prepared, notes, samples.largest_shapes, quantised)
+            example = samples.example()
+            with clock("trace"):
+                subject = at_seen(
+                    prepared,
+                    self.data.input_shapes,
+                    samples,
+                    lambda shapes: self._traced(dense, prepared, notes, shapes, example, quantised),
+                )
             return self._carry_out(clock, subject, calibration, earlier)
 
-    def _traced(
+    def _unseen(
         self,
         clock: Stopwatch,
         dense: model_io.Model,
         prepared: onnx.ModelProto,
-        notes: Any,
-        seen: Mapping[str, tuple[int, ...]],
+        notes: tuple[Note, ...],
+        quantised: onnx.ModelProto,
+        earlier: Saved | None,
+    ) -> Subject:
+        """Traced without samples: at the shapes of the plan, with the values that were given."""
+        check_given(input_specs(dense.proto), self.data.input_values)
+        with clock("trace"):
+            seen = earlier.plan.input_shapes if earlier is not None else {}
+            shapes = resolve_shapes(prepared, self.data.input_shapes, seen)
+            return self._traced(dense, prepared, notes, shapes, self.data.input_values, quantised)
+
+    def _traced(
+        self,
+        dense: model_io.Model,
+        prepared: onnx.ModelProto,
+        notes: tuple[Note, ...],
+        shapes: Mapping[str, tuple[int, ...]],
+        example: Values,
         quantised: onnx.ModelProto,
     ) -> Subject:
-        with clock("trace"):
-            shapes = resolve_shapes(prepared, self.data.input_shapes, seen)
-            found = trace_at(dense, prepared, notes, shapes, self.runtime, caches=self.choices.caches)
-            return found if prepared is quantised else replace(found, quantised=quantised)
+        found = trace_at(dense, prepared, notes, shapes, self.runtime, caches=self.choices.caches, example=example)
+        return found if prepared is quantised else replace(found, quantised=quantised)
 
     def _based(self, subject: Subject, calibration: Calibration | None, earlier: Saved | None) -> Subject:
         """The subject in the bases that the kinds of units need: those of an earlier plan for it, or new ones."""
@@ -193,6 +216,7 @@ class Job:
             self.progress("outlook", 0, 0)
             around = outlook(work)
         notes = [*summarise(subject.notes), *subject.count_notes(), *candidate.notes]
+        notes += [subject.unsure] if subject.unsure else []
         left = candidate.cost.macs / max(subject.dense_cost().macs, 1)
         said = cautions(latency, left, self.choices, self.target, subject.quantised is not None)
         floor = self.target.value if self.target is not None and self.target.kind is TargetKind.FIDELITY else None

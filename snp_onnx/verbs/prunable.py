@@ -83,7 +83,7 @@ class _Table:
     def _shares(self, numbers: Sequence[int]) -> tuple[float, float]:
         widths = self._sizes.copy()
         widths[list(numbers)] = 1
-        macs, params = (table.cost(widths) / max(table.dense(), 1.0) for table in self._tables)
+        macs, params = (table.cost(widths) / dense if (dense := table.dense()) > 0.0 else 1.0 for table in self._tables)
         return macs, params
 
 

@@ -10,7 +10,7 @@ import onnx
 
 from snp_onnx.calibration.sessions import Runtime, open_session, run
 from snp_onnx.sources.batch_axis import MOST_ROWS
-from snp_onnx.sources.inputs import Array, input_specs
+from snp_onnx.sources.inputs import Array, input_specs, require_tensors
 from snp_onnx.sources.samples import Runnable, Samples, open_samples
 from snp_onnx.tracing.endings import PICKING, endings
 from snp_onnx.verbs.settings import DEFAULT_BATCH, Data
@@ -23,6 +23,7 @@ _ROUNDS_BY_BATCH = frozenset(
 
 def read_samples(data: Data, model: onnx.ModelProto, runtime: Runtime) -> Samples:
     """The samples for a model: rows of its batch axis, or whole feeds where it has none."""
+    require_tensors(model)
     return open_samples(
         data.source,
         input_specs(model),
@@ -30,6 +31,7 @@ def read_samples(data: Data, model: onnx.ModelProto, runtime: Runtime) -> Sample
         data.samples,
         data.seed,
         data.input_shapes,
+        data.input_values,
         runnable(model, runtime, data.batch_size),
     )
 

@@ -13,6 +13,7 @@ from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.errors import PlanError
 from snp_onnx.planning.options import Target, TargetKind
 from snp_onnx.sources.conventions import convention_of
+from snp_onnx.sources.examples import Values
 from snp_onnx.sources.samples import Preprocess
 
 Feed = Mapping[str, npt.NDArray[Any]]
@@ -34,6 +35,7 @@ class Data:
     batch_size: int = DEFAULT_BATCH
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     seed: int = 0
+    input_values: Values = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -69,7 +71,15 @@ def data_from(calibration: Any, options: Mapping[str, Any]) -> Data:
         _given(options, "batch_size", DEFAULT_BATCH),
         shapes,
         _given(options, "seed", 0),
+        values_from(options.get("input_values"), calibration),
     )
+
+
+def values_from(given: Mapping[str, Any] | None, calibration: Any = None) -> Values:
+    """Values of inputs by name as arrays; PlanError where samples have others."""
+    if given and calibration is not None and not (isinstance(calibration, str) and calibration == "random"):
+        raise PlanError(f"--input-value {next(iter(given))}: the samples have the values of all inputs: drop it")
+    return {name: np.asarray(values) for name, values in (given or {}).items()}
 
 
 def _given(options: Mapping[str, Any], name: str, default: Any) -> Any:
@@ -123,6 +133,7 @@ DATA_OPTIONS = [
     "samples",
     "batch_size",
     "input_shapes",
+    "input_values",
     "seed",
     "provider",
     "threads",

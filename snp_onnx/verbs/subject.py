@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -18,13 +18,18 @@ from snp_onnx.errors import CalibrationError, ModelError, PassError, SnpError
 from snp_onnx.passes import Note, prepare
 from snp_onnx.planning.detours import Detour, detour
 from snp_onnx.planning.plan import Bases, BlockDecision, Folds
-from snp_onnx.sources.inputs import InputSpec, fixed_batch, input_specs
+from snp_onnx.sources.examples import NO_VALUES, Values, examples, made_up
+from snp_onnx.sources.inputs import fixed_batch, input_specs
+from snp_onnx.sources.samples import Samples
 from snp_onnx.sources.shapes import resolve_shapes as _shapes_of
 from snp_onnx.tracing import PLAIN_KINDS, Kind, Trace, trace, unknown_shapes
 from snp_onnx.tracing.blocks import Block
 from snp_onnx.tracing.facts import Shape
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.op import Op, ops_of
+from snp_onnx.verbs.observe import Observed, observe
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +51,10 @@ class Subject:
     """What went whole before."""
     quantised: onnx.ModelProto | None = None
     """The prepared model as it is quantised, where the prepared one is its float form."""
+    example: Values = field(default_factory=dict)
+    """Values of inputs, of a sample or as given, with which unknown shapes are observed."""
+    unsure: str = ""
+    """Why some shapes aren't known, or may be others with other values of inputs; "" where all are known."""
 
     @property
     def aim(self) -> onnx.ModelProto:
@@ -148,7 +157,9 @@ def load_subject(
 
 
 @contextmanager
-def _blaming(dense: model_io.Model, runtime: Runtime, shapes: Mapping[str, Shape] | None = None) -> Iterator[None]:
+def _blaming(
+    dense: model_io.Model, runtime: Runtime, shapes: Mapping[str, Shape] | None = None, example: Values = NO_VALUES
+) -> Iterator[None]:
     """What breaks on a model or at input shapes that the runtime refuses too is their fault; anything else is ours."""
     try:
         yield
@@ -157,7 +168,7 @@ def _blaming(dense: model_io.Model, runtime: Runtime, shapes: Mapping[str, Shape
             raise
         session = open_session(dense.proto, runtime)
         if shapes is not None:
-            feed = _plain_feed(dense.proto, shapes)
+            feed = next(examples(input_specs(dense.proto), shapes, example))
             with suppress(ModelError):  # nodes that only a fused form can run
                 run(open_session(_named(dense.proto), runtime, plain=True), feed)
             run(session, feed)
@@ -181,17 +192,56 @@ def trace_at(
     runtime: Runtime,
     kinds: Collection[Kind] = PLAIN_KINDS,
     caches: bool = False,
+    example: Values = NO_VALUES,
 ) -> Subject:
-    """Trace at concrete input shapes; what inference can't tell is observed in one run of the runtime."""
-    with _blaming(dense, runtime, shapes):
+    """Trace at concrete input shapes; what inference can't tell is observed in runs with the values of `example`.
+
+    Inputs that it lacks get made-up values; where the runtime refuses these, some shapes stay unknown.
+    """
+    unsure = ""
+    with _blaming(dense, runtime, shapes, example):
         found = trace(prepared, shapes, kinds=kinds, caches=caches)
         unknown = unknown_shapes(prepared, found.facts)
         if unknown:
-            observed = _observe(prepared, unknown, shapes, runtime)
-            found = trace(prepared, shapes, observed, kinds, caches)
+            specs = input_specs(prepared)
+            invented = made_up(specs, example)
+            observed = observe(prepared, unknown, tuple(examples(specs, shapes, example)), runtime)
+            if observed.refusal is not None and not invented:
+                raise observed.refusal
+            unsure = _unsure(observed, invented)
+            found = trace(prepared, shapes, observed.seen, kinds, caches)
     return Subject(
-        dense, prepared, found, dict(shapes), notes, Flow(prepared, found), caches=caches, kinds=frozenset(kinds)
+        dense,
+        prepared,
+        found,
+        dict(shapes),
+        notes,
+        Flow(prepared, found),
+        caches=caches,
+        kinds=frozenset(kinds),
+        example=example,
+        unsure=unsure,
     )
+
+
+def at_seen(
+    model: onnx.ModelProto,
+    given: Mapping[str, Shape],
+    samples: Samples,
+    traced: Callable[[Mapping[str, Shape]], T],
+) -> T:
+    """What `traced` gives at the shapes of samples: the largest, axis by axis, or those of one where these don't run.
+
+    Lengths and masks may fit no other sizes than those of their own sample.
+    """
+    shapes = resolve_shapes(model, given, samples.largest_shapes)
+    try:
+        return traced(shapes)
+    except CalibrationError:
+        own = {name: tuple(np.shape(array)) for name, array in samples.example().items()}
+        if given or own == shapes:
+            raise
+        return traced(own)
 
 
 def retraced(
@@ -212,20 +262,18 @@ def retraced(
         runtime,
         kinds,
         subject.caches if caches is None else caches,
+        subject.example,
     )
 
 
-def _observe(
-    model: onnx.ModelProto, tensors: tuple[str, ...], shapes: Mapping[str, Shape], runtime: Runtime
-) -> dict[str, Shape]:
-    """Shapes of tensors as a run shows them."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    outputs = {value.name for value in copy.graph.output}
-    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in outputs)
-    session = open_session(copy, runtime)
-    results = run(session, _plain_feed(model, shapes))
-    return {name: tuple(np.shape(results[name])) for name in tensors if name in results}
+def _unsure(observed: Observed, invented: Sequence[str]) -> str:
+    """What to say of shapes that were observed with made-up values, or that stay unknown because of them."""
+    if not invented or (not observed.seen and observed.refusal is None):
+        return ""
+    advice = f"give {' '.join(f'--input-value {name}=VALUE' for name in invented)}"
+    if observed.refusal is not None:
+        return f"some shapes aren't known, because made-up values of inputs don't run ({observed.refusal}): {advice}"
+    return f"some shapes may be others, because they depend on values of inputs that were made up: {advice}"
 
 
 def resolve_shapes(
@@ -233,14 +281,3 @@ def resolve_shapes(
 ) -> dict[str, Shape]:
     """One concrete shape for every input of a model; see `snp_onnx.sources.shapes`."""
     return _shapes_of(input_specs(model), given, seen)
-
-
-def _plain_feed(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> dict[str, np.ndarray[Any, Any]]:
-    return {spec.name: _plain_values(spec, shapes[spec.name]) for spec in input_specs(model)}
-
-
-def _plain_values(spec: InputSpec, shape: Shape) -> np.ndarray[Any, Any]:
-    """Harmless values: zeros for integers, small normal numbers for floats."""
-    if spec.dtype.kind == "f":
-        return np.random.default_rng(0).standard_normal(shape).astype(spec.dtype)
-    return np.zeros(shape, dtype=spec.dtype)

@@ -115,6 +115,7 @@ LEFT_OUT: Mapping[str, str] = {
     "resize": _BY_THE_DATA,
     "crop": _BY_THE_DATA,
     "layout": _BY_THE_DATA,
+    "input_values": "the data config has the values of all inputs",
     "external_as": "follows from save_as_external_data",
     "progress": "an object, and not for a configuration",
     "executor": "an object, and not for a configuration",

@@ -98,4 +98,4 @@ def opaque(op: Op, tracer: Tracer, reason: str, operands: Sequence[str] | None =
     for name in op.inputs if operands is None else operands:
         tracer.barrier_all(op, name, reason)
     for name in op.outputs:
-        tracer.set_still(name)
+        tracer.set_barred(op, name, reason)
