@@ -21,7 +21,7 @@ from snp_onnx.passes.unpack_sequences import UnpackSequences
 
 
 def prepare(model: onnx.ModelProto, store: Store | None = None) -> Rewritten:
-    """Raise the opset, inline functions, split fused layers, unpack sequences, separate vectors, fold BatchNormalization.
+    """Raise the opset, inline functions, split fused layers, unpack sequences, separate vectors, fold BatchNorms.
 
     The model given isn't changed.
     """

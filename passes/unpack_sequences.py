@@ -170,7 +170,7 @@ def _at(graph: gs.Graph, node: gs.Node, held: Contents) -> Given:
         element = held.part(place)
     elif place is not None and isinstance(held, tuple) and -len(held) <= place < len(held):
         element = held[place]
-    return _cut(graph, element, node.outputs[0], node.name) if isinstance(element, _Part) else element
+    return _cut(graph, element, node.outputs[0], _named(node, "part")) if isinstance(element, _Part) else element
 
 
 def _join(graph: gs.Graph, node: gs.Node, held: Contents) -> Given:
@@ -181,7 +181,7 @@ def _join(graph: gs.Graph, node: gs.Node, held: Contents) -> Given:
     for number, element in enumerate(held):
         name = f"{node.outputs[0].name}_part{number}"
         if isinstance(element, _Part):
-            nodes += _cut(graph, element, gs.Variable(fresh_name(graph, name)))
+            nodes += _cut(graph, element, gs.Variable(fresh_name(graph, name)), _named(node, f"part{number}"))
             element = nodes[-1].outputs[0]
         if is_stack:
             wide = gs.Variable(fresh_name(graph, f"{name}_wide"))
@@ -189,7 +189,7 @@ def _join(graph: gs.Graph, node: gs.Node, held: Contents) -> Given:
             nodes.append(gs.Node("Unsqueeze", "", {} if given else {"axes": [axis]}, [element, *given], [wide]))
             element = wide
         parts.append(element)
-    return [*nodes, gs.Node("Concat", node.name, {"axis": axis}, parts, [node.outputs[0]])]
+    return [*nodes, gs.Node("Concat", _named(node, "concat"), {"axis": axis}, parts, [node.outputs[0]])]
 
 
 def _length(graph: gs.Graph, node: gs.Node, held: Contents) -> Given:
@@ -216,18 +216,23 @@ _READERS: Mapping[str, Callable[[gs.Graph, gs.Node, Contents], Given]] = Mapping
 """Operators that read known contents, and what stands for them."""
 
 
-def _cut(graph: gs.Graph, part: _Part, output: gs.Tensor, name: str = "") -> list[gs.Node]:
+def _named(node: gs.Node, kind: str) -> str:
+    """A name for what stands for a node, which has other attributes and its documentation no more."""
+    return f"{node.name}_{kind}" if node.name else ""
+
+
+def _cut(graph: gs.Graph, part: _Part, output: gs.Tensor, name: str) -> list[gs.Node]:
     """The node that gives a part."""
     if part.is_single:
         index = gs.Constant(fresh_name(graph, f"{output.name}_index"), np.array(part.start))
-        return [gs.Node("Gather", name or output.name, {"axis": part.axis}, [part.source, index], [output])]
+        return [gs.Node("Gather", name, {"axis": part.axis}, [part.source, index], [output])]
     bounds = {"starts": part.start, "ends": part.stop, "axes": part.axis}
     operands = [gs.Constant(fresh_name(graph, f"{output.name}_{n}"), np.array([v])) for n, v in bounds.items()]
-    return [gs.Node("Slice", name or output.name, {}, [part.source, *operands], [output])]
+    return [gs.Node("Slice", name, {}, [part.source, *operands], [output])]
 
 
 def _constant(node: gs.Node, values: npt.NDArray[Any]) -> list[gs.Node]:
-    return [gs.Node("Constant", node.name, {"value": gs.Constant("", values)}, [], [node.outputs[0]])]
+    return [gs.Node("Constant", _named(node, "constant"), {"value": gs.Constant("", values)}, [], [node.outputs[0]])]
 
 
 def _put(graph: gs.Graph, node: gs.Node, given: list[gs.Node] | gs.Tensor) -> None:
@@ -238,7 +243,7 @@ def _put(graph: gs.Graph, node: gs.Node, given: list[gs.Node] | gs.Tensor) -> No
         if id(output) not in leaving:
             replace_node(graph, node, given)
             return
-        given = [gs.Node("Identity", node.name, {}, [given], [output])]
+        given = [gs.Node("Identity", _named(node, "identity"), {}, [given], [output])]
     place = next(place for place, other in enumerate(graph.nodes) if other is node)
     node.inputs.clear()
     node.outputs.clear()

@@ -64,6 +64,7 @@ CATALOGUE: Mapping[str, Topology] = MappingProxyType(
         "dense-net": Topology(conv.dense_net, {"w1:0": 6, "w2:0": 4, "w3:0": 4}),
         "split": Topology(conv.split, {"w1:0": 4, "w1:0/2": 6, "w2:0": 5}),
         "split-equally": Topology(conv.split_equally, {"w1:0": 4, "w1:0/2": 4}, opset=18),
+        "split-to-sequence": Topology(conv.split_to_sequence, {"w1:0": 4, "w1:0/2": 4, "w2:0": 6}),
         "split-gate": Topology(conv.split_gate, {"w1:0": 4}),
         "slice-channels": Topology(conv.slice_channels, {"w1:0": 4, "w1:0/2": 6}),
         "slice-overlapping": Topology(conv.slice_overlapping, {"w1:0": 3, "w1:0/2": 5}),

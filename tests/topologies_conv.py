@@ -110,6 +110,15 @@ def split_gate(net: Net) -> None:
     net.output(net.conv(net.Mul(left, net.Sigmoid(right)), 4, 3))
 
 
+def split_to_sequence(net: Net) -> None:
+    """A sequence of known parts in an optional, two of them read, and a list that is joined again."""
+    parts = net.op("SplitToSequence", net.conv_relu(net.image(), 3, 12), net.const([4, 4, 4]), axis=1)
+    held = net.op("OptionalGetElement", net.op("Optional", parts))
+    first, last = (net.op("SequenceAt", held, net.const(np.array(place))) for place in (0, -1))
+    listed = net.op("SequenceInsert", net.op("SequenceConstruct", net.conv_relu(first, 4, 6)), last)
+    net.output(net.conv(net.op("ConcatFromSequence", listed, axis=1), 10, 4))
+
+
 def slice_channels(net: Net) -> None:
     x = net.conv_relu(net.image(), 3, 10)
     first, last = net.slice(x, 1, 0, 4), net.slice(x, -3, -6, 2**31 - 1)

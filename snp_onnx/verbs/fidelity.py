@@ -164,10 +164,11 @@ def measure_fidelity(
     sums: dict[str, Sums] = {}
     for start, rows, real, before, after in _runs(dense, pruned, batches, mask, surface or Surface()):
         for name, expected in before.items():
-            if expected.dtype.kind not in "fiub" or name not in after:
+            whole = name if name in by_name else name.rpartition("[")[0]  # of a sequence each element is compared
+            if expected.dtype.kind not in "fiub" or (name not in after and whole not in by_name):
                 continue
-            total = sums.setdefault(name, Sums(name, by_name.get(name)))
-            if not _is_comparable(name, total.ending, expected, after[name]):
+            total = sums.setdefault(name, Sums(name, by_name.get(whole)))
+            if name not in after or not _is_comparable(name, total.ending, expected, after[name]):
                 total.leave_out()
                 continue
             axis = None if sample_axes is None else sample_axes.get(name, sample_axis(expected, rows))
