@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from snp_onnx.errors import ModelError
-from snp_onnx.sources.inputs import Array, InputSpec, fixed_batch, has_batch_axis, input_specs
+from snp_onnx.sources.inputs import Array, InputSpec, fixed_batch, has_batch_axis, input_specs, require_tensors
 from snp_onnx.sources.samples import Part, Preprocess, Samples, open_samples
 
 ROWS = 12
@@ -248,5 +248,6 @@ def test_input_specs_leave_initialisers_out_and_know_the_batch() -> None:
     assert has_batch_axis(specs[:1])
     assert (fixed_batch(specs), fixed_batch(specs[:1]), fixed_batch(specs[1:])) == (None, None, 7)
     model.graph.input[0].type.sequence_type.elem_type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    assert [entry.name for entry in input_specs(model)] == ["ids"]
     with pytest.raises(ModelError, match="'x' is not a tensor"):
-        input_specs(model)
+        require_tensors(model)
