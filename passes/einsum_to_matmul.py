@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import Note, Outcome, fresh_name, insert_before, replace_values, values_of
+from snp_onnx.passes.base import Note, Outcome, fresh_name, holds_floats, insert_before, replace_values, values_of
 from snp_onnx.tracing.rules.einsum import parse
 
 
@@ -55,7 +55,7 @@ def _product(node: gs.Node) -> _Product | None:
     if len(terms) != 2 or sorted(constant) != [False, True] or "." in "".join(terms):
         return None
     source, weight = constant.index(False), constant.index(True)
-    if np.dtype(node.inputs[weight].dtype).kind != "f":
+    if not holds_floats(node.inputs[weight]):
         return None
     inner = [index for index in terms[source] if index in terms[weight]]
     rest = terms[source][: len(terms[source]) - len(inner)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,23 +49,45 @@ _QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
 _QUANTISERS_SINCE = 21
 """The reference takes all of their types from here on; for older graphs they mean the same."""
 
-
 _IR_VERSION = 8
 """Of the model of one node, old enough for every runtime."""
 
 
-def _by_runtime(op: Op, model: onnx.ModelProto, feed: Mapping[str, Array]) -> list[Any]:
-    """The outputs as onnxruntime computes them; ModelError where it can't."""
+_RANDOM = frozenset(["RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"])
+"""Operators that give something else on every run, whatever they read."""
+
+
+def _alone(op: Op, feed: Mapping[str, Array], output: str) -> onnx.ModelProto:
+    """A model of one node as the standard operator of its name."""
+    node = onnx.NodeProto()
+    node.CopyFrom(op.node)
+    node.domain = ""
+    inputs = [
+        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(values.dtype), None)
+        for name, values in feed.items()
+    ]
+    outputs = [onnx.helper.make_value_info(output, onnx.TypeProto())]
+    version = max(op.version, _QUANTISERS_SINCE) if op.type in _QUANTISERS else op.version
+    imports = [onnx.helper.make_opsetid("", version)]
+    graph = onnx.helper.make_graph([node], "weight", inputs, outputs)
+    return onnx.helper.make_model(graph, opset_imports=imports, ir_version=_IR_VERSION)
+
+
+def _by_runtime(op: Op, feed: Mapping[str, Array], output: str) -> Array:
+    """The output as onnxruntime computes it, of bfloat16 in float32; ModelError where it can't."""
+    narrow = next((values.dtype for values in feed.values() if values.dtype.name == "bfloat16"), None)
+    wide = {name: values.astype(np.float32) if values.dtype == narrow else values for name, values in feed.items()}
     try:
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        return list(session.run(None, feed))
+        model = _alone(op, wide, output).SerializeToString()
+        (found,) = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, wide)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"node {op.name} ({op.type}) computes a weight from constants and can't be run: {reason}"
         ) from error
+    return found.astype(narrow) if narrow is not None and found.dtype == np.float32 else np.asarray(found)
 
 
 class Weights:
@@ -78,7 +99,8 @@ class Weights:
         for op in ops_of(model):
             names = [name for name in op.inputs if name]
             known = all(name in self._tensors or name in self._makers for name in names)
-            if known and (names or op.type == "Constant") and not op.has_subgraph and op.is_evaluable:
+            is_random = op.type in _RANDOM or (op.type == "Dropout" and bool(op.input(2)))
+            if known and (names or op.type == "Constant") and not op.has_subgraph and op.is_evaluable and not is_random:
                 self._makers.update({name: op for name in op.outputs if name})
 
     def knows(self, tensor: str) -> bool:
@@ -91,23 +113,10 @@ class Weights:
             return array_of(self._tensors[tensor])
         op = self._makers[tensor]
         feed = {name: self.array(name) for name in op.inputs if name}
-        node = onnx.NodeProto()
-        node.CopyFrom(op.node)
-        node.domain = ""
-        types = [onnx.helper.np_dtype_to_tensor_dtype(values.dtype) for values in feed.values()]
-        graph = onnx.helper.make_graph(
-            [node],
-            "weight",
-            [onnx.helper.make_tensor_value_info(*pair, None) for pair in zip(feed, types, strict=True)],
-            [onnx.helper.make_value_info(tensor, onnx.TypeProto())],
-        )
-        version = max(op.version, _QUANTISERS_SINCE) if op.type in _QUANTISERS else op.version
-        imports = [onnx.helper.make_opsetid("", version)]
-        model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=_IR_VERSION)
         try:
-            outcome = ReferenceEvaluator(model).run(None, feed)
+            outcome = ReferenceEvaluator(_alone(op, feed, tensor)).run(None, feed)
         except Exception:  # the reference lacks some forms: a Pad with negative amounts is one
-            outcome = _by_runtime(op, model, feed)
+            return _by_runtime(op, feed, tensor)
         return np.asarray(next(iter(outcome)))
 
     def chain(self, tensor: str) -> list[Op]:
