@@ -78,13 +78,25 @@ class Emitter:
         if not isinstance(starts, str) and not any(starts) and set(ends) <= {END} and set(steps) <= {1}:
             return x
         if self.opset >= 10:
-            first = starts if isinstance(starts, str) else self.ints(starts)
+            first = starts if isinstance(starts, str) else self._starts(x, starts)
             return self.emit("Slice", x, first, self.ints(ends), self.ints(axes), self.ints(steps))
         if isinstance(starts, str):
             raise ModelError(f"Slice of opset {self.opset} takes no run-time start: convert the model to opset 10")
         if any(starts) or set(ends) != {END}:
             x = self.emit("Slice", x, axes=list(axes), starts=list(starts), ends=list(ends))
         return x if set(steps) == {1} else self._every_by_pooling(x, rank, axes, steps)
+
+    def _starts(self, x: str, starts: Sequence[int]) -> str:
+        """Where a Slice of `x` starts; in opset 10 as a sum with 0 that isn't known before the run.
+
+        The inference of that Slice would give an axis of unknown extent the same extent behind it, and the runtime reuse
+        memory by that.
+        """
+        first = self.ints(starts)
+        if self.opset != 10:
+            return first
+        extent = self.emit("Gather", self.emit("Shape", x), self.ints([0]), axis=0)
+        return self.emit("Add", first, self.emit("Sub", extent, extent))
 
     def _every_by_pooling(self, x: str, rank: int, axes: Sequence[int], steps: Sequence[int]) -> str:
         """Slice has no steps before opset 10: a MaxPool of kernel 1 keeps the same positions, of a float tensor."""
