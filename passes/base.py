@@ -94,9 +94,13 @@ def outside(name: str, values: npt.NDArray[Any], store: Store) -> Outside | npt.
 
 
 def holds_floats(constant: gs.Constant) -> bool:
-    """Whether an initialiser is of a floating-point type, bfloat16 included, which graphsurgeon calls by its number."""
-    kind = constant.dtype
-    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind) if isinstance(kind, int) else kind).kind in "fV"
+    """Whether an initialiser is of a floating-point type."""
+    return "float" in numpy_type(constant.dtype).name
+
+
+def numpy_type(kind: Any) -> np.dtype[Any]:
+    """The type of a tensor of graphsurgeon, which calls by their number those that numpy itself lacks, as bfloat16."""
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind) if isinstance(kind, int) else kind)
 
 
 def fresh_name(graph: gs.Graph, wish: str) -> str:

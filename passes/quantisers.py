@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import values_of
+from snp_onnx.passes.base import numpy_type, values_of
 
 Vector = npt.NDArray[np.float64]
 
@@ -69,7 +69,7 @@ def _type_of(node: gs.Node) -> Any:
     found += [tensor.dtype for tensor in node.inputs if isinstance(tensor, gs.Constant)]
     makers = [maker for tensor in node.inputs for maker in tensor.inputs if maker.op == "Cast"]
     found += [onnx.helper.tensor_dtype_to_np_dtype(int(maker.attrs["to"])) for maker in makers]
-    return next((kind for kind in found if kind), np.float32)
+    return numpy_type(next((kind for kind in found if kind), np.float32))
 
 
 def stored_weights(graph: gs.Graph) -> Iterator[Stored]:
@@ -161,8 +161,9 @@ def _constant_behind_casts(node: gs.Node, place: int) -> tuple[gs.Node, int] | N
 
 
 def _kind(tensor: gs.Constant) -> str:
-    """The kind of a constant's type; none where numpy has no such type."""
-    return "" if isinstance(tensor.dtype, int) else np.dtype(tensor.dtype).kind
+    """The kind of a constant's type, bfloat16 being a float; none where numpy has no such type."""
+    kind = numpy_type(tensor.dtype)
+    return "f" if kind.name == "bfloat16" else "" if kind.kind == "V" else kind.kind
 
 
 def _spread(values: Vector, rank: int) -> Vector:

@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -87,14 +88,18 @@ class RotateStream:
             value = np.asarray(weights.array(op.input(place)), dtype=np.float64)
             for change in changes:
                 value = change(value)
-            notes += _write(graph, _node(nodes, op), place, value, weights.path(op.input(place)))
+            value, path = value.astype(self._type(op.input(place))), weights.path(op.input(place))
+            notes += _write(graph, _node(nodes, op), place, value, path)
         for reader, shift in inserted:
-            _insert_bias(graph, _node(nodes, reader.linear.op), shift)
+            _insert_bias(graph, _node(nodes, reader.linear.op), shift.astype(self._type(reader.linear.output)))
         for op in self.stream.bypassed:
             _bypass(graph, _node(nodes, op))
         for norm in self.stream.norms:
-            _write_norm(graph, _node(nodes, norm.last), norm, self.stream.width)
+            _write_norm(graph, _node(nodes, norm.last), norm, self.stream.width, self._type(norm.output))
         return Outcome(True, tuple(notes))
+
+    def _type(self, tensor: str) -> np.dtype[Any]:
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(self.flow.trace.facts.types[tensor]))
 
     def _steps(self) -> tuple[dict[Operand, list[Change]], list[tuple[Reader, Matrix]]]:
         """What is done to every operand, in this order, and shifts for which there is no bias to take them."""
@@ -148,7 +153,7 @@ def _node(nodes: Mapping[str, gs.Node], op: Op) -> gs.Node:
     return nodes[next(name for name in op.outputs if name)]
 
 
-def _write(graph: gs.Graph, node: gs.Node, place: int, value: Matrix, path: WeightPath | None) -> list[Note]:
+def _write(graph: gs.Graph, node: gs.Node, place: int, value: npt.NDArray[Any], path: WeightPath | None) -> list[Note]:
     """Give a node's operand other values: in the initialiser behind it where nobody else reads that."""
     operand = node.inputs[place]
     root = operand
@@ -158,18 +163,16 @@ def _write(graph: gs.Graph, node: gs.Node, place: int, value: Matrix, path: Weig
         held = values_of(root)
         replace_values(root, path.undo(value, held.shape, held.dtype))
         return []
-    dtype = values_of(operand).dtype if isinstance(operand, gs.Constant) else operand.dtype
-    node.inputs[place] = gs.Constant(fresh_name(graph, f"{operand.name}_rotated"), value.astype(dtype))
+    node.inputs[place] = gs.Constant(fresh_name(graph, f"{operand.name}_rotated"), value)
     why = "computed from constants" if path is None else "shared by several nodes"
     return [Note(operand.name, f"{why}: the residual stream has a copy of its own now")]
 
 
-def _insert_bias(graph: gs.Graph, node: gs.Node, shift: Matrix) -> None:
+def _insert_bias(graph: gs.Graph, node: gs.Node, shift: npt.NDArray[Any]) -> None:
     output = node.outputs[0]
-    dtype = node.inputs[1].dtype
     bare = gs.Variable(fresh_name(graph, f"{output.name}_bare"), output.dtype, output.shape)
     node.outputs[0] = bare
-    bias = gs.Constant(fresh_name(graph, f"{output.name}_shift"), shift.astype(dtype))
+    bias = gs.Constant(fresh_name(graph, f"{output.name}_shift"), shift)
     place = next(index for index, other in enumerate(graph.nodes) if other is node)
     graph.nodes.insert(place + 1, gs.Node("Add", bias.name, inputs=[bare, bias], outputs=[output]))
 
@@ -184,17 +187,16 @@ def _mean_name(norm: Norm) -> str:
     return f"{norm.output}/mean_square"
 
 
-def _write_norm(graph: gs.Graph, last: gs.Node, norm: Norm, width: int) -> None:
-    """y = x / sqrt(mean(x²) + eps) times ones, in float32 where the stream has fewer bits.
+def _write_norm(graph: gs.Graph, last: gs.Node, norm: Norm, width: int, kind: np.dtype[Any]) -> None:
+    """y = x / sqrt(mean(x²) + eps) times ones, in float32 where the stream, of type `kind`, has fewer bits.
 
     A rotation gathers the energy in few entries, whose squares would overflow in float16.
     """
     output = last.outputs[0]
     source = next(tensor for tensor in graph.tensors().values() if tensor.name == norm.input)
-    dtype = np.dtype(np.float64 if output.dtype == np.float64 else np.float32)
-    is_narrow = output.dtype is not None and np.dtype(output.dtype) not in (np.float32, np.float64)
+    is_narrow = kind not in (np.float32, np.float64)
     last.outputs.clear()
-    writing = _Writing(graph, last, norm.output, dtype)
+    writing = _Writing(graph, last, norm.output, np.dtype(np.float32) if is_narrow else kind)
     x = writing.add("Cast", "wide", [source], {"to": 1}) if is_narrow else source
     square = writing.add("Pow", "square", [x, writing.constant("two", np.array(2.0))])
     mean = _mean(graph, writing, square)
@@ -204,8 +206,8 @@ def _write_norm(graph: gs.Graph, last: gs.Node, norm: Norm, width: int) -> None:
     if not is_narrow:
         writing.add("Mul", "", [y, gain], output=output)
         return
-    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(output.dtype))
-    writing.add("Cast", "", [writing.add("Mul", "gained", [y, gain])], {"to": kind}, output)
+    to = onnx.helper.np_dtype_to_tensor_dtype(kind)
+    writing.add("Cast", "", [writing.add("Mul", "gained", [y, gain])], {"to": to}, output)
 
 
 def _mean(graph: gs.Graph, writing: _Writing, square: gs.Variable) -> gs.Variable:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import Note, Outcome, fresh_name
+from snp_onnx.passes.base import Note, Outcome, fresh_name, numpy_type
 
 _PLAIN = {"FusedConv": "Conv", "FusedGemm": "Gemm"}
 _NAMES: Mapping[str, tuple[str, ...]] = {
@@ -55,7 +55,7 @@ def _split(graph: gs.Graph, node: gs.Node, activation: str) -> None:
         return
     last = node if added is None else node.outputs[0].outputs[0]
     if activation == "Clip" and graph.opset >= 11:
-        kind = np.dtype(last.outputs[0].dtype or np.float32)
+        kind = numpy_type(node.inputs[1].dtype or last.outputs[0].dtype or np.float32)
         bounds = [gs.Constant(fresh_name(graph, f"{node.outputs[0].name}_{n}"), np.array(v, kind)) for n, v in numbers]
         _behind(graph, last, "Clip", bounds, {})
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -91,6 +92,19 @@ def test_products_become_a_matmul(
     assert_valid(rewritten.model, feed)
     assert model.SerializeToString() == before
     assert rewrite(rewritten.model, [EinsumToMatMul()]).model == rewritten.model
+
+
+def test_a_weight_of_bfloat16_becomes_a_matmul_too() -> None:
+    net = Net(batch="n", dtype=ml_dtypes.bfloat16)
+    _with_equation("bij,kj->bik", 10, 12)(net)
+    model = net.model()
+    assert "Einsum" not in [node.op_type for node in prepare(model).model.graph.node]
+    feed = {name: values.astype(np.float32) for name, values in feed_for(model, 30).items()}
+    assert snp_onnx.inspect(model).groups
+    result = snp_onnx.prune(model, feed, target_macs=0.7, preset="fast")
+    assert result.report.pruned.macs < result.report.dense.macs
+    kinds = {tensor.data_type for tensor in result.model.graph.initializer}
+    assert kinds == {onnx.TensorProto.BFLOAT16}
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,13 @@ def sequence(net: Net) -> None:
     net.output(net.linear(x, 8, 4))
 
 
+def slices_at_run_time(net: Net) -> None:
+    """Bounds from an extent: the inference of opset 10 then knows no extents, and takes them to stay behind a Slice."""
+    x = net.conv_relu(net.image(), 3, 8)
+    x = net.Slice(x, net.const([0]), net.Div(net.extent(x, 1), net.const([2])), net.const([1]))
+    net.output(net.conv(net.conv_relu(x, 4, 6), 6, 4))
+
+
 @pytest.mark.parametrize("draw", [plain_layers, strided, sequence])
 @pytest.mark.parametrize("opset", [9, 10])
 def test_best_puts_nothing_newer_than_the_opset_in(draw, opset: int) -> None:
@@ -142,3 +149,11 @@ def test_best_puts_nothing_newer_than_the_opset_in(draw, opset: int) -> None:
     assert opset_of(result.model) == opset
     assert result.report.timings["refit"] > 0
     assert difference(run(source, feed_for(source, 8)), run(result.model, feed_for(source, 8))) < 0.5
+
+
+def test_slices_of_opset_10_do_not_mislead_the_runtime() -> None:
+    net = Net(10, batch="n")
+    slices_at_run_time(net)
+    source = net.model()
+    result = snp_onnx.prune(source, feed_for(source, 64), target_macs=0.7, preset="best")
+    assert result.report.pruned.macs < result.report.dense.macs

@@ -277,6 +277,14 @@ def test_what_a_wider_one_is_computed_from_stays() -> None:
     assert kinds(model) == ["MatMul", "Relu", "Tile", "Slice", "Add"]
 
 
+@pytest.mark.parametrize("kind", ["RandomNormalLike", "Dropout"])
+def test_what_is_drawn_at_run_time_is_no_constant(kind: str) -> None:
+    net = Net()
+    operands = [net.const(0.5), net.const(True)] if kind == "Dropout" else []
+    net.output(net.MatMul(net.input("x", 8), net.op(kind, net.normal(8, 8), *operands)))
+    assert kinds(prepare(net.model()).model) == [kind, "MatMul"]
+
+
 def test_a_weight_that_nothing_can_compute_is_named() -> None:
     net = Net()
     weight = net.op("StringNormalizer", net.op("StringNormalizer", net.normal(8, 8)))

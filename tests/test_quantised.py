@@ -393,14 +393,19 @@ def test_the_float_form_of_codes_is_what_they_stand_for() -> None:
         assert rewrite(prepare(model).model, [Requantise(values)]).notes == ()
 
 
-def test_codes_of_a_float16_model_stand_for_float16() -> None:
+@pytest.mark.parametrize("is_declared", [True, False])
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
+def test_codes_of_a_model_of_half_floats_stand_for_these(kind: int, is_declared: bool) -> None:
     """The type of a Mul need not be declared."""
-    net = Net(batch="N", dtype=np.float16)
+    net = Net(batch="N", dtype=onnx.helper.tensor_dtype_to_np_dtype(kind))
     codes = net.const(np.random.default_rng(0).integers(-90, 90, (8, 6)), dtype=np.int8)
-    weight = net.Mul(net.Cast(codes, to=TensorProto.FLOAT16), net.const(np.full((1, 6), 0.01)))
+    weight = net.Mul(net.Cast(codes, to=kind), net.const(np.full((1, 6), 0.01)))
     net.output(net.MatMul(net.input("x", 8), weight))
-    plain = rewrite(net.model(), [Dequantise(), EliminateDead()]).model
-    assert [t.data_type for t in plain.graph.initializer] == [TensorProto.FLOAT16]
+    model = net.model()
+    if not is_declared:
+        del model.graph.value_info[:]
+    plain = rewrite(model, [Dequantise(), EliminateDead()]).model
+    assert [t.data_type for t in plain.graph.initializer] == [kind]
 
 
 def test_what_is_no_code_of_both_signs_is_cut_as_it_is() -> None:

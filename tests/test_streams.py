@@ -6,7 +6,9 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -219,6 +221,20 @@ def test_principal_axes_with_one_reader_are_reduced_rank_regression(kept: int) -
     assert np.isclose(np.square((x - x @ projector) @ weight).sum(), least, rtol=1e-6)
     by_energy = principal_axes(gram)[:, :kept]
     assert np.square((x - x @ by_energy @ by_energy.T) @ weight).sum() > 1.01 * least
+
+
+@pytest.mark.parametrize("is_declared", [True, False])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_a_stream_of_half_floats_keeps_its_type(dtype: Any, is_declared: bool) -> None:
+    """Where nothing declares it too: norms and shifts that are written are of the stream's type."""
+    model = built("layer_norm", dtype)
+    if not is_declared:
+        del model.graph.value_info[:]
+    result = snp_onnx.prune(model, rows(model), target_macs=0.8, units=["channels", "stream"], preset="fast")
+    assert [group.kind for group in result.report.groups if group.after < group.before].count("stream") == 1
+    kinds = {tensor.data_type for tensor in result.model.graph.initializer}
+    assert onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)) in kinds
+    assert onnx.TensorProto.DOUBLE not in kinds
 
 
 @pytest.mark.parametrize("name", ["layer_norm", "rms_parts"])

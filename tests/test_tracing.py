@@ -278,6 +278,24 @@ def test_a_sparse_weight_is_not_cut() -> None:
     assert "the shape of sparse is not known" in {barrier.reason for barrier in found.barriers}
 
 
+@pytest.mark.parametrize("operator", ["Expand", "Slice"])
+def test_an_extent_read_where_a_shape_is_not_known_is_barred(operator: str) -> None:
+    net = Net(batch=2)
+    x = net.conv_relu(net.image(), 3, 6)
+    places = net.op("NonZero", net.input("picked", dtype="bool"))
+    if operator == "Expand":
+        y = net.Expand(places, net.computed_shape(1, net.extent(x, 1), 2))
+    else:
+        y = net.Slice(places, net.const([0]), net.extent(x, 1), net.const([1]))
+    net.output(net.conv(x, 6, 3), net.op("Cast", y, to=1))
+    model = net.model()
+    found = trace(model, {"x": (2, 3, 8, 8), "picked": (2,)})
+    assert found.groups == ()
+    (barrier,) = [barrier for barrier in found.barriers if "is not known" in barrier.reason]
+    assert barrier.reason == f"the shape of {places if operator == 'Slice' else y} is not known" or operator == "Expand"
+    assert barrier.axis == 1
+
+
 def test_shapes_follow_the_units_that_stay() -> None:
     model = CATALOGUE["flatten-gemm"].model(2)
     found = trace(model, {"x": (2, 3, 8, 8)})

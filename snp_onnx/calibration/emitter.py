@@ -89,8 +89,8 @@ class Emitter:
     def _starts(self, x: str, starts: Sequence[int]) -> str:
         """Where a Slice of `x` starts; in opset 10 as a sum with 0 that isn't known before the run.
 
-        The inference of that Slice would give an axis of unknown extent the same extent behind it, and the runtime reuse
-        memory by that.
+        The inference of that Slice gives an axis of unknown extent the same extent behind it, and the runtime plans
+        its memory by that.
         """
         first = self.ints(starts)
         if self.opset != 10:
