@@ -373,3 +373,17 @@ def test_a_clock_that_varies_costs_some_time_not_the_model(monkeypatch: pytest.M
     assert len(seen) > 2
     assert sum(decision.after for decision in result.plan.decisions) > 3 * len(result.plan.decisions)
     assert result.plan.target == {"kind": "latency", "value": 0.6}
+
+
+def test_an_output_of_another_rank_than_declared_is_timed() -> None:
+    """The runtime warns and runs such a model, but refuses to bind its output."""
+    net = Net(12, batch="n")
+    h = net.linear(net.Relu(net.linear(net.input("x", 5, 6), 6, 12)), 12, 6)
+    unknown = net.Cast(net.Cast(net.Shape(h), to=FLOAT), to=onnx.TensorProto.INT64)
+    net.output(net.Reshape(h, unknown))
+    model = net.model()
+    declared = model.graph.output[0].type.tensor_type.shape
+    del declared.dim[2:]
+    result = snp_onnx.prune(model, feed_for(model, 40), target_macs=0.7, preset="fast", latency=True, threads=1)
+    assert result.report.latency[0].dense_ms > 0.0
+    assert result.model.graph.output[0] == model.graph.output[0]

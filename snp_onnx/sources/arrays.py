@@ -167,11 +167,21 @@ def open_npz(path: Path) -> dict[str, Zipped]:
 
 
 def as_array(name: str, value: object) -> Array:
-    """Any array-like as an array; what numpy cannot convert, ragged lists say, is a `CalibrationError`."""
+    """Any array-like as an array; what numpy cannot convert, ragged lists say, is a `CalibrationError`.
+
+    Strings come as numpy's own, which files can hold, in whatever form they are given.
+    """
     try:
-        return np.asarray(_on_host(value))
+        return _as_text(np.asarray(_on_host(value)))
     except (ValueError, TypeError, RuntimeError) as error:
         raise CalibrationError(f"array {name!r} cannot be read as a numpy array: {error}; give numpy arrays") from error
+
+
+def _as_text(array: Array) -> Array:
+    is_text = array.dtype.kind == "T" or (array.dtype.kind == "O" and array.size > 0)
+    if is_text and all(isinstance(one, str) for one in array.flat):
+        return np.array(array.tolist(), dtype=str).reshape(array.shape)
+    return array
 
 
 def _on_host(value: Any) -> Any:

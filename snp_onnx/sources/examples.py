@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from snp_onnx.errors import PlanError
-from snp_onnx.sources.inputs import Array, InputSpec, is_floating
+from snp_onnx.sources.inputs import Array, InputSpec, is_floating, is_text
 
 Values = Mapping[str, Array]
 NO_VALUES: Values = MappingProxyType({})
@@ -56,7 +56,7 @@ def _values(spec: InputSpec, shape: tuple[int, ...], known: Array | None, number
         return fitted(known, shape).astype(spec.dtype)
     if is_floating(spec.dtype):
         return np.random.default_rng(0).standard_normal(shape).astype(spec.dtype)
-    return np.full(shape, number).astype(spec.dtype)
+    return np.full(shape, str(number) if is_text(spec.dtype) else number).astype(spec.dtype)
 
 
 def fitted(values: Any, shape: tuple[int, ...]) -> Array:

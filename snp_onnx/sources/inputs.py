@@ -165,6 +165,11 @@ def is_floating(dtype: np.dtype[Any]) -> bool:
     return dtype.kind == "f" or (dtype.kind == "V" and "float" in dtype.name)
 
 
+def is_text(dtype: np.dtype[Any]) -> bool:
+    """Whether the type is of strings: as a model takes them (Python objects), or as files hold them."""
+    return dtype.kind in "OUST"
+
+
 def is_integral(dtype: np.dtype[Any]) -> bool:
     """Whether the type is an integer or a bool, the 4-bit integers included."""
     return dtype.kind in "iub" or (dtype.kind == "V" and "int" in dtype.name)

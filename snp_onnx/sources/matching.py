@@ -14,6 +14,7 @@ from snp_onnx.sources.inputs import (
     image_layout,
     is_floating,
     is_integral,
+    is_text,
 )
 from snp_onnx.sources.preprocess import Preprocess
 
@@ -100,9 +101,10 @@ class Matcher:
             )
         if not _is_castable(array.dtype, spec):
             held = "Python objects" if array.dtype.hasobject else str(array.dtype)
+            takes, wanted = ("strings", "strings") if is_text(spec.dtype) else (spec.dtype, "numbers of that type")
             raise CalibrationError(
                 f"array {name!r} of shape {array.shape} in {origin} holds {held}, but input {spec.name!r} of shape "
-                f"{expected_shape(spec, self.batched)} takes {spec.dtype}; save it as numbers of that type"
+                f"{expected_shape(spec, self.batched)} takes {takes}; save it as {wanted}"
             )
         return Match(name, array, view)
 
@@ -141,6 +143,8 @@ def _is_fitting(shape: tuple[int, ...], spec: InputSpec, batched: bool) -> bool:
 
 
 def _is_castable(dtype: Any, spec: InputSpec) -> bool:
+    if is_text(spec.dtype):
+        return dtype.kind in "US"
     if is_floating(spec.dtype):
         return is_floating(dtype) or is_integral(dtype)
     return is_integral(spec.dtype) and is_integral(dtype)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from snp_onnx.errors import CalibrationError
-from snp_onnx.sources.inputs import Array, InputSpec, Layout, image_layout, is_floating
+from snp_onnx.sources.inputs import Array, InputSpec, Layout, image_layout, is_floating, is_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,8 @@ def convert(values: Array, spec: InputSpec, name: str, preprocess: Preprocess) -
 
     Arithmetic is done in float64 and rounded once, to the type of the input.
     """
+    if is_text(spec.dtype):
+        return (np.char.decode(values) if values.dtype.kind == "S" else values).astype(object)
     with np.errstate(over="ignore", invalid="ignore"):
         if not is_floating(spec.dtype):
             return _to_integral(values, spec, name)

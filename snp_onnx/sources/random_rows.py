@@ -8,7 +8,7 @@ import numpy as np
 
 from snp_onnx.sources.arrays import Held, RowArray
 from snp_onnx.sources.examples import NO_VALUES, Values, check_given, fitted
-from snp_onnx.sources.inputs import Array, InputSpec, is_floating
+from snp_onnx.sources.inputs import Array, InputSpec, is_floating, is_text
 from snp_onnx.sources.shapes import resolve_shapes
 from snp_onnx.sources.spool import Spool
 
@@ -17,7 +17,10 @@ _INTEGERS_BELOW = 2  # 0 and 1 are valid as masks, flags and segment numbers ali
 
 @dataclass(frozen=True, slots=True)
 class RandomRows:
-    """Standard normal floats, integers from 0 to below `below`; `sample` is the first row's index, or the feed's."""
+    """Standard normal floats, integers from 0 to below `below`, or these as text.
+
+    `sample` is the first row's index, or the feed's.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -57,7 +60,8 @@ def random_feeds(
         feed: dict[str, RowArray] = {}
         for stream, (spec, shape) in enumerate(zip(specs, whole, strict=True)):
             wanted, below = (samples, *shape[1:]) if batched else shape, spec.below or _INTEGERS_BELOW
-            feed[spec.name] = RandomRows(wanted, spec.dtype, abs(seed), stream, sample, below)
+            kind = np.dtype(str) if is_text(spec.dtype) else spec.dtype
+            feed[spec.name] = RandomRows(wanted, kind, abs(seed), stream, sample, below)
             if spec.name in values:
                 fixed = fitted(values[spec.name], shape).astype(spec.dtype)
                 feed[spec.name] = Held(np.broadcast_to(fixed[:1] if batched else fixed, wanted))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ import numpy.typing as npt
 import onnx
 
 from snp_onnx.calibration.binding import bind
-from snp_onnx.calibration.sessions import Runtime, open_session
+from snp_onnx.calibration.sessions import Runtime, open_session, run
+from snp_onnx.sources.inputs import is_text
 from snp_onnx.tracing.surface import Surface
 
 Feed = Mapping[str, npt.NDArray[Any]]
-Run = Callable[[], None]
+Run = Callable[[], object]
 Clock = Callable[[], float]
 
 BURST = 4
@@ -88,10 +90,27 @@ def latency_of(
     """Both models on one feed that is bound once; the pruned one takes the part of it that `surface` says."""
     first = next(iter(feed.values()))
     fed = (feed, feed if surface is None else surface.cut(feed))
-    sessions = [open_session(model, runtime, stays=True, timed=True) for model in (dense, pruned)]
-    runs = [bind(session, own).run for session, own in zip(sessions, fed, strict=True)]
+    sessions = [open_session(_undeclared(model), runtime, stays=True, timed=True) for model in (dense, pruned)]
+    runs = [_ready(session, own) for session, own in zip(sessions, fed, strict=True)]
     batch = first.shape[0] if first.ndim else 1
     return measure_latency(runs[0], runs[1], batch, rounds, seconds, _clock_of(runtime))
+
+
+def _ready(session: Any, feed: Feed) -> Run:
+    """One run on a feed, bound where the runtime can bind it: strings it takes with the call alone."""
+    return (
+        partial(run, session, feed) if any(is_text(each.dtype) for each in feed.values()) else bind(session, feed).run
+    )
+
+
+def _undeclared(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without the shapes of its outputs: the runtime only warns of a wrong rank, but doesn't bind to it."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for value in copy.graph.output:
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
+    return copy
 
 
 def _clock_of(runtime: Runtime) -> Clock:
