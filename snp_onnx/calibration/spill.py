@@ -5,7 +5,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
-from snp_onnx.external import byte_count, copy_fields, is_external
+from snp_onnx.external import copy_fields
 
 LARGE = 1_500_000_000  # bytes of weights; protobuf ends at 2 GiB
 ALIGNMENT = 4096  # lets the runtime map the file
@@ -33,25 +33,6 @@ def spill(model: onnx.ModelProto, folder: Path) -> Path:
             weights.write(raw)
     path = folder / "model.onnx"
     path.write_bytes(slim.SerializeToString())
-    return path
-
-
-def hollow(model: onnx.ModelProto, folder: Path) -> Path:
-    """The graph of a model whose weights lie in files, for checks that don't read them: in their place are holes."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    end = 0
-    for tensor in copy.graph.initializer:
-        if is_external(tensor):
-            length = byte_count(tensor)
-            del tensor.external_data[:]
-            for key, value in {"location": "weights.bin", "offset": str(end), "length": str(length)}.items():
-                tensor.external_data.add(key=key, value=value)
-            end += -(-length // ALIGNMENT) * ALIGNMENT
-    with (folder / "weights.bin").open("wb") as weights:
-        weights.truncate(end)
-    path = folder / "model.onnx"
-    path.write_bytes(copy.SerializeToString())
     return path
 
 

@@ -97,7 +97,7 @@ def by_subset(model: Runnable, feed: Mapping[str, Array]) -> Finding:
     after = model.attempt(_rows(feed, kept))
     if after is None:
         return Finding("the runtime refuses some of its rows without the others", is_refusal=True)
-    compared = {name: _compare(before[name], after[name], kept, count) for name in before if name in after}
+    compared = {name: compare_rows(before[name], after[name], kept, count) for name in before if name in after}
     return _verdict(model, feed, compared, before, _most(model))
 
 
@@ -116,7 +116,7 @@ def by_others(model: Runnable, feed: Mapping[str, Array], others: Mapping[str, A
 
 
 @dataclass(frozen=True, slots=True)
-class _Compared:
+class Compared:
     """The axis of an output that has as many entries as rows, or a multiple, and the error of the rows kept.
 
     `is_known` is False where the size changed otherwise: with the data, or with the rows but not in proportion.
@@ -132,9 +132,9 @@ def _most(model: Runnable) -> float:
 
 
 def _verdict(
-    model: Runnable, feed: Mapping[str, Array], compared: Mapping[str, _Compared], before: Outputs, most: float
+    model: Runnable, feed: Mapping[str, Array], compared: Mapping[str, Compared], before: Outputs, most: float
 ) -> Finding:
-    free = _Compared(is_known=False)
+    free = Compared(is_known=False)
     compared = {name: free if name in model.sized_by_data else found for name, found in compared.items()}
     axes = {name: found.axis for name, found in compared.items()}
     differing = [name for name, found in compared.items() if found.error > most]
@@ -182,36 +182,36 @@ def _rows(feed: Mapping[str, Array], rows: Array) -> dict[str, Array]:
     return {name: values[rows] for name, values in feed.items()}
 
 
-def _compare(before: Array, after: Array, kept: Array, count: int) -> _Compared:
+def compare_rows(before: Array, after: Array, kept: Array, count: int) -> Compared:
     """An output of all rows beside that of the rows `kept` alone."""
     if before.ndim != after.ndim:
-        return _Compared(is_known=False)
+        return Compared(is_known=False)
     pairs = list(zip(before.shape, after.shape, strict=True))
     changed = [axis for axis, (a, b) in enumerate(pairs) if a != b]
     if not changed:
-        return _Compared()
+        return Compared()
     if any(a % count or a * len(kept) != b * count for a, b in (pairs[axis] for axis in changed)):
-        return _Compared(is_known=False)
+        return Compared(is_known=False)
     errors = []
     for is_outer in (True, False) if any(before.shape[axis] != count for axis in changed) else (True,):
         expected = before
         for axis in changed:
             expected = expected.take(_entries(kept, count, before.shape[axis] // count, is_outer), axis)
         errors.append(difference(expected, after))
-    return _Compared(changed[0], min(errors))
+    return Compared(changed[0], min(errors))
 
 
-def _compare_fixed(before: Array, after: Array, kept: Array, count: int, now: Array | None = None) -> _Compared:
+def _compare_fixed(before: Array, after: Array, kept: Array, count: int, now: Array | None = None) -> Compared:
     """An output before and after the rows other than `kept` were replaced; `now` is where the kept ones are then."""
-    found = [_Compared()]
+    found = [Compared()]
     if before.shape != after.shape:
-        return _Compared(is_known=False)
+        return Compared(is_known=False)
     now = kept if now is None else now
     for axis, size in enumerate(before.shape):
         if size == count or (axis == 0 and size and size % count == 0):
             for is_outer in (True, False):
                 old, new = (_entries(rows, count, size // count, is_outer) for rows in (kept, now))
-                found.append(_Compared(axis, difference(before.take(old, axis), after.take(new, axis))))
+                found.append(Compared(axis, difference(before.take(old, axis), after.take(new, axis))))
     return min(found[1:] or found, key=lambda one: one.error)
 
 
@@ -226,10 +226,11 @@ def _entries(rows: Array, count: int, each: int, is_outer: bool) -> Array:
     return np.asarray((np.arange(each)[:, None] * count + rows).ravel())
 
 
-def difference(expected: Array, found: Array) -> float:
+def difference(expected: Array, found: Array, least: float = 0.0) -> float:
     """Root mean square of the difference, in standard deviations of what is expected; NaN equals NaN.
 
     Of values that aren't floating point it is the share that differs. Infinite where shapes or what is finite differ.
+    `least` is the smallest standard deviation that is divided by.
 
     >>> round(difference(np.array([0.0, 2.0]), np.array([0.0, 3.0])), 3)
     0.706
@@ -248,5 +249,11 @@ def difference(expected: Array, found: Array) -> float:
         return float("inf")
     a, b = a[finite], b[finite]
     error = float(np.sqrt(np.mean(np.square(a - b)))) if a.size else 0.0
-    scale = float(a.std() + _FLOOR * np.abs(a).max()) if a.size else 0.0
+    scale = max(spread(a), least)
     return error / scale if scale else float(error > 0.0 and np.inf)
+
+
+def spread(values: Array) -> float:
+    """The standard deviation of what is finite, at least what rounding makes of it."""
+    known = values[np.isfinite(values)].astype(np.float64)
+    return float(known.std() + _FLOOR * np.abs(known).max()) if known.size else 0.0

@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 
 from snp_onnx._version import __version__
-from snp_onnx.cost import Cost, param_terms, total, weights
+from snp_onnx.cost import FLOATS, Cost, param_terms, total, weights
 from snp_onnx.errors import PlanError
+from snp_onnx.external import array_of
 from snp_onnx.model_io import bytes_on_disk, with_provenance
 from snp_onnx.passes import DropIdentities, EliminateDead, FoldWeights, Pass, SliceUnits, rewrite
 from snp_onnx.planning.decide import left_out, producer_names
@@ -148,6 +149,19 @@ def _in_dense_shape(subject: Subject, alive: Mask, values: Folds) -> Folds:
             whole[np.ix_(*(alive[labels] for labels in subject.trace.axes[name]))] = cut
         found[name] = subject.dense.keep(whole)
     return found
+
+
+def zero_filled(subject: Subject, candidate: Candidate) -> onnx.ModelProto | None:
+    """The candidate's weights in the dense shapes, with zeros where units went; None where it is quantised or large.
+
+    It computes what the candidate does, at every size, unless something is computed over all units together.
+    """
+    if subject.quantised is not None or subject.dense.store is not None:
+        return None
+    present = {name for name, tensor in weights(subject.prepared) if tensor.data_type in FLOATS}
+    values = {tensor.name: array_of(tensor) for tensor in candidate.model.graph.initializer if tensor.name in present}
+    whole = _in_dense_shape(subject, candidate.plan.alive(subject.trace), values)
+    return rewrite(subject.prepared, [FoldWeights(whole)]).model
 
 
 def tidied(work: Work, candidate: Candidate) -> Candidate:

@@ -18,12 +18,12 @@ from snp_onnx.planning.decide import eligible
 from snp_onnx.planning.options import Choices, Fold, Target, TargetKind
 from snp_onnx.planning.plan import Saved
 from snp_onnx.planning.transfer import on_blocks, on_groups
-from snp_onnx.sources.examples import Values, check_given
+from snp_onnx.sources.examples import Values, check_given, examples
 from snp_onnx.sources.inputs import input_specs
 from snp_onnx.sources.samples import Part, Samples
 from snp_onnx.tracing import Group, Kind
 from snp_onnx.verbs.bases import change_bases
-from snp_onnx.verbs.carry_out import Candidate, Work, candidate_from_plan, carry_out, tidied
+from snp_onnx.verbs.carry_out import Candidate, Work, candidate_from_plan, carry_out, tidied, zero_filled
 from snp_onnx.verbs.clocked import cautions, clocked
 from snp_onnx.verbs.deciding import plan_of
 from snp_onnx.verbs.depth import Descent
@@ -138,8 +138,14 @@ class Job:
         samples = calibration.samples if calibration is not None else None
         self.progress("verify", 0, 0)
         with clock("verify"):
-            feed = next(iter(samples.batches(self.data.batch_size, Part.HELD_OUT))) if samples is not None else None
-            verify(subject.dense.proto, candidate.model, self.runtime, feed)
+            dense = subject.dense.proto
+            feeds = (
+                examples(input_specs(dense), subject.input_shapes, subject.example)
+                if samples is None
+                else samples.batches(self.data.batch_size, Part.HELD_OUT)
+            )
+            notes = verify(dense, candidate.model, self.runtime, next(feeds), lambda: zero_filled(subject, candidate))
+            candidate = replace(candidate, notes=(*candidate.notes, *notes))
         with clock("fidelity"):
             fidelity: tuple[Fidelity, ...] = ()
             if calibration is not None:
