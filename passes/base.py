@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,10 +47,26 @@ class Outcome:
     notes: tuple[Note, ...] = ()
 
 
-class Pass(Protocol):
-    """A rewrite: valid graph in, valid graph out; run again, it changes nothing more."""
+class Pass(ABC):
+    """A rewrite: valid graph in, valid graph out; run again, it changes nothing more.
 
-    def __call__(self, graph: gs.Graph) -> Outcome: ...
+    `requires` and `ensures` say in words what isn't as the pass needs it, or as it promises to leave it; both are asked
+    whenever it runs.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def __call__(self, graph: gs.Graph) -> Outcome:
+        """Edit the graph in place."""
+
+    def requires(self, graph: gs.Graph) -> str:
+        """What the graph lacks; empty where the pass can run."""
+        return ""
+
+    def ensures(self, graph: gs.Graph) -> str:
+        """What the pass has left undone; empty where it kept its promise."""
+        return ""
 
 
 def constants(graph: gs.Graph) -> Iterator[gs.Constant]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import Note, Outcome, fresh_name, replace_node, replace_values, values_of
+from snp_onnx.passes.base import Note, Outcome, Pass, fresh_name, replace_node, replace_values, values_of
 from snp_onnx.passes.quantisers import is_pair, is_quantiser, reach_of, stored_weights
 
 _NONNEGATIVE = frozenset(
@@ -26,7 +26,7 @@ _NONNEGATIVE = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Dequantise:
+class Dequantise(Pass):
     """The float model of a graph with `stored_weights`; what is quantised in another way stays as it is."""
 
     def __call__(self, graph: gs.Graph) -> Outcome:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import Note, Outcome, fresh_name, holds_floats, insert_before, replace_values, values_of
+from snp_onnx.passes.base import Note, Outcome, Pass, fresh_name, holds_floats, insert_before, replace_values, values_of
 from snp_onnx.tracing.rules.einsum import parse
 
 
@@ -33,7 +33,7 @@ class _Product:
 
 
 @dataclass(frozen=True, slots=True)
-class EinsumToMatMul:
+class EinsumToMatMul(Pass):
     """Rewrite every Einsum of an activation and a weight of its own that is a plain matrix product."""
 
     def __call__(self, graph: gs.Graph) -> Outcome:

@@ -6,33 +6,43 @@ same layer; a normalisation that stands elsewhere stays and is sliced like any o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import Note, Outcome, fresh_name, holds_floats, replace_values, values_of
+from snp_onnx.passes.base import Note, Outcome, Pass, fresh_name, holds_floats, replace_values, values_of
 
 _LINEAR = ("Conv", "ConvTranspose", "Gemm")
 Vector = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class FoldBatchNorm:
+class FoldBatchNorm(Pass):
     """Fold every inference-mode BatchNormalization whose producer's output nothing else reads."""
 
     def __call__(self, graph: gs.Graph) -> Outcome:
         notes = []
-        outputs = {id(tensor) for tensor in graph.outputs}
-        for norm in [node for node in graph.nodes if node.op == "BatchNormalization"]:
-            linear = _foldable_producer(norm, outputs)
-            if linear is None:
-                continue
+        for norm, linear in _foldable(graph):
             _fold(graph, norm, linear)
             notes.append(Note(norm.name or norm.op, "folded into the layer before it"))
         graph.nodes[:] = [node for node in graph.nodes if node.op != "BatchNormalization" or node.outputs]
         return Outcome(bool(notes), tuple(notes))
+
+    def ensures(self, graph: gs.Graph) -> str:
+        norm, linear = next(_foldable(graph), (None, None))
+        return "" if norm is None or linear is None else f"{norm.name} still stands behind {linear.name}"
+
+
+def _foldable(graph: gs.Graph) -> Iterator[tuple[gs.Node, gs.Node]]:
+    """Every normalisation that the layer before it can take in, with that layer."""
+    outputs = {id(tensor) for tensor in graph.outputs}
+    for norm in [node for node in graph.nodes if node.op == "BatchNormalization" and node.outputs]:
+        linear = _foldable_producer(norm, outputs)
+        if linear is not None:
+            yield norm, linear
 
 
 def _foldable_producer(norm: gs.Node, outputs: set[int]) -> gs.Node | None:

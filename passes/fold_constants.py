@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import Note, Outcome, fresh_name
+from snp_onnx.passes.base import Note, Outcome, Pass, fresh_name
 from snp_onnx.tracing.op import ops_of
 from snp_onnx.tracing.weights import Weights
 
@@ -49,7 +49,7 @@ def computed_weights(model: onnx.ModelProto) -> dict[str, npt.NDArray[np.generic
 
 
 @dataclass(frozen=True, slots=True)
-class FoldConstants:
+class FoldConstants(Pass):
     """Replace the named computed tensors by initialisers of those values."""
 
     values: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)

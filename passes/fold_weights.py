@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import Note, Outcome, constants, replace_values, values_of
+from snp_onnx.passes.base import Note, Outcome, Pass, constants, replace_values, values_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FoldWeights:
+class FoldWeights(Pass):
     """Write folded values, in the dense shape, over the initialisers of the given names."""
 
     values: Mapping[str, npt.NDArray[np.generic]]
@@ -28,8 +28,13 @@ class FoldWeights:
             folded = self.values.get(constant.name)
             if folded is None or np.array_equal(folded, values_of(constant)):
                 continue
-            if tuple(folded.shape) != tuple(constant.shape):
-                raise ValueError(f"folded {constant.name} has shape {folded.shape}, the weight {tuple(constant.shape)}")
             replace_values(constant, folded.astype(values_of(constant).dtype, copy=False))
             notes.append(Note(constant.name, "folded"))
         return Outcome(bool(notes), tuple(notes))
+
+    def requires(self, graph: gs.Graph) -> str:
+        for constant in constants(graph):
+            folded = self.values.get(constant.name)
+            if folded is not None and tuple(folded.shape) != tuple(constant.shape):
+                return f"folded {constant.name} has shape {folded.shape}, the weight {tuple(constant.shape)}"
+        return ""

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import Note, Outcome, fresh_name
+from snp_onnx.passes.base import Note, Outcome, Pass, fresh_name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FreezeNumbers:
+class FreezeNumbers(Pass):
     """Give nodes constants for operands: values by the node's first output and the operand's place."""
 
     values: Mapping[tuple[str, int], npt.NDArray[np.generic]]
@@ -32,3 +32,8 @@ class FreezeNumbers:
             node.inputs[place] = gs.Constant(name, np.asarray(value))
             notes.append(Note(node.name or output, "a scale computed from the dimensions of a head is written out"))
         return Outcome(bool(notes), tuple(notes))
+
+    def requires(self, graph: gs.Graph) -> str:
+        given = {tensor.name for node in graph.nodes for tensor in node.outputs}
+        missing = sorted({output for output, _ in self.values} - given)
+        return f"no node gives {missing[0]}" if missing else ""

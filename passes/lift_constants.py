@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import Outcome, replace_node
+from snp_onnx.passes.base import Outcome, Pass, replace_node
 
 
 @dataclass(frozen=True, slots=True)
-class LiftConstants:
+class LiftConstants(Pass):
     """Replace Constant nodes of the main graph by initialisers of the same name, and Identity nodes by what they copy.
 
     Exporters write equal parameters once and reach them through Identity; the initialiser is then shared openly.
@@ -19,14 +20,23 @@ class LiftConstants:
 
     def __call__(self, graph: gs.Graph) -> Outcome:
         lifted = 0
-        kept_as_output = {id(tensor) for g in (graph, *graph.subgraphs(recursive=True)) for tensor in g.outputs}
-        for node in [node for node in graph.nodes if node.domain in (None, "", "ai.onnx")]:
-            constant = _constant(node)
-            if constant is None or id(node.outputs[0]) in kept_as_output:
-                continue
+        for node, constant in _liftable(graph):  # an Identity of a Constant node comes after it
             replace_node(graph, node, constant)
             lifted += 1
         return Outcome(lifted > 0)
+
+    def ensures(self, graph: gs.Graph) -> str:
+        node, _ = next(_liftable(graph), (None, None))
+        return "" if node is None else f"{node.op} node {node.name} can still become an initialiser"
+
+
+def _liftable(graph: gs.Graph) -> Iterator[tuple[gs.Node, gs.Constant]]:
+    """The nodes that initialisers can stand for, with these; what an output of a graph or a body shows stays."""
+    kept_as_output = {id(tensor) for g in (graph, *graph.subgraphs(recursive=True)) for tensor in g.outputs}
+    for node in [node for node in graph.nodes if node.domain in (None, "", "ai.onnx")]:
+        constant = _constant(node)
+        if constant is not None and id(node.outputs[0]) not in kept_as_output:
+            yield node, constant
 
 
 def _constant(node: gs.Node) -> gs.Constant | None:

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import Outcome, fresh_name
+from snp_onnx.passes.base import Outcome, Pass, fresh_name
 
 _SUMMING = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
 _SUM = 3
 
 
 @dataclass(frozen=True, slots=True)
-class NameSums:
+class NameSums(Pass):
     """Ask every normalisation of a sum for the sum."""
 
     def __call__(self, graph: gs.Graph) -> Outcome:

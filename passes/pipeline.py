@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,9 +13,10 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from snp_onnx.errors import PassError, SnpError
+from snp_onnx.errors import PassError, SnpError, is_debugged
 from snp_onnx.external import Store, bodies_of, is_external
-from snp_onnx.passes.base import Note, Outside, Pass, constants, outside
+from snp_onnx.passes.base import Note, Outcome, Outside, Pass, constants, outside
+from snp_onnx.tracing.op import read_by
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,26 +25,37 @@ class Rewritten:
 
     model: onnx.ModelProto
     notes: tuple[Note, ...]
+    changed: bool = True
+    """Whether it differs from the model that was given; where it doesn't, it is that very one."""
+
+    @property
+    def own(self) -> onnx.ModelProto:
+        """The model to be edited: a copy where it is the one that was given."""
+        if self.changed:
+            return self.model
+        copy = onnx.ModelProto()
+        copy.CopyFrom(self.model)
+        return copy
 
 
 def rewrite(model: onnx.ModelProto, passes: Sequence[Pass], store: Store | None = None) -> Rewritten:
-    """Run passes in order over a copy of the model; a pass that breaks is named.
+    """Run passes in order over a copy of the model; a pass that breaks is named, and one that breaks its contract.
 
-    Weights of the model that lie in files stay there, and new values of those go to the store.
+    Weights of the model that lie in files stay there, and new values of those go to the store. Where no pass changes
+    anything the model itself comes back, but for initialisers that are inputs too or that nothing reads: these go.
     """
-    notes: list[Note] = []
+    notes, changed = list[Note](), not _is_plain(model)
     with _quiet():
         graph = gs.import_onnx(model)
         _forget_types(graph)
         _leave_outside(graph, store)
         origins = list(zip(graph.nodes, model.graph.node, strict=True))
         for step in passes:
-            try:
-                notes += step(graph).notes
-            except SnpError:
-                raise
-            except Exception as error:
-                raise PassError(f"pass {type(step).__name__} failed: {type(error).__name__}: {error}") from error
+            outcome = (_run_twice if is_debugged() else _run)(step, graph)
+            notes += outcome.notes
+            changed = changed or outcome.changed
+        if not changed:
+            return Rewritten(model, tuple(notes), changed=False)
         _leave_outside(graph, store)
         result = _export(graph, model)
     _put_outside_bodies(model, result)
@@ -57,6 +70,57 @@ def _forget_types(graph: gs.Graph) -> None:
         for tensor in (*part.tensors().values(), *part.inputs, *part.outputs):
             if isinstance(tensor, gs.Variable) and tensor.type not in ("tensor_type", "sequence_type"):
                 tensor.dtype = None
+
+
+def _run(step: Pass, graph: gs.Graph) -> Outcome:
+    """Run a pass; PassError where it breaks, or its contract does."""
+    name = type(step).__name__
+    try:
+        lacking = step.requires(graph)
+        if lacking:
+            raise PassError(f"pass {name} can't run: {lacking}")
+        outcome = step(graph)
+        undone = step.ensures(graph)
+    except SnpError:
+        raise
+    except Exception as error:
+        raise PassError(f"pass {name} failed: {type(error).__name__}: {error}") from error
+    if undone:
+        raise PassError(f"pass {name} broke its contract: {undone}")
+    return outcome
+
+
+def _run_twice(step: Pass, graph: gs.Graph) -> Outcome:
+    """Run a pass, and once more; PassError where that changes more, where it misreports, or the graph has no order."""
+    name, before = type(step).__name__, _digest(graph)
+    outcome = _run(step, graph)
+    once = _digest(graph)
+    if outcome.changed != (once != before):
+        did = "nothing" if once == before else "something"
+        raise PassError(f"pass {name} broke its contract: it changed {did} and says otherwise")
+    if _run(step, graph).changed or _digest(graph) != once:
+        raise PassError(f"pass {name} broke its contract: run again, it changed something more")
+    known = {id(tensor) for tensor in graph.inputs}
+    for node in graph.nodes:
+        for tensor in node.inputs:
+            if not isinstance(tensor, gs.Constant) and tensor.name and id(tensor) not in known:
+                raise PassError(f"pass {name} broke its contract: nothing before {node.name} gives {tensor.name}")
+        known.update(map(id, node.outputs))
+    return outcome
+
+
+def _digest(graph: gs.Graph) -> str:
+    """The same for graphs that are written as the same bytes."""
+    written: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
+    return hashlib.sha256(written.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _is_plain(model: onnx.ModelProto) -> bool:
+    """Whether every initialiser is read by a node or is an output, and no input too: exporting drops the others."""
+    names = {tensor.name for tensor in model.graph.initializer}
+    read = {name for node in model.graph.node for name in read_by(node)}
+    read.update(value.name for value in model.graph.output)
+    return names <= read and names.isdisjoint(value.name for value in model.graph.input)
 
 
 def _leave_outside(graph: gs.Graph, store: Store | None) -> None:

@@ -11,16 +11,25 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from snp_onnx.errors import PassError
-from snp_onnx.passes.base import Note, Outcome, fresh_name, insert_before, replace_node
+from snp_onnx.passes.base import Note, Outcome, Pass, fresh_name, insert_before, replace_node
 from snp_onnx.tracing.blocks import Block
 
 
 @dataclass(frozen=True, slots=True)
-class RemoveBlocks:
-    """Give the output of each block as a copy of its input; PassError for a block that can't go or isn't there."""
+class RemoveBlocks(Pass):
+    """Give the output of each block, which can go, as a copy of its input."""
 
     blocks: tuple[Block, ...]
+
+    def requires(self, graph: gs.Graph) -> str:
+        tensors = graph.tensors()
+        for block in self.blocks:
+            if not block.is_removable:
+                return f"block {block.name} can't be removed: {block.reason}"
+            missing = [name for name in (block.input, block.output) if name not in tensors]
+            if missing:
+                return f"block {block.name} isn't in this graph: there is no tensor {missing[0]}"
+        return ""
 
     def __call__(self, graph: gs.Graph) -> Outcome:
         tensors = graph.tensors()
@@ -31,11 +40,6 @@ class RemoveBlocks:
 
 
 def _remove(graph: gs.Graph, tensors: dict[str, gs.Tensor], block: Block) -> bool:
-    if not block.is_removable:
-        raise PassError(f"block {block.name} can't be removed: {block.reason}")
-    missing = [name for name in (block.input, block.output) if name not in tensors]
-    if missing:
-        raise PassError(f"block {block.name} isn't in this graph: there is no tensor {missing[0]}")
     source, output = tensors[block.input], tensors[block.output]
     maker = output.inputs[0]
     if maker.op == "Identity" and maker.inputs[0] is source:
@@ -47,7 +51,7 @@ def _remove(graph: gs.Graph, tensors: dict[str, gs.Tensor], block: Block) -> boo
 
 
 @dataclass(frozen=True, slots=True)
-class DropIdentities:
+class DropIdentities(Pass):
     """Take out the Identity nodes that give these tensors; one that gives an output of a graph or a body stays."""
 
     tensors: frozenset[str]

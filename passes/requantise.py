@@ -16,7 +16,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from snp_onnx.external import array_of
-from snp_onnx.passes.base import Note, Outcome, constants, fresh_name, holds_floats, replace_values, values_of
+from snp_onnx.passes.base import Note, Outcome, Pass, constants, fresh_name, holds_floats, replace_values, values_of
 from snp_onnx.passes.quantisers import Stored, along, is_quantiser, stored_weights
 
 Array = npt.NDArray[Any]
@@ -29,7 +29,7 @@ NARROW = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Requantise:
+class Requantise(Pass):
     """Write float values, by the name of the initialiser, into a quantised graph of the same shapes.
 
     `narrow` are the weights that use 7 bits of their 8, for processors that would overflow otherwise.

@@ -21,7 +21,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from snp_onnx.external import Store
-from snp_onnx.passes.base import Note, Outcome, fresh_name, insert_before, replace_node, replace_values, values_of
+from snp_onnx.passes.base import Note, Outcome, Pass, fresh_name, insert_before, replace_node, replace_values, values_of
 from snp_onnx.passes.eliminate_dead import EliminateDead
 from snp_onnx.passes.pipeline import Rewritten, rewrite
 from snp_onnx.subspace import centring, turned
@@ -51,6 +51,8 @@ def rotate_streams(
     """
     steps = [RotateStream(flow, stream, bases.get(stream.id, np.eye(stream.width))) for stream in streams]
     rewritten = rewrite(model, [*steps, EliminateDead()], store)
+    if not rewritten.changed:
+        return rewritten
     means = open_norms(model).union(*(step.means for step in steps))
     _declare_open(rewritten.model, sorted(means))
     _declare_open(rewritten.model, sorted(open_norms(rewritten.model)))
@@ -66,7 +68,7 @@ def _declare_open(model: onnx.ModelProto, means: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class RotateStream:
+class RotateStream(Pass):
     """Rewrite one stream of the graph that `flow` was made from; `basis` is Q (d, d)."""
 
     flow: Flow
@@ -78,7 +80,17 @@ class RotateStream:
         """The means of squares in the norms it writes."""
         return [_mean_name(norm) for norm in self.stream.norms]
 
+    def requires(self, graph: gs.Graph) -> str:
+        missing = [norm.input for norm in self.stream.norms if norm.input not in graph.tensors()]
+        return f"there is no tensor {missing[0]}" if missing else ""
+
+    def ensures(self, graph: gs.Graph) -> str:
+        missing = set(self.means) - graph.tensors().keys()
+        return f"the norm of {sorted(missing)[0]} isn't written out" if missing else ""
+
     def __call__(self, graph: gs.Graph) -> Outcome:
+        if not self.ensures(graph):  # turned already
+            return Outcome(False)
         nodes = {next((t.name for t in node.outputs if t.name), ""): node for node in graph.nodes}
         steps, inserted = self._steps()
         notes = [Note(self.stream.id, f"residual stream of width {self.stream.width} rotated")]

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import Note, Outcome, constants, fresh_name, holds_floats, values_of
+from snp_onnx.passes.base import Note, Outcome, Pass, constants, fresh_name, holds_floats, values_of
 
 
 @dataclass(frozen=True, slots=True)
-class SeparateShared:
+class SeparateShared(Pass):
     """Copy floating-point constants with at most one axis longer than one that several nodes use."""
 
     def __call__(self, graph: gs.Graph) -> Outcome:

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import Note, Outcome, constants, replace_values, values_of
+from snp_onnx.passes.base import Note, Outcome, Pass, constants, replace_values, values_of
 from snp_onnx.passes.pick_positions import pick_positions
 from snp_onnx.passes.resize import RESIZERS, Resizing
 from snp_onnx.passes.resize_attention import FUSED_RESIZERS
+from snp_onnx.tracing.facts import Shape
 from snp_onnx.tracing.groups import Mask, Trace
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SliceUnits:
+class SliceUnits(Pass):
     """Slice the traced graph to the labels of `alive`, shape (trace.label_count,)."""
 
     trace: Trace
     alive: Mask
 
     def __call__(self, graph: gs.Graph) -> Outcome:
-        if self.alive.all():
+        if self.alive.all() or self._is_done(graph):
             return Outcome(False)
         notes = self._slice_constants(graph)
         self._reshape_variables(graph)
@@ -36,6 +38,32 @@ class SliceUnits:
             if resizer is not None and node is not None and node.op == op.type and resizing.is_touched(op):
                 resizer(node, op, resizing)
         return Outcome(bool(notes), tuple(notes))
+
+    def requires(self, graph: gs.Graph) -> str:
+        for constant, whole, left in self._traced(graph):
+            if tuple(constant.shape) not in (whole, left):
+                return f"{constant.name} has shape {tuple(constant.shape)}, and {whole} when it was traced"
+        return ""
+
+    def ensures(self, graph: gs.Graph) -> str:
+        for constant, whole, left in self._traced(graph):
+            if tuple(constant.shape) != left:
+                return f"{constant.name} has shape {tuple(constant.shape)}, and {left} of {whole} should be left"
+        return ""
+
+    def _is_done(self, graph: gs.Graph) -> bool:
+        """Whether every initialiser has the shape that should be left, and some had another."""
+        found = list(self._traced(graph))
+        is_left = all(tuple(constant.shape) == left for constant, _, left in found)
+        return is_left and any(whole != left for _, whole, left in found)
+
+    def _traced(self, graph: gs.Graph) -> Iterator[tuple[gs.Constant, Shape, Shape]]:
+        """The initialisers that the trace knows, their shapes in it, and what is left of these."""
+        for constant in constants(graph):
+            axes = self.trace.axes.get(constant.name)
+            if axes is not None and not self.alive.all():
+                counts = tuple(int(np.count_nonzero(self.alive[labels])) for labels in axes)
+                yield constant, tuple(map(len, axes)), counts
 
     def _slice_constants(self, graph: gs.Graph) -> list[Note]:
         notes = []

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import Note, Outcome, fresh_name, numpy_type
+from snp_onnx.passes.base import Note, Outcome, Pass, fresh_name, numpy_type
 
 _PLAIN = {"FusedConv": "Conv", "FusedGemm": "Gemm"}
 _NAMES: Mapping[str, tuple[str, ...]] = {
@@ -28,7 +28,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class SplitFused:
+class SplitFused(Pass):
     """Write every fused node whose activation is known as plain ones; the others stay."""
 
     def __call__(self, graph: gs.Graph) -> Outcome:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import Note, Outcome, constants, replace_values, values_of
+from snp_onnx.passes.base import Note, Outcome, Pass, constants, replace_values, values_of
 
 Matrix = npt.NDArray[np.float64]
 
@@ -30,7 +30,7 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TurnHeads:
+class TurnHeads(Pass):
     """Turn initialisers, by name; `digests` are those of their values before, so that nothing is turned twice."""
 
     turns: Mapping[str, tuple[Turn, ...]]

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from snp_onnx.passes.base import Note, Outcome, fresh_name, replace_node
+from snp_onnx.passes.base import Note, Outcome, Pass, fresh_name, replace_node
 
 LAST = int(np.iinfo(np.int64).max)
 
@@ -66,7 +66,7 @@ Given: TypeAlias = list[gs.Node] | gs.Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
-class UnpackSequences:
+class UnpackSequences(Pass):
     """Let what reads the elements of a known sequence, or of a known optional, read tensors."""
 
     def __call__(self, graph: gs.Graph) -> Outcome:

@@ -1,5 +1,15 @@
 """The errors a caller may see. Everything expected derives from `SnpError`; anything else is a bug of ours."""
 
+import os
+
+TRACEBACK = "SNP_ONNX_TRACEBACK"
+"""The variable that shows where a bug happened and what libraries log, and has every pass run twice."""
+
+
+def is_debugged() -> bool:
+    """Whether failures are shown in full, and passes held to their contracts."""
+    return os.environ.get(TRACEBACK) == "1"
+
 
 class SnpError(Exception):
     """Base of every expected error; its message is one sentence saying what is wrong, where, and what to do."""

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 import pytest
 from onnx import numpy_helper
 
-from snp_onnx.errors import ModelError, PassError, PlanError
+from snp_onnx.errors import TRACEBACK, ModelError, PassError, PlanError
 from snp_onnx.passes import (
     EliminateDead,
     FoldBatchNorm,
@@ -28,6 +28,12 @@ from snp_onnx.passes.fold_constants import computed_weights
 from tests.graphs import Array, Net, feed_for
 from tests.oracles import cut, difference, half_removed, run, tolerance, traced
 from tests.topologies import CATALOGUE
+
+
+@pytest.fixture(autouse=True)
+def run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pass runs twice, and is held to its contract."""
+    monkeypatch.setenv(TRACEBACK, "1")
 
 
 def kinds(model: onnx.ModelProto) -> list[str]:
@@ -363,7 +369,7 @@ def test_declared_shapes_follow_and_symbolic_ones_stay() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Failing:
+class Failing(Pass):
     """A pass that breaks."""
 
     error: Exception
@@ -377,6 +383,134 @@ def test_a_pass_that_breaks_is_named() -> None:
         rewrite(CATALOGUE["chain"].model(), [Failing(KeyError("x"))])
     with pytest.raises(PlanError, match="said already"):
         rewrite(CATALOGUE["chain"].model(), [Failing(PlanError("said already"))])
+
+
+@dataclass(frozen=True, slots=True)
+class Renaming(Pass):
+    """A pass that renames the first node and reports what it is told to."""
+
+    says: bool = True
+    ending: str = ""
+    lacks: str = ""
+    left: str = ""
+
+    def __call__(self, graph: gs.Graph) -> Outcome:
+        first = graph.nodes[0]
+        first.name = f"{first.name}{self.ending}" if self.ending else "renamed"
+        return Outcome(self.says)
+
+    def requires(self, graph: gs.Graph) -> str:
+        return self.lacks
+
+    def ensures(self, graph: gs.Graph) -> str:
+        return self.left
+
+
+@dataclass(frozen=True, slots=True)
+class Disordering(Pass):
+    """A pass that puts the last node first."""
+
+    def __call__(self, graph: gs.Graph) -> Outcome:
+        is_done = graph.nodes[0].op == "Relu"
+        if not is_done:
+            graph.nodes.insert(0, graph.nodes.pop(1))
+        return Outcome(not is_done)
+
+
+def test_contracts_are_asked_whenever_a_pass_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TRACEBACK)
+    model = CATALOGUE["chain"].model()
+    with pytest.raises(PassError, match="pass Renaming can't run: no luck"):
+        rewrite(model, [Renaming(lacks="no luck")])
+    with pytest.raises(PassError, match="pass Renaming broke its contract: half of it"):
+        rewrite(model, [Renaming(left="half of it")])
+    assert rewrite(model, [Renaming(), Renaming(ending="x")]).model.graph.node[0].name == "renamedx"
+
+
+@pytest.mark.parametrize(
+    ("step", "why"),
+    [
+        (Renaming(ending="x"), "run again, it changed something more"),
+        (Renaming(says=False), "it changed something and says otherwise"),
+        (Renaming(), "run again, it changed something more"),
+        (Disordering(), "nothing before n2 gives t1"),
+    ],
+)
+def test_a_pass_that_breaks_its_contract_is_found_when_all_run_twice(
+    step: Pass, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = CATALOGUE["chain"].model()
+    with pytest.raises(PassError, match=f"pass {type(step).__name__} broke its contract: {why}"):
+        rewrite(model, [step])
+    monkeypatch.setenv(TRACEBACK, "0")
+    rewrite(model, [step])
+
+
+def test_a_pass_that_reports_a_change_it_did_not_make_is_found() -> None:
+    model = CATALOGUE["chain"].model()
+    model.graph.node[0].name = "renamed"
+    with pytest.raises(PassError, match="it changed nothing and says otherwise"):
+        rewrite(model, [Renaming()])
+
+
+PROMISES: tuple[tuple[str, Pass, str], ...] = (
+    ("constant-nodes", LiftConstants(), "Constant node w1 can still become an initialiser"),
+    ("conv-bn-relu", FoldBatchNorm(), "n2 still stands behind n1"),
+)
+
+
+@pytest.mark.parametrize(("name", "step", "left"), PROMISES, ids=[name for name, *_ in PROMISES])
+def test_what_a_pass_promises_is_missing_before_it_ran(name: str, step: Pass, left: str) -> None:
+    graph = gs.import_onnx(CATALOGUE[name].model())
+    assert step.ensures(graph) == left
+    step(graph)
+    assert step.ensures(graph) == ""
+
+
+def test_dead_nodes_break_the_promise_that_there_are_none() -> None:
+    net = Net()
+    x = net.conv(net.image(), 3, 4)
+    net.Relu(x)
+    net.output(x)
+    graph = gs.import_onnx(net.model())
+    assert EliminateDead().ensures(graph) == "nothing reads what node n2 gives"
+    EliminateDead()(graph)
+    assert EliminateDead().ensures(graph) == ""
+
+
+def test_a_cut_needs_the_shapes_of_its_trace_and_leaves_what_is_alive() -> None:
+    model = CATALOGUE["chain"].model(2)
+    trace = traced(model, feed_for(model, 2))
+    step, graph = SliceUnits(trace, half_removed(trace)), gs.import_onnx(model)
+    assert (step.requires(graph), step.ensures(graph)) == (
+        "",
+        "w1 has shape (8, 3, 3, 3), and (4, 3, 3, 3) of (8, 3, 3, 3) should be left",
+    )
+    step(graph)
+    assert (step.requires(graph), step.ensures(graph)) == ("", "")
+    weight = graph.tensors()["w1"]
+    weight.values = weight.values[:2]
+    assert step.requires(graph) == "w1 has shape (2, 3, 3, 3), and (8, 3, 3, 3) when it was traced"
+
+
+def test_where_nothing_changes_the_model_itself_comes_back() -> None:
+    model = CATALOGUE["chain"].model(2)
+    same = rewrite(model, [LiftConstants(), EliminateDead()])
+    assert same.model is model
+    assert not same.changed
+    assert same.own is not model
+    assert same.own == model
+    changed = rewrite(model, [FoldWeights({"w1": np.zeros((8, 3, 3, 3), np.float32)})])
+    assert changed.changed
+    assert changed.own is changed.model
+
+
+def test_initialisers_that_nothing_reads_or_that_are_inputs_go_in_any_case() -> None:
+    model = CATALOGUE["chain"].model(2)
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), "unread"))
+    assert "unread" not in held(rewrite(model, []).model)
+    listed = CATALOGUE["listed-initialisers-ir3"].model()
+    assert [value.name for value in rewrite(listed, []).model.graph.input] == ["x"]
 
 
 def test_listed_initialisers_become_plain_ones_and_that_is_said() -> None:

@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 import snp_onnx.tracing.driver
+from snp_onnx.errors import TRACEBACK
 from snp_onnx.passes import prepare
 from snp_onnx.tracing import Trace
 from snp_onnx.tracing.groups import Kind, Mask
@@ -41,6 +42,12 @@ from tests.topologies import CATALOGUE
 ALL = [pytest.param(name, batch, id=f"{name}-{batch}") for name, t in CATALOGUE.items() for batch in t.batches]
 on_every_topology = pytest.mark.parametrize(("name", "batch"), ALL)
 BORDERS = {"graph input", "graph output"}
+
+
+@pytest.fixture(autouse=True)
+def run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pass runs twice, and is held to its contract."""
+    monkeypatch.setenv(TRACEBACK, "1")
 
 
 @dataclass(frozen=True, eq=False)

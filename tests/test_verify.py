@@ -246,6 +246,20 @@ def mixed(net: Net, hidden: str) -> str:
     return net.Add(hidden, net.Sub(net.reduce("ReduceMean", hidden, [0]), hidden))
 
 
+def of_several(net: Net, hidden: str) -> str:
+    """Right for two rows and more; a row alone gets another value."""
+    rows_ = net.op("Cast", net.extent(hidden, 0), to=TensorProto.FLOAT)
+    return net.Mul(
+        hidden, net.Min(net.Div(rows_, net.const([2.0], dtype=np.float32)), net.const([1.0], dtype=np.float32))
+    )
+
+
+def test_a_model_that_is_wrong_for_a_single_row_is_refused() -> None:
+    dense, pruned = rows(lambda net, h: net.Identity(net.Identity(h))), rows(of_several)
+    rename_output(pruned, dense)
+    refused(dense, pruned, "depends on the other rows of a batch of 6")
+
+
 def first_only(net: Net, hidden: str) -> str:
     """Gather with the places of a batch of six."""
     return net.op("Gather", hidden, net.const([0, 1, 2, 3, 4, 5]), axis=0)

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import typer
 
 from snp_onnx.cli.commands import app
-from snp_onnx.cli.remarks import TRACEBACK, has_traceback, remark, shows_own_warnings, silence_libraries
-from snp_onnx.errors import PassError, SnpError, TargetError
+from snp_onnx.cli.remarks import remark, shows_own_warnings, silence_libraries
+from snp_onnx.errors import TRACEBACK, PassError, SnpError, TargetError, is_debugged
 
 COMPLETE = "_SNP_ONNX_COMPLETE"
 """The variable in which a shell asks for completions."""
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console that knows no τ shows a question mark, not a traceback
-    if not has_traceback():
+    if not is_debugged():
         silence_libraries()
     sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
 
@@ -60,7 +60,7 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:
         if hasattr(error, "format_message"):  # a mistyped option or argument
             return _fail(error.format_message() + ("" if arguments else " snp-onnx --help lists them."), 2)
-        if has_traceback():
+        if is_debugged():
             raise
         return _fail(f"{type(error).__name__}: {error}: a bug of snp-onnx; {TRACEBACK}=1 shows where", 1)
 

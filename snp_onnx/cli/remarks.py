@@ -14,14 +14,6 @@ from typing import Any
 
 from snp_onnx.errors import SnpWarning
 
-TRACEBACK = "SNP_ONNX_TRACEBACK"
-"""The variable that shows where a bug happened, and what libraries log."""
-
-
-def has_traceback() -> bool:
-    """Whether failures are shown in full."""
-    return os.environ.get(TRACEBACK) == "1"
-
 
 def remark(kind: str, message: object) -> None:
     """One line on stderr."""

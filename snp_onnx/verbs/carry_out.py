@@ -82,7 +82,9 @@ def carry_out(work: Work, plan: Plan) -> Candidate:
     if work.choices.fold is not Fold.NONE:
         ways.insert(0, ("fold", folded(work, plan)))
     if work.choices.refine is not Refine.NONE and work.calibration is not None:
-        ways.insert(0, ("refit", _refitted(work, ways[0][1], alive)))
+        refitted = _refitted(work, ways[0][1], alive)
+        if refitted is not ways[0][1]:
+            ways.insert(0, ("refit", refitted))
     if work.calibration is None or len(ways) == 1 or not work.choices.fallback:
         return ways[0][1]
     with work.clock("settle"):
@@ -124,7 +126,7 @@ def folded(work: Work, plan: Plan) -> Candidate:
 
 
 def _refitted(work: Work, candidate: Candidate, alive: Mask) -> Candidate:
-    """The candidate with every layer solved anew that can be."""
+    """The candidate with every layer solved anew that can be; the very same one where none is."""
     assert work.calibration is not None
     with work.clock("refit"):
         subject, ridge = work.subject, work.choices.ridge
@@ -132,9 +134,11 @@ def _refitted(work: Work, candidate: Candidate, alive: Mask) -> Candidate:
         values = refit_layers(
             subject.flow, subject.aim, candidate.model, alive, ridge, work.calibration, keep, subject.gone
         )
-        model = rewrite(candidate.model, [FoldWeights(values)], subject.dense.store).model
+        found = rewrite(candidate.model, [FoldWeights(values)], subject.dense.store)
+    if not found.changed:
+        return candidate
     folds = {**candidate.folds, **_in_dense_shape(work.subject, alive, values)}
-    return replace(candidate, model=model, folds=folds)
+    return replace(candidate, model=found.model, folds=folds)
 
 
 def _in_dense_shape(subject: Subject, alive: Mask, values: Folds) -> Folds:
@@ -170,11 +174,13 @@ def tidied(work: Work, candidate: Candidate) -> Candidate:
     if depth is None:
         return candidate
     passes: list[Pass] = [DropIdentities.after(depth.blocks), EliminateDead()]
-    model = rewrite(candidate.model, passes, subject.dense.store).model
-    cost = replace(candidate.cost, bytes=bytes_on_disk(model, work.external_as))
+    tidy = rewrite(candidate.model, passes, subject.dense.store)
+    cost = candidate.cost
+    if tidy.changed:
+        cost = replace(cost, bytes=bytes_on_disk(tidy.model, work.external_as))
     present = {name for name, _ in weights(subject.prepared)}
     earlier = {name: values for name, values in depth.values.items() if name in present}
-    return replace(candidate, model=model, folds={**earlier, **candidate.folds}, cost=cost)
+    return replace(candidate, model=tidy.model, folds={**earlier, **candidate.folds}, cost=cost)
 
 
 def cut_only(work: Work, plan: Plan) -> Candidate:
@@ -214,7 +220,7 @@ def _cut(work: Work, plan: Plan, alive: Mask, folding: Folding) -> Candidate:
     subject = work.subject
     with work.clock("rewrite"):
         passes: list[Pass] = [FoldWeights(folding.values), SliceUnits(subject.trace, alive), EliminateDead()]
-        model = rewrite(subject.prepared, passes, subject.dense.store).model
+        model = rewrite(subject.prepared, passes, subject.dense.store).own
         surface = surface_after(subject.prepared, subject.trace, alive)
         surface.declare(model)
         kept = {KEPT: surface.after(surface_of(model)).record()} if surface.kept else {}

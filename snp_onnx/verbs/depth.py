@@ -107,7 +107,10 @@ class Descent:
             values = refit_layers(
                 subject.flow, subject.aim, subject.prepared, alive, self.choices.ridge, calibration, keep, subject.gone
             )
-            model = rewrite(subject.prepared, [FoldWeights(values)], subject.dense.store).model
+            refitted = rewrite(subject.prepared, [FoldWeights(values)], subject.dense.store)
+        if not refitted.changed:
+            return subject
+        model = refitted.model
         with calibration.clock("settle"):
             feeds = calibration.batches(Part.CHOOSING)
             errors = errors_of(subject.dense.proto, [model, subject.prepared], calibration, feeds)

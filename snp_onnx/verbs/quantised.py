@@ -59,7 +59,7 @@ def quantised_again(
     alive = candidate.plan.alive(whole.trace)
     values = {tensor.name: array_of(tensor) for tensor in candidate.model.graph.initializer}
     again = Requantise(values, narrow_weights(subject.quantised))
-    model = rewrite(subject.quantised, [SliceUnits(whole.trace, alive), EliminateDead(), again], store).model
+    model = rewrite(subject.quantised, [SliceUnits(whole.trace, alive), EliminateDead(), again], store).own
     with_provenance(model, {entry.key: entry.value for entry in candidate.model.metadata_props})
     sizes = {name: tuple(tensor.dims) for name, tensor in weights(model)}
     params = total(param_terms(model), lambda tensor, axis: sizes[tensor][axis])

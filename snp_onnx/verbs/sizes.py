@@ -152,7 +152,7 @@ def _rows_are_apart(pair: Pair, feed: Feed) -> bool:
             if not before.is_known or before.axis is None:
                 continue
             has_rows, is_mixed = True, is_mixed or before.error > AT_MOST_COARSE
-            if before.error <= AT_MOST_COARSE and after.error > max(AT_MOST, WORSE * before.error):
+            if after.error > max(AT_MOST, WORSE * before.error):
                 what = f"what output {name} of the pruned model has for a row depends on the other rows"
                 raise _broken(f"{what} of a batch of {count}")
     return has_rows and not is_mixed
