@@ -158,6 +158,18 @@ def test_a_model_that_fails_strict_inference_is_refused() -> None:
     refused(reshaped(2), reshaped(3), "fails strict shape inference")
 
 
+def test_a_model_that_no_session_loads_is_refused() -> None:
+    def unknown(net: Net, hidden: str) -> str:
+        net.domains["nobody"] = 1
+        return net.op("Sum", hidden, domain="nobody")
+
+    pruned, dense = rows(unknown), rows()
+    rename_output(pruned, dense)
+    assert failures(pruned) == ()
+    with pytest.raises(PassError, match=r"can't be run: .*nobody"):
+        verify(dense, pruned, Runtime(), None)
+
+
 # types, shapes and what is finite, at the feed's own size
 
 
