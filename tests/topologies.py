@@ -161,6 +161,17 @@ CATALOGUE: Mapping[str, Topology] = MappingProxyType(
             layout.reshape_at_run_time, {"w1:0": 8}, barriers=("the shape of this Reshape is computed at run time",)
         ),
         "pad-reflecting": Topology(layout.pad_reflecting, {"w1:0": 8}),
+        "pad-channels-reflecting": Topology(layout.pad_channels_reflecting, barriers=("padded in mode reflect",)),
+        "gather-by-matrix": Topology(layout.gather_by_matrix, barriers=("picked with indices of rank 2",)),
+        "reduce-nothing": Topology(layout.reduce_nothing, {"w1:0": 8}),
+        "resize-named-axes": Topology(layout.resize_named_axes, {"w1:0": 8}, opset=18),
+        "resize-at-run-time": Topology(
+            layout.resize_at_run_time,
+            {"w1:0": 8},
+            barriers=("the sizes of this Resize are computed at run time",),
+            opset=18,
+        ),
+        "reshape-allowing-zeros": Topology(layout.reshape_allowing_zeros, {"w1:0": 8}),
         "crop-channels": Topology(layout.crop_channels, {"w1:0": 3, "w1:0/2": 5}),
         "sliced-with-step": Topology(layout.sliced_with_step, {"w1:0": 8}, barriers=("sliced with a step",)),
         "cumulated": Topology(layout.cumulated, {"w1:0": 8}, barriers=("CumSum works over this axis",)),
@@ -283,6 +294,9 @@ CATALOGUE: Mapping[str, Topology] = MappingProxyType(
         "standard-cached": Topology(fused.standard_cached, {"w1:1": 12}, opset=23),
         "fused-matmul": Topology(fused.fused_matmul, {"w1:1": 12, "w6:0": 10}, heads={"w2:1": 4}),
         "fused-matmul-left": Topology(fused.fused_matmul_left, {"w1:1": 12, "w2:1": 10}),
+        "fused-matmul-batch": Topology(
+            fused.fused_matmul_batch, {"w1:1": 12}, barriers=("a FusedMatMul that moves batch axes",)
+        ),
         "fused-weight": Topology(fused.fused_weight, {"w3:0": 10}, barriers=("contracted between two activations",)),
         "einsum": Topology(fused.einsum, {"w1:1": 12, "w6:1": 10}, heads={"w2:1": 4}),
         "einsum-heads": Topology(fused.einsum_heads, {"w1:1": 12}, heads={"w2:1": 4}),

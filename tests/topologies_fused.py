@@ -315,6 +315,13 @@ def fused_matmul_left(net: Net) -> None:
     net.output(net.linear(net.Relu(y), 10, 4))
 
 
+def fused_matmul_batch(net: Net) -> None:
+    """Samples and positions change places inside the product."""
+    x = net.Relu(net.linear(_start(net), WIDTH, 10))
+    y = _fused(net, "FusedMatMul", x, net.weight(LENGTH, 10, 8, fan_in=10), transBatchA=1)
+    net.output(net.linear(net.Transpose(y, perm=[1, 0, 2]), 8, 4))
+
+
 def fused_weight(net: Net) -> None:
     """A weight that a fused operator computes is not known before the run: cut, but not written to."""
     x = _start(net)

@@ -221,6 +221,41 @@ def pad_reflecting(net: Net) -> None:
     net.output(net.conv(x, 8, 4))
 
 
+def pad_channels_reflecting(net: Net) -> None:
+    """The first and the last channel again, as their neighbours are: no unit of its own."""
+    x = net.Pad(net.conv_relu(net.image(), 3, 8), net.const([0, 1, 0, 0, 0, 1, 0, 0]), mode="reflect")
+    net.output(net.conv(x, 10, 4))
+
+
+def gather_by_matrix(net: Net) -> None:
+    x = net.Gather(net.conv_relu(net.image(), 3, 8), net.const([[0, 1], [2, 3], [4, 7]]), axis=1)
+    net.output(net.conv(net.reshape(x, -1, 6, 8, 8), 6, 4))
+
+
+def reduce_nothing(net: Net) -> None:
+    """A reduction that names no axes and is told to leave its input alone then."""
+    x = net.ReduceSum(net.conv_relu(net.image(), 3, 8), noop_with_empty_axes=1)
+    net.output(net.conv(x, 8, 4))
+
+
+def resize_named_axes(net: Net) -> None:
+    """Sizes of some axes only, the channels among them."""
+    x = net.Resize(net.conv_relu(net.image(), 3, 8), "", "", net.const([8, 16, 12]), axes=[1, 2, 3])
+    net.output(net.conv(x, 8, 4))
+
+
+def resize_at_run_time(net: Net) -> None:
+    x = net.conv_relu(net.conv_relu(net.image(), 3, 8), 8, 6)
+    sizes = net.Mul(net.input("end", 1, dtype="int64", batched=False), net.const([16, 12]))
+    net.output(net.conv(net.Resize(x, "", "", sizes, axes=[2, 3]), 6, 4))
+
+
+def reshape_allowing_zeros(net: Net) -> None:
+    """A shape in which 0 would be an extent, and no entry is 0."""
+    x = net.Reshape(net.conv_relu(net.image(), 3, 8), net.const([-1, 8, 64]), allowzero=1)
+    net.output(net.conv(x, 8, 4, rank=1))
+
+
 def crop_channels(net: Net) -> None:
     """Negative amounts of a Pad crop."""
     x = net.conv_relu(net.image(), 3, 8)
