@@ -302,3 +302,29 @@ def test_a_loader_of_whole_feeds_has_an_example_too() -> None:
 
     with open_samples(feeds(), input_specs(rated())) as samples:
         assert samples.example()["x"].shape == (4, 6)
+
+
+def declared_with(extent: int) -> onnx.ModelProto:
+    """A Reshape by a shape that no inference follows; of its eight positions `extent` are declared."""
+    net = Net(12, batch=1)
+    h = net.linear(net.Relu(net.linear(net.input("x", 8, 6), 6, 12)), 12, 6)
+    unknown = net.Cast(net.Cast(net.Shape(h), to=onnx.TensorProto.FLOAT), to=onnx.TensorProto.INT64)
+    y = net.Reshape(h, unknown)
+    net.output(net.linear(net.Relu(net.linear(y, 6, 10, bias=False)), 10, 4, bias=False))
+    model = net.model()
+    kept = [value for value in model.graph.value_info if value.name != y]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(kept)
+    model.graph.value_info.append(helper.make_tensor_value_info(y, onnx.TensorProto.FLOAT, [1, extent, 6]))
+    return model
+
+
+@pytest.mark.parametrize("preset", ["fast", "best"])
+def test_a_wrong_declaration_is_overruled_by_a_run(preset: str) -> None:
+    """The runtime knows that tensor by its declaration alone too, and would count its rows by it."""
+    right, wrong = declared_with(8), declared_with(3)
+    assert snp_onnx.inspect(wrong).dense.macs == snp_onnx.inspect(right).dense.macs
+    feed = {"x": np.random.default_rng(0).standard_normal((40, 8, 6)).astype(np.float32)}
+    found = [snp_onnx.prune(model, feed, target_macs=0.7, preset=preset) for model in (right, wrong)]
+    assert found[0].report.pruned.macs == found[1].report.pruned.macs < found[0].report.dense.macs
+    assert [d.kept for d in found[0].plan.decisions] == [d.kept for d in found[1].plan.decisions]

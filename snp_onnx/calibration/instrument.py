@@ -327,7 +327,7 @@ def _assemble(instrumented: Instrumented, model: onnx.ModelProto, emitter: Emitt
     result.graph.input.extend(value for value in graph.input if value.name in needed)
     result.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in needed)
     result.graph.sparse_initializer.extend(t for t in graph.sparse_initializer if t.values.name in needed)
-    result.graph.value_info.extend(value for value in graph.value_info if value.name in needed)
+    result.graph.value_info.extend(_of_any_shape(value) for value in graph.value_info if value.name in needed)
     if PHASE in needed:
         result.graph.input.append(helper.make_tensor_value_info(PHASE, TensorProto.INT64, [1]))
     counts = {sums.count for sums in instrumented.sums}
@@ -344,6 +344,13 @@ def _assemble(instrumented: Instrumented, model: onnx.ModelProto, emitter: Emitt
         kind = TensorProto.INT64 if name in counts else TensorProto.FLOAT
         shape = [None] if name in counts | vectors else [None, None]
         result.graph.output.append(helper.make_tensor_value_info(name, kind, shape))
+
+
+def _of_any_shape(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    """A declared tensor without its shape: where that is wrong, the runtime would count rows by it."""
+    kind = value.type
+    is_tensor = kind.HasField("tensor_type")
+    return helper.make_tensor_value_info(value.name, kind.tensor_type.elem_type, None) if is_tensor else value
 
 
 def _reached(graph: onnx.GraphProto, names: Iterable[str]) -> tuple[set[str], list[onnx.NodeProto]]:

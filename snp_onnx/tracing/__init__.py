@@ -1,7 +1,7 @@
 """Tracing: from a graph to units, groups and barriers."""
 
 from snp_onnx.tracing.blocks import Block, BlockKind, find_blocks
-from snp_onnx.tracing.driver import trace, unknown_shapes
+from snp_onnx.tracing.driver import declared_shapes, trace, unknown_shapes
 from snp_onnx.tracing.groups import PLAIN_KINDS, Group, Kind, Stop, Trace
 from snp_onnx.tracing.tracer import Barrier, Linear
 
@@ -15,6 +15,7 @@ __all__ = [
     "Linear",
     "Stop",
     "Trace",
+    "declared_shapes",
     "find_blocks",
     "trace",
     "unknown_shapes",

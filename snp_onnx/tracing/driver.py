@@ -104,6 +104,11 @@ def unknown_shapes(model: onnx.ModelProto, facts: Facts) -> tuple[str, ...]:
     return tuple(name for op in ops_of(model) for name in op.outputs if name and name not in known)
 
 
+def declared_shapes(model: onnx.ModelProto, facts: Facts) -> tuple[str, ...]:
+    """Tensors of the main graph whose shape is known by its declaration alone: a run knows better."""
+    return tuple(name for node in model.graph.node for name in node.output if name in facts.declared)
+
+
 def _enter_inputs(model: onnx.ModelProto, tracer: Tracer, opened: Collection[AxisOf]) -> None:
     for value in model.graph.input:
         if not tracer.is_constant(value.name) and tracer.knows(value.name):

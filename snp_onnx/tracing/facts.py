@@ -70,6 +70,8 @@ class Facts:
     value_ops: list[Op] = field(default_factory=list)
     holders: dict[str, onnx.TypeProto] = field(default_factory=dict)
     """Types of what is no tensor: sequences and optionals."""
+    declared: set[str] = field(default_factory=set)
+    """Tensors whose shape is known from nothing but the model's declaration, which may be wrong."""
 
     def origin_axes(self, tensor: str) -> frozenset[AxisOf]:
         """Every axis whose extent the tensor's value was computed from."""
@@ -282,6 +284,7 @@ def _fill_in(
         facts.types.setdefault(name, tensor.elem_type)
         if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
             facts.shapes[name] = tuple(dim.dim_value for dim in tensor.shape.dim)
+            facts.declared.add(name)
     if name in observed:
         facts.shapes[name], kind = observed[name]
         facts.types.setdefault(name, kind)  # a run may widen it

@@ -22,7 +22,7 @@ from snp_onnx.sources.examples import NO_VALUES, Values, examples, made_up
 from snp_onnx.sources.inputs import fixed_batch, input_specs
 from snp_onnx.sources.samples import Samples
 from snp_onnx.sources.shapes import resolve_shapes as _shapes_of
-from snp_onnx.tracing import PLAIN_KINDS, Kind, Trace, trace, unknown_shapes
+from snp_onnx.tracing import PLAIN_KINDS, Kind, Trace, declared_shapes, trace, unknown_shapes
 from snp_onnx.tracing.blocks import Block
 from snp_onnx.tracing.facts import Shape
 from snp_onnx.tracing.flow import Flow
@@ -202,13 +202,15 @@ def trace_at(
     with _blaming(dense, runtime, shapes, example):
         found = trace(prepared, shapes, kinds=kinds, caches=caches)
         unknown = unknown_shapes(prepared, found.facts)
-        if unknown:
-            specs = input_specs(prepared)
-            invented = made_up(specs, example)
-            observed = observe(prepared, unknown, tuple(examples(specs, shapes, example)), runtime)
-            if observed.refusal is not None and not invented:
+        specs = input_specs(prepared)
+        invented = made_up(specs, example)
+        declared = () if invented else declared_shapes(prepared, found.facts)  # made-up values may be wrong too
+        if unknown or declared:
+            feeds = tuple(examples(specs, shapes, example))
+            observed = observe(prepared, (*unknown, *declared), feeds, runtime)
+            if observed.refusal is not None and unknown and not invented:
                 raise observed.refusal
-            unsure = _unsure(observed, invented)
+            unsure = _unsure(observed, invented) if unknown else ""
             found = trace(prepared, shapes, observed.seen, kinds, caches)
     return Subject(
         dense,
