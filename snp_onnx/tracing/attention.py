@@ -140,8 +140,6 @@ class _Found:
             sides = zip((queries, keys), product.contracted, strict=True)
             if any(side.operand.dim_axis != axis for side, (_, axis) in sides):
                 self.reasons.setdefault(index, "its projections don't meet in the axis that is contracted")
-            elif queries.linear.weight == keys.linear.weight and np.isin(queries.columns, keys.columns).any():
-                self.reasons.setdefault(index, "queries and keys are the same columns")
             elif len({1, queries.operand.heads, keys.operand.heads}) > 2:
                 self.reasons.setdefault(index, "queries and keys have different numbers of heads")
             elif output is None:

@@ -89,8 +89,6 @@ def _walk(model: onnx.ModelProto, facts: Facts, opened: _Opened) -> tuple[Tracer
     for value in model.graph.output:
         tracer.barrier_all(None, value.name, "graph output", opened.surface)
         bar_numbers(None, tracer, value.name, "its extent is a graph output")
-    for sparse in model.graph.sparse_initializer:
-        tracer.barrier_all(None, sparse.values.name, "sparse initialiser")
     if inside is not None:
         for tensor, axis in inside.dims:
             tracer.classes.flag(tracer.axes(tensor)[axis], INSIDE)
@@ -115,6 +113,10 @@ def _enter_inputs(model: onnx.ModelProto, tracer: Tracer, opened: Collection[Axi
             labels = [tracer.classes.fresh(n) for n in tracer.shape(value.name)]
             tracer.set_axes(value.name, labels)
             tracer.barrier_all(None, value.name, "graph input", opened)
+    for sparse in model.graph.sparse_initializer:
+        name = sparse.values.name
+        tracer.set_axes(name, [tracer.classes.fresh(n) for n in tracer.shape(name)])
+        tracer.barrier_all(None, name, "sparse initialiser")
 
 
 def _visit(op: Op, tracer: Tracer) -> None:

@@ -123,6 +123,9 @@ def infer_graph(
     """Follow the nodes of the main graph, or of a body; `enter` tells of nodes that have bodies themselves."""
     for tensor in graph.initializer:
         _know_constant(facts, tensor)
+    for sparse in graph.sparse_initializer:
+        facts.shapes[sparse.values.name] = tuple(sparse.dims)
+        facts.types[sparse.values.name] = sparse.values.data_type
     declared = {value.name: value for value in (*graph.value_info, *graph.output)}
     for op in ops_of(model, graph):
         _follow(facts, op, model)

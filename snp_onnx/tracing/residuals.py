@@ -200,4 +200,4 @@ class Residuals:
         for node in shortcut:
             if node.type in _SHORTCUTS:
                 return f"{_SHORTCUTS[node.type]} ({node.name})"
-        return f"its shortcut isn't its input ({shortcut[-1].name})" if shortcut else "its shortcut isn't its input"
+        return f"its shortcut isn't its input ({shortcut[-1].name})"

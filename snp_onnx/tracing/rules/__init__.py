@@ -78,6 +78,7 @@ RULES: Mapping[tuple[str, str], Rule] = MappingProxyType(
         ("", "Shape"): generation.extent,
         ("", "Size"): generation.extent,
         ("", "Range"): generation.sequence,
+        ("", "EyeLike"): generation.sequence,
         ("", "QuantizeLinear"): quantisation.quantise,
         ("", "DequantizeLinear"): quantisation.quantise,
         ("com.microsoft", "QuantizeLinear"): quantisation.quantise,

@@ -27,7 +27,7 @@ def extent(op: Op, tracer: Tracer) -> None:
 
 
 def sequence(op: Op, tracer: Tracer) -> None:
-    """Range, EyeLike, random tensors: positions that stay."""
+    """Range and EyeLike: positions that stay."""
     for name in op.outputs:
         tracer.set_still(name)
     for name in op.inputs:
