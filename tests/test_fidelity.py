@@ -229,7 +229,7 @@ def test_an_output_without_a_finite_entry_is_not_compared() -> None:
     net.output(net.Log(net.Neg(net.Exp(net.dense(h, 24, 3)))))
     found = measured(net.model(), net.model(), drawn(20, 8))
     assert (found.compared, worst([found])) == (0.0, -np.inf)
-    assert remarks([found], None) == [f"output {found.output} is not compared: none of its entries is finite"]
+    assert remarks([found], None) == [f"output {found.output} is not compared: it has no finite entry"]
     assert np.isnan([found.cosine, found.relative_l2, found.error]).all()
 
 

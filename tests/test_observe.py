@@ -19,10 +19,11 @@ from snp_onnx.passes import prepare
 from snp_onnx.sources.inputs import input_specs
 from snp_onnx.sources.samples import Part, open_samples
 from snp_onnx.tracing import trace
-from snp_onnx.verbs.observe import observe
+from snp_onnx.verbs.observe import Observed, observe
 from tests.command_line import call
 from tests.graphs import Net
 from tests.oracles import difference, run
+from tests.topologies import CATALOGUE
 
 Array = npt.NDArray[Any]
 Capture = pytest.CaptureFixture[str]
@@ -328,3 +329,32 @@ def test_a_wrong_declaration_is_overruled_by_a_run(preset: str) -> None:
     found = [snp_onnx.prune(model, feed, target_macs=0.7, preset=preset) for model in (right, wrong)]
     assert found[0].report.pruned.macs == found[1].report.pruned.macs < found[0].report.dense.macs
     assert [d.kept for d in found[0].plan.decisions] == [d.kept for d in found[1].plan.decisions]
+
+
+def ranks_hidden(model: onnx.ModelProto, tensor: str) -> onnx.ModelProto:
+    """The model with an If behind a tensor, whose branches differ in rank."""
+    hidden = onnx.ModelProto()
+    hidden.CopyFrom(model)
+    graph = hidden.graph
+    place = next(place for place, node in enumerate(graph.node) if tensor in node.output)
+    for node in graph.node[place + 1 :]:
+        node.input[:] = ["hidden" if name == tensor else name for name in node.input]
+    same = body("same", helper.make_node("Identity", [tensor], ["same_out"]))
+    axis = helper.make_node("Constant", [], ["axis"], value_ints=[0])
+    more = body("more", axis, helper.make_node("Unsqueeze", [tensor, "axis"], ["more_out"]))
+    graph.node.insert(place + 1, helper.make_node("If", ["flag"], ["hidden"], then_branch=same, else_branch=more))
+    graph.input.append(helper.make_tensor_value_info("flag", onnx.TensorProto.BOOL, []))
+    del graph.value_info[:]
+    return hidden
+
+
+@pytest.mark.parametrize("name", ["residual-identity", "skip-norm-with-sum", "flatten-computed", "split", "separate"])
+def test_tensors_without_a_shape_stop_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a rank isn't known, and no run tells it, everything that `inspect` looks for is looked for."""
+    monkeypatch.setattr("snp_onnx.verbs.subject.observe", lambda *_: Observed())
+    model = CATALOGUE[name].model("N")
+    leaving = {value.name for value in model.graph.output}
+    for node in model.graph.node:
+        if not leaving.intersection(node.output) and node.op_type in ("Conv", "MatMul", "Add", "Relu", "Softmax"):
+            found = snp_onnx.inspect(ranks_hidden(model, node.output[0]))
+            assert all(stop.reason for stop in found.barriers)

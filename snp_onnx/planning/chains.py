@@ -161,7 +161,7 @@ class _Back:
         while frontier:
             tensor = max(frontier, key=lambda name: _place(flow.maker(name)))
             maker = flow.maker(tensor)
-            if maker is None or flow.shape(tensor) != flow.shape(output):
+            if maker is None or not flow.are_alike(tensor, output):
                 return (), ()
             frontier.discard(tensor)
             if tensor != output and self._producer(tensor) is not None:

@@ -34,7 +34,7 @@ def detour(flow: Flow, blocks: Iterable[Block]) -> Detour:
     sums: dict[str, str] = {}
     for block in removed:
         before, behind = _sum(flow, block.input), _sum(flow, block.output)
-        if flow.shape(before) == flow.shape(behind):
+        if flow.are_alike(before, behind):
             sums[before] = behind
     totals = {}
     for tensor in sums:

@@ -43,6 +43,11 @@ class Flow:
     def shape(self, tensor: str) -> Shape:
         return self.trace.facts.shapes[tensor]
 
+    def are_alike(self, *tensors: str) -> bool:
+        """Whether the tensors have one shape, and it is known."""
+        shapes = {self.trace.facts.shapes.get(tensor) for tensor in tensors}
+        return len(shapes) == 1 and None not in shapes
+
     def is_sole(self, tensor: str) -> bool:
         """Whether one node reads the tensor and nobody else does, the graph's outputs included."""
         return len(self.readers.get(tensor, ())) == 1 and tensor not in self._outputs
@@ -123,7 +128,7 @@ class Flow:
             return (reader.input(place) if self._is_bias(reader.input(place), linear) else None), output
         if reader.is_standard and reader.type == "Add":
             other = next((name for name in reader.inputs if name != output), "")
-            if self._is_bias(other, linear) and self.shape(reader.outputs[0]) == self.shape(output):
+            if self._is_bias(other, linear) and self.are_alike(reader.outputs[0], output):
                 return other, reader.outputs[0]
         return None, output
 
@@ -151,7 +156,7 @@ class Flow:
             return None
         other = next((name for name in reader.inputs[:2] if name != output), output)
         total = reader.outputs[0] if reader.type == "Add" else reader.outputs[3]
-        alike = self.shape(other) == self.shape(output) == self.shape(total)
+        alike = self.are_alike(other, output, total)
         return (total, other) if alike and other != output and not self.weights.knows(other) else None
 
     def _has_sum(self, reader: Op, output: str) -> bool:

@@ -25,8 +25,9 @@ class NormEnd:
 
 
 def norm_ends(flow: Flow) -> dict[str, NormEnd]:
-    """All normalisations over the last axis by the tensor they end in, in graph order."""
-    found = [_end(flow, norm) for norm in find_norms(flow)]
+    """All normalisations over the last axis, of a known width, by the tensor they end in, in graph order."""
+    known = flow.trace.facts.shapes
+    found = [_end(flow, norm) for norm in find_norms(flow) if norm.input in known]
     found += [end for op in flow.trace.ops if (end := _fused(flow, op)) is not None]
     order = {name: op.index for op in flow.trace.ops for name in op.outputs}
     return {end.output: end for end in sorted(found, key=lambda end: order[end.output])}
@@ -57,7 +58,12 @@ def _is_vector(flow: Flow, op: Op, width: int) -> bool:
 
 
 def _fused(flow: Flow, op: Op) -> NormEnd | None:
-    if op.domain != "com.microsoft" or op.type not in _FUSED or not any(op.outputs[3:]):
+    if (
+        op.domain != "com.microsoft"
+        or op.type not in _FUSED
+        or not any(op.outputs[3:])
+        or not flow.are_alike(op.input(0))
+    ):
         return None
     width = flow.shape(op.input(0))[-1]
     kind = (_FUSED[op.type], _rounded(op.attr("epsilon", 1e-5)), width)

@@ -117,7 +117,7 @@ def remarks(fidelity: Sequence[Fidelity], floor: float | None, chosen: int = ENO
     """
     lines = [
         f"output {entry.output} is not compared: "
-        + ("none of its entries is finite" if entry.samples else "how many entries it has depends on the data")
+        + ("it has no finite entry" if entry.samples else "how many entries it has depends on the data")
         for entry in fidelity
         if not entry.compared
     ]

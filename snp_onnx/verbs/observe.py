@@ -40,6 +40,8 @@ def observe(model: onnx.ModelProto, tensors: Sequence[str], feeds: Sequence[Valu
                 found.append(_run(model, tensors, feed, runtime))
             except CalibrationError as error:
                 refused.append(error)
+            if found and not _empties(found[-1]):
+                break
         if found:
             return Observed(min(found, key=_empties), refusal)
         refusal = refusal or refused[0]
