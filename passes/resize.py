@@ -143,12 +143,14 @@ class Resizing:
 
 
 def _reshape(node: gs.Node, op: Op, resizing: Resizing) -> None:
-    """0 copies the input's extent and -1 is inferred; both are right as they are if the rest is."""
+    """0 copies the input's extent and -1 is inferred; both are right as they are if the rest is.
+
+    Where 0 stands for itself (`allowzero`) the output is empty, and nothing of it is cut.
+    """
     wanted, source = resizing.after(op.outputs[0]), resizing.after(op.input(0))
-    copies = not op.attr("allowzero", 0)
     changes = {}
     for axis, size in enumerate(resizing.computed(op.input(1))):
-        comes_out = source[axis] if size == 0 and copies and axis < len(source) else size
+        comes_out = source[axis] if size == 0 and axis < len(source) else size
         if size != -1 and comes_out != wanted[axis]:
             changes[axis] = -1 if resizing.may_vary(op.input(1), axis) else wanted[axis]
     if list(changes.values()).count(-1) > 1:

@@ -25,6 +25,7 @@ from snp_onnx.passes import (
     rewrite,
 )
 from snp_onnx.passes.fold_constants import computed_weights
+from snp_onnx.tracing import driver
 from tests.graphs import Array, Net, feed_for
 from tests.oracles import cut, difference, half_removed, run, tolerance, traced
 from tests.topologies import CATALOGUE
@@ -340,6 +341,34 @@ def test_a_shape_that_several_read_is_corrected_for_one() -> None:
     result = cut(source, trace, alive)
     assert kinds(result).count("ScatterElements") == 2
     assert [output.shape for output in run(result, feed_for(source, 3))] == [(3, 2, 64), (3, 2, 64)]
+
+
+def outer_product(net: Net) -> None:
+    """Channels and steps of two signals, merged pair by pair by computed numbers and parted again."""
+    left, right = (
+        net.Relu(net.conv(net.input(name, 3, extent), 3, width, rank=1))
+        for name, extent, width in (("a", "h", 6), ("b", "w", 4))
+    )
+    product = net.Mul(net.unsqueeze(left, 3, 4), net.unsqueeze(right, 1, 2))
+    rows, first, second = net.extent("a", 0), net.extent("a", 2), net.extent("b", 2)
+    merged = net.Concat(rows, net.Mul(first, net.const([6])), net.Mul(second, net.const([4])), axis=0)
+    apart = net.Concat(rows, net.const([6]), first, net.const([4]), second, axis=0)
+    pooled = net.reduce("ReduceMean", net.Reshape(net.Reshape(product, merged), apart), [2, 4], keepdims=0)
+    turned = net.Transpose(net.MatMul(pooled, net.weight(4, 5, fan_in=4)), perm=[0, 2, 1])
+    net.output(net.MatMul(turned, net.weight(6, 2, fan_in=6)))
+
+
+def test_two_extents_that_vary_cannot_both_be_inferred(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tracer bars such a shape; should it fail to, no wrong model comes of it."""
+    net = Net(17, "N")
+    outer_product(net)
+    source, sides = net.model(), {"h": 5, "w": 7}
+    assert traced(source, feed_for(source, 1, sides=sides)).groups == ()
+    monkeypatch.setattr(driver, "bar_extents", lambda *_: None)
+    trace = traced(source, feed_for(source, 1, sides=sides))
+    assert sorted(len(group) for group in trace.groups) == [4, 6]
+    with pytest.raises(PassError, match="two extents of this Reshape vary from run to run"):
+        cut(source, trace, half_removed(trace))
 
 
 @pytest.mark.parametrize(("opset", "kind"), [(9, "Scatter"), (10, "Scatter"), (11, "ScatterElements")])
