@@ -316,10 +316,13 @@ def fused_matmul_left(net: Net) -> None:
 
 
 def fused_matmul_batch(net: Net) -> None:
-    """Samples and positions change places inside the product."""
-    x = net.Relu(net.linear(_start(net), WIDTH, 10))
-    y = _fused(net, "FusedMatMul", x, net.weight(LENGTH, 10, 8, fan_in=10), transBatchA=1)
-    net.output(net.linear(net.Transpose(y, perm=[1, 0, 2]), 8, 4))
+    """Samples and positions change places inside a product, on its left and on its right side."""
+    x = _start(net)
+    left = net.Relu(net.linear(x, WIDTH, 10))
+    right = net.Transpose(net.Relu(net.linear(x, WIDTH, 10)), perm=[1, 0, 2])
+    first = _fused(net, "FusedMatMul", left, net.weight(LENGTH, 10, 8, fan_in=10), transBatchA=1)
+    second = _fused(net, "FusedMatMul", right, net.weight(10, LENGTH, 8, fan_in=10), transBatchB=1)
+    net.output(*(net.linear(net.Transpose(y, perm=[1, 0, 2]), 8, 4) for y in (first, second)))
 
 
 def fused_weight(net: Net) -> None:
