@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 
-from snp_onnx.cli import _run
+from snp_onnx.cli.run import run
 from tests.graphs import Batch, Net
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +41,7 @@ class Outcome:
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
     """Run `snp-onnx` with the arguments."""
     capsys.readouterr()
-    code = _run([os.fspath(a) if isinstance(a, Path) else str(a) for a in arguments])
+    code = run([os.fspath(a) if isinstance(a, Path) else str(a) for a in arguments])
     captured = capsys.readouterr()
     return Outcome(code, captured.out, captured.err)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from snp_onnx.cli import COMPLETE, main
+from snp_onnx.cli import COMPLETE
 from tests.command_line import ROOT, Outcome, call
 
 Capture = pytest.CaptureFixture[str]
@@ -93,9 +93,7 @@ def test_fish_is_told_when_to_offer_files_instead(capsys: Capture, monkeypatch: 
     codes = []
     for line in ("snp-onnx prune --preset ", "snp-onnx prune --calibration "):
         monkeypatch.setenv("_TYPER_COMPLETE_ARGS", line)
-        with pytest.raises(SystemExit) as stop:
-            main([])
-        codes.append(stop.value.code)
+        codes.append(call(capsys).code)
     assert codes == [0, 1]
 
 

@@ -15,6 +15,7 @@ from typer.main import get_command
 
 import snp_onnx
 from snp_onnx.cli.commands import app
+from snp_onnx.cli.interruption import SIGNALS, Interruption
 from snp_onnx.report.json_report import to_json
 from snp_onnx.verbs.recovered import RecoverReport
 from tests.command_line import DIGITS, DIGITS_DATA, ROOT, call
@@ -135,9 +136,10 @@ def names(value: Any) -> set[str]:
 def test_exit_codes_are_those_of_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     page = (DOCS / "reference" / "exit-codes.md").read_text(encoding="utf-8")
     documented = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
-    source = (ROOT / "snp_onnx" / "cli" / "__init__.py").read_text(encoding="utf-8")
-    used = re.findall(r"_fail\(.+, (\d+)\)|return (0|130)", source)
-    assert documented == {int(one or other) for one, other in used}
+    source = (ROOT / "snp_onnx" / "cli" / "run.py").read_text(encoding="utf-8")
+    failures = re.findall(r"_fail\(.+, (?:(\d) if .+ else (\d) if .+ else )?(\d)\)", source)
+    codes = {int(code) for found in failures for code in found if code}
+    assert documented == {0} | codes | {Interruption(number).code for number in SIGNALS}
     assert call(capsys, "inspect", tmp_path / "absent.onnx").code == 2
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from snp_onnx._version import __version__
 from snp_onnx.cli.config import config_text
+from snp_onnx.cli.interruption import Interruption
 from snp_onnx.cli.options import (
     CHOICES,
     CONFIG,
@@ -32,6 +33,7 @@ from snp_onnx.cli.options import (
 from snp_onnx.cli.progress import shown_progress
 from snp_onnx.cli.remarks import remark
 from snp_onnx.cli.sections import Sections
+from snp_onnx.cli.streams import results_apart
 from snp_onnx.cli.write import Destinations, RecoverDestinations, check_page, write_text
 from snp_onnx.integrations.folder import ModelFolder
 from snp_onnx.model_folder import model_file
@@ -110,6 +112,7 @@ def prune(
     """Prune MODEL to a target and write OUTPUT."""
     from snp_onnx.verbs.prune import prune as run
 
+    told = context.ensure_object(Interruption)
     folder = ModelFolder.at(model, onnx_file) if model.is_dir() else None
     model = model_file(model, onnx_file)
     destinations = Destinations(output, report, plan, dry_run, save_as_external_data, folder, save_config)
@@ -123,16 +126,18 @@ def prune(
         "latency": latency,
     }
     values["outlook"] = destinations.has_page
-    with _workers(dask) as executor, shown_progress(quiet) as progress:
+    with results_apart(), _workers(dask) as executor, shown_progress(quiet) as progress:
         values |= {"progress": progress, "executor": executor}
         result = run(model, source, **values) if folder is None else folder.prune(source, **values)
-    destinations.write(result, model, config_text(context) if save_config is not None else None)
-    _show(pruning_table(result.report), result.report.notes, result.report.warnings, quiet)
+    told.stop_if_interrupted()
+    destinations.write(result, model, config_text(context) if save_config is not None else None, told.written)
+    _show(told, pruning_table(result.report), result.report.notes, result.report.warnings, quiet)
 
 
 @app.command(cls=Sections)
 @takes(INPUT_SHAPE, INPUT_VALUE, CUSTOM_OPS, CONFIG, JSON, QUIET)
 def inspect(
+    context: typer.Context,
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model to look at.")],
     html: Annotated[Path | None, typer.Option(help="Write what is found as FILE.html too.")] = None,
     **options: Any,
@@ -140,21 +145,26 @@ def inspect(
     """Show what may be cut, and what may not and why. Nothing is run: no samples are needed."""
     from snp_onnx.verbs.inspect import inspect as run
 
+    told = context.ensure_object(Interruption)
+    told.require_stdout()
     model = model_file(model)
     check_page(html, model)
     quiet, as_json = options.pop("quiet"), options.pop("json")
-    inspection = run(model, **verb_options(options))
+    with results_apart():
+        inspection = run(model, **verb_options(options))
+    told.stop_if_interrupted()
     if html is not None:
-        write_text(html, inspection_page(inspection, model.name))
+        write_text(html, inspection_page(inspection, model.name), told.written)
     if as_json:
         print(to_json(inspection), end="")
     else:
-        _show(inspection_table(inspection), inspection.notes, (), quiet)
+        _show(told, inspection_table(inspection), inspection.notes, (), quiet)
 
 
 @app.command(cls=Sections)
 @takes(*DATA, CONFIG, JSON, QUIET)
 def compare(
+    context: typer.Context,
     dense: Annotated[Path, typer.Argument(metavar="DENSE", help="The model as it was before.")],
     pruned: Annotated[Path, typer.Argument(metavar="PRUNED", help="The model that was made from it.")],
     latency: Annotated[bool, typer.Option("--latency", help="Time both models in turn.")] = False,
@@ -164,17 +174,21 @@ def compare(
     """Run both models on the same samples. Shows cost, fidelity, accuracy and latency of both."""
     from snp_onnx.verbs.compare import compare as run
 
+    told = context.ensure_object(Interruption)
+    told.require_stdout()
     quiet, as_json, source = options.pop("quiet"), options.pop("json"), options.pop("calibration")
-    comparison = run(dense, pruned, source, latency=latency, latency_batch=latency_batch, **verb_options(options))
+    with results_apart():
+        comparison = run(dense, pruned, source, latency=latency, latency_batch=latency_batch, **verb_options(options))
     if as_json:
         print(to_json(comparison), end="")
     else:
-        _show(comparison_table(comparison), comparison.notes, comparison.warnings, quiet)
+        _show(told, comparison_table(comparison), comparison.notes, comparison.warnings, quiet)
 
 
 @app.command(cls=Sections)
 @takes(*(option for option in DATA if option.name != "batch_size"), *TRAINING, CONFIG, QUIET)
 def recover(
+    context: typer.Context,
     dense: Annotated[Path, typer.Argument(metavar="DENSE", help="The model as it was before.")],
     pruned: Annotated[Path, typer.Argument(metavar="PRUNED", help="The model that was pruned from it.")],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Where the recovered model goes.")],
@@ -194,14 +208,16 @@ def recover(
     from snp_onnx.verbs.recover import recover as run
 
     quiet, source = options.pop("quiet"), options.pop("calibration")
-    state = checkpoint or output.with_name(f"{output.name}.checkpoint")
+    told = context.ensure_object(Interruption)
+    state = told.checkpoint = checkpoint or output.with_name(f"{output.name}.checkpoint")
     destinations = RecoverDestinations(output, report, state, save_as_external_data)
     destinations.check(dense, pruned, force, source and Path(source))
     values = verb_options(options)
-    with shown_progress(quiet) as progress:
+    with results_apart(), shown_progress(quiet) as progress:
         result = run(dense, pruned, source, checkpoint=state, every=every, resume=resume, progress=progress, **values)
-    destinations.write(result)
-    _show(recovery_table(result.report), result.report.notes, result.report.warnings, quiet)
+    told.stop_if_interrupted()
+    destinations.write(result, told.written)
+    _show(told, recovery_table(result.report), result.report.notes, result.report.warnings, quiet)
 
 
 def _workers(dask: str | None) -> AbstractContextManager[Executor | None]:
@@ -213,11 +229,14 @@ def _workers(dask: str | None) -> AbstractContextManager[Executor | None]:
     return dask_executor(dask)
 
 
-def _show(table: Any, notes: Sequence[str], cautions: Sequence[str], quiet: bool) -> None:
+def _show(told: Interruption, table: Any, notes: Sequence[str], cautions: Sequence[str], quiet: bool) -> None:
     """Tables to stdout, wide enough to be read when piped; notes and warnings to stderr, a line each."""
     for line in counted(cautions):
         remark("warning", line)
     if quiet:
+        return
+    if not told.has_stdout:
+        remark("warning", "standard output is closed: what was written is not shown")
         return
     for line in counted(notes):
         remark("note", line)

@@ -162,8 +162,14 @@ def _of_images(images: Images, preprocess: Preprocess) -> str:
 
 
 def _loader_feeds(path: Path, function: str, specs: tuple[InputSpec, ...]) -> Feeds:
-    with loader(path, function) as found:
-        yield from _python_feeds(found, f"loader {path}", Fleeting, specs)
+    with loader(path, function) as (found, room):
+        feeds = _python_feeds(found, f"loader {path}", Fleeting, specs)
+        while True:
+            with room():
+                feed = next(feeds, None)
+            if feed is None:
+                return
+            yield feed
 
 
 def _python_feeds(source: Any, origin: str, keep: Callable[[Any], RowArray], specs: tuple[InputSpec, ...]) -> Feeds:

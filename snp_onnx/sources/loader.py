@@ -1,6 +1,7 @@
 """`loader.py[:function]`: the user's own Python that yields feeds; its errors are shown with their line."""
 
 import importlib.util
+import os
 import re
 import sys
 import traceback
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from snp_onnx.errors import CalibrationError
 from snp_onnx.sources.inputs import InputSpec
@@ -23,19 +24,68 @@ def split_loader(source: str) -> tuple[Path, str] | None:
     return None if found is None else (Path(found["path"]), found["function"] or "load_data")
 
 
-@contextmanager
-def loader(path: Path, function: str) -> Iterator[object]:
-    """What `function()` of the file returns; until the block is left, the file's folder can be imported from.
+class Room:
+    """Where the user's code runs: in the folder that it has changed to itself, which is never ours."""
 
-    Whatever the user's code raises inside the block, iteration included, becomes a `CalibrationError` that shows it.
+    def __init__(self) -> None:
+        self._theirs: str | None = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """A step of the user's code."""
+        ours = _here()
+        if self._theirs is not None:
+            os.chdir(self._theirs)
+        try:
+            yield
+        finally:
+            self._theirs = _here()
+            if ours is not None:
+                os.chdir(ours)
+
+
+def _here() -> str | None:
+    """The working directory; None where it was removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def _without_exit() -> Iterator[None]:
+    """The user's code can't end the process, as a success say, but its own children can end."""
+    leave, process = os._exit, os.getpid()
+
+    def refuse(status: int) -> NoReturn:
+        if os.getpid() != process:
+            leave(status)
+        raise SystemExit(f"os._exit({status})")
+
+    os._exit = refuse
+    try:
+        yield
+    finally:
+        os._exit = leave
+
+
+@contextmanager
+def loader(path: Path, function: str) -> Iterator[tuple[object, Room]]:
+    """What `function()` of the file returns, and the room in which to go on with it.
+
+    Until the block is left, the file's folder can be imported from. Whatever the user's code raises inside the block,
+    iteration included, becomes a `CalibrationError` that shows it.
     """
     if not path.is_file():
         raise CalibrationError(f"there is no loader {path}; give the path of a Python file")
     path = path.resolve()
     sys.path.insert(0, str(path.parent))
-    before = sys.modules.get(_MODULE_NAME)
+    before, room = sys.modules.get(_MODULE_NAME), Room()
     try:
-        yield _find(_import(path), path, function)()
+        with _without_exit():
+            with room():
+                found = _find(_import(path), path, function)()
+            yield found, room
     except CalibrationError:
         raise
     except (Exception, SystemExit) as error:
