@@ -158,9 +158,10 @@ def test_nothing_false_is_said_of_an_empty_model(tmp_path: Path, capsys: Capture
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("rate=fast", "give NAME=NUMBER"),
-        ("rate", "give NAME=NUMBER"),
-        ("=3", "give NAME=NUMBER"),
+        ("rate=fast", "--input-value rate: give numbers that int64 can hold"),
+        ("rate", "give NAME=VALUE"),
+        ("rate=", "give NAME=VALUE"),
+        ("=3", "give NAME=VALUE"),
         ("rate=2.5", "--input-value rate: give numbers that int64 can hold"),
         ("rate=inf", "--input-value rate: give numbers that int64 can hold"),
         ("speed=1", "--input-value speed: the model has no such input; its inputs are x, rate"),
@@ -234,6 +235,25 @@ def test_a_rank_that_nobody_can_tell_is_a_barrier(kind: str) -> None:
         for rows in (1, 5):
             feed = {"x": RNG.standard_normal((rows, 6)).astype(np.float32)}
             assert difference(run(model, feed), run(result.model, feed)) < 1e-3
+
+
+def named() -> onnx.ModelProto:
+    """Rows of one name are left out."""
+    net = Net(19, "N")
+    x = net.input("x", 6)
+    net.inputs.append(helper.make_tensor_value_info("name", onnx.TensorProto.STRING, ["N"]))
+    net.initialisers.append(helper.make_tensor("unwanted", onnx.TensorProto.STRING, [1], [b"a"]))
+    few = net.op("Compress", x, net.Not(net.Equal("name", "unwanted")), axis=0)
+    net.output_rank = 2
+    net.output(net.MatMul(twice(net, few, 6, 16), net.weight(16, 4, fan_in=16)))
+    return net.model()
+
+
+def test_values_may_be_words(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(named(), path)
+    macs = [call(capsys, "inspect", path, "--input-value", f"name={word}").out.split()[0] for word in ("a", "b")]
+    assert macs == ["0", "160"]
 
 
 # extents of 0, and random numbers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -288,27 +289,27 @@ def parse_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def parse_values(texts: Sequence[str] | None) -> dict[str, list[float]]:
-    """`length=40` or `flags=true,false` as numbers by input name.
+def parse_values(texts: Sequence[str] | None) -> dict[str, list[float | str]]:
+    """`length=40`, `flags=true,false` or `names=a` as numbers, or words, by input name.
 
-    >>> parse_values(["length=40", "flags=true,0"])
-    {'length': [40], 'flags': [1, 0]}
+    >>> parse_values(["length=40", "flags=true,0", "names=a"])
+    {'length': [40], 'flags': [1, 0], 'names': ['a']}
     """
-    words: dict[str, float] = {"true": 1, "false": 0}
     values = {}
     for text in texts or ():
-        name, _, numbers = text.rpartition("=")
-        try:
-            values[name] = [words[word] if word in words else _number(word) for word in numbers.lower().split(",")]
-        except ValueError:
-            values[name] = []
-        if not name or not values[name]:
-            raise PlanError(f"--input-value {text!r}: give NAME=NUMBER, or several numbers separated by commas")
+        name, _, words = text.partition("=")
+        if not name or not words:
+            raise PlanError(f"--input-value {text!r}: give NAME=VALUE, or several values separated by commas")
+        values[name] = [_value(word) for word in words.split(",")]
     return values
 
 
-def _number(word: str) -> float:
-    try:
-        return int(word)
-    except ValueError:
-        return float(word)
+def _value(word: str) -> float | str:
+    """A number where a word is one."""
+    truths = {"true": 1, "false": 0}
+    if word.lower() in truths:
+        return truths[word.lower()]
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(word)
+    return word

@@ -26,7 +26,7 @@ def check_given(specs: Iterable[InputSpec], given: Values) -> None:
             known = ", ".join(specs_by_name)
             raise PlanError(f"--input-value {name}: the model has no such input; its inputs are {known}")
         wanted = specs_by_name[name].dtype
-        if not _are_numbers(np.asarray(values), wanted):
+        if not is_text(wanted) and not _are_numbers(np.asarray(values), wanted):
             raise PlanError(f"--input-value {name}: give numbers that {wanted} can hold")
 
 
@@ -53,10 +53,15 @@ def examples(specs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]], 
 def _values(spec: InputSpec, shape: tuple[int, ...], known: Array | None, number: int) -> Array:
     """An input's values: floats that are made up are small normal numbers."""
     if known is not None:
-        return fitted(known, shape).astype(spec.dtype)
+        return as_input(known, spec, shape)
     if is_floating(spec.dtype):
         return np.random.default_rng(0).standard_normal(shape).astype(spec.dtype)
     return np.full(shape, str(number) if is_text(spec.dtype) else number).astype(spec.dtype)
+
+
+def as_input(values: Array, spec: InputSpec, shape: tuple[int, ...]) -> Array:
+    """Known values as an input takes them."""
+    return fitted(values.astype(str) if is_text(spec.dtype) else values, shape).astype(spec.dtype)
 
 
 def fitted(values: Any, shape: tuple[int, ...]) -> Array:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from snp_onnx.sources.arrays import Held, RowArray
-from snp_onnx.sources.examples import NO_VALUES, Values, check_given, fitted
+from snp_onnx.sources.examples import NO_VALUES, Values, as_input, check_given
 from snp_onnx.sources.inputs import Array, InputSpec, is_floating, is_text
 from snp_onnx.sources.shapes import resolve_shapes
 from snp_onnx.sources.spool import Spool
@@ -63,6 +63,6 @@ def random_feeds(
             kind = np.dtype(str) if is_text(spec.dtype) else spec.dtype
             feed[spec.name] = RandomRows(wanted, kind, abs(seed), stream, sample, below)
             if spec.name in values:
-                fixed = fitted(values[spec.name], shape).astype(spec.dtype)
+                fixed = as_input(values[spec.name], spec, shape)
                 feed[spec.name] = Held(np.broadcast_to(fixed[:1] if batched else fixed, wanted))
         yield feed
