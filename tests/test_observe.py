@@ -309,6 +309,15 @@ def test_random_token_numbers_are_drawn_from_the_whole_table() -> None:
     }
 
 
+def test_random_bytes_are_pixels() -> None:
+    net = Net(batch="N")
+    x, flags = net.input("x", 3, 8, 8, dtype=np.uint8), net.input("flags", 5, dtype=np.uint8)
+    net.output(*(net.op("Cast", name, to=onnx.TensorProto.FLOAT) for name in (x, flags)))
+    with open_samples("random", input_specs(net.model()), samples=20) as samples:
+        (batch,) = samples.batches(20, Part.ALL)
+    assert (batch["x"].max(), batch["flags"].max()) == (255, 1)
+
+
 def test_random_values_that_are_given_are_the_same_in_every_sample() -> None:
     specs, values = input_specs(tokens()), {"kind": np.array(3), "mask": np.array([1, 0])}
     with open_samples("random", specs, samples=5, random_values=values) as samples:

@@ -15,6 +15,10 @@ from snp_onnx.sources.spool import Spool
 _INTEGERS_BELOW = 2  # 0 and 1 are valid as masks, flags and segment numbers alike
 
 
+_PIXELS_BELOW = 256
+_IMAGE_RANK = 3  # axes from which on bytes are pixels
+
+
 @dataclass(frozen=True, slots=True)
 class RandomRows:
     """Standard normal floats, integers from 0 to below `below`, or these as text.
@@ -44,6 +48,12 @@ class RandomRows:
         return np.asarray(generator.integers(0, self.below, shape)).astype(self.dtype)
 
 
+def _below(spec: InputSpec) -> int:
+    """What random integers stay below: the rows of a table, or what a pixel can be."""
+    is_image = spec.dtype == np.uint8 and spec.shape is not None and len(spec.shape) >= _IMAGE_RANK
+    return spec.below or (_PIXELS_BELOW if is_image else _INTEGERS_BELOW)
+
+
 def random_feeds(
     specs: tuple[InputSpec, ...],
     samples: int,
@@ -59,7 +69,7 @@ def random_feeds(
     for sample in (0,) if batched else range(samples):
         feed: dict[str, RowArray] = {}
         for stream, (spec, shape) in enumerate(zip(specs, whole, strict=True)):
-            wanted, below = (samples, *shape[1:]) if batched else shape, spec.below or _INTEGERS_BELOW
+            wanted, below = (samples, *shape[1:]) if batched else shape, _below(spec)
             kind = np.dtype(str) if is_text(spec.dtype) else spec.dtype
             feed[spec.name] = RandomRows(wanted, kind, abs(seed), stream, sample, below)
             if spec.name in values:
