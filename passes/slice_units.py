@@ -80,14 +80,21 @@ class SliceUnits(Pass):
         return notes
 
     def _reshape_variables(self, graph: gs.Graph) -> None:
-        """Declared shapes of intermediate tensors, where an extent changed; a symbolic one varies and stays."""
+        """Declared shapes of intermediate tensors, where an extent changed; a symbolic one varies and stays.
+
+        A shape that isn't the tensor's is no longer declared: beside the cut ones the checker would refuse it.
+        """
         fixed = {id(tensor) for tensor in (*graph.inputs, *graph.outputs)}
         for tensor in graph.tensors().values():
             axes = self.trace.axes.get(tensor.name)
             if not isinstance(tensor, gs.Variable) or tensor.shape is None or axes is None or id(tensor) in fixed:
                 continue
             counts = [int(np.count_nonzero(self.alive[labels])) for labels in axes]
-            if len(counts) == len(tensor.shape):
+            each = zip(tensor.shape, counts, axes, strict=False)
+            is_wrong = any(isinstance(n, int) and n not in (count, len(labels)) for n, count, labels in each)
+            if is_wrong or len(counts) != len(tensor.shape):
+                tensor.shape = None
+            else:
                 tensor.shape = [
                     count if declared == len(labels) else declared
                     for declared, count, labels in zip(tensor.shape, counts, axes, strict=True)

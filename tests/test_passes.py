@@ -394,6 +394,24 @@ def test_declared_shapes_follow_and_symbolic_ones_stay() -> None:
         assert [n is None for n in after[name]] == [n is None for n in before[name]], name
 
 
+@pytest.mark.parametrize("wrong", [("N", 4, 8), ("N", 17)])
+def test_a_declared_shape_that_is_not_the_tensors_goes(wrong: tuple[str | int, ...]) -> None:
+    """The runtime only warns of one; beside cut tensors the checker would refuse it."""
+    net = Net(batch="N")
+    h = net.Relu(net.linear(net.input("x", 6), 6, 8, bias=False))
+    net.output(net.linear(h, 8, 3, bias=False))
+    source = net.model()
+    for value in source.graph.value_info:
+        if value.name == h:
+            value.CopyFrom(onnx.helper.make_tensor_value_info(h, onnx.TensorProto.FLOAT, wrong))
+    trace = traced(source, feed_for(source, 1))
+    step = SliceUnits(trace, half_removed(trace))
+    result = rewrite(source, [step]).model
+    onnx.checker.check_model(result, full_check=True)
+    assert h not in [v.name for v in result.graph.value_info if v.type.tensor_type.HasField("shape")]
+    assert outcomes(result, step) == (False, False)
+
+
 # the pipeline
 
 
