@@ -388,6 +388,10 @@ PLANS: dict[str, tuple[Callable[[dict[str, Any]], object], tuple[str, ...]]] = {
         ("'paint'",),
     ),
     "decided twice": (lambda plan: plan["decisions"].append(plan["decisions"][0]), ("w1:0", "two decisions")),
+    "huge number": (decisions(lambda d: d.update(kept=[10**400])), ("not a plan", "too large")),
+    "large number": (decisions(lambda d: d.update(kept=[10**40])), ("not a plan", "is more than")),
+    "huge whole float": (decisions(lambda d: d.update(kept=[1e300])), ("not a plan", "is more than")),
+    "unit out of range": (decisions(lambda d: d.update(kept=[2**31 - 1])), ("w1:0", "different numbers")),
     "unknown field": (decisions(lambda d: d.update(colour="red")), ("not a plan",)),
     "other width": (decisions(lambda d: d.update(before=9)), ("w1:0", "wrong model")),
     "other group": (decisions(lambda d: d.update(group="w9:0")), ("w9:0", "wrong model")),
@@ -411,7 +415,9 @@ def test_plans_that_do_not_fit(case: str, here: Bench, capsys: pytest.CaptureFix
     assert files(here.folder) == before
 
 
-@pytest.mark.parametrize("content", ["no plan", "[]", "7", "{}", '{"version": 1}', "\x00\xff"])
+@pytest.mark.parametrize(
+    "content", ["no plan", "[]", "7", "{}", '{"version": 1}', "\x00\xff", "[" * 99999, '{"version": 1e999}', "9" * 9999]
+)
 def test_files_that_are_no_plan(content: str, here: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     path = here.folder / "plan.json"
     path.write_bytes(content.encode("latin-1"))

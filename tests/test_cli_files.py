@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,43 @@ def test_a_sidecar_of_another_plan_is_not_used(here: Bench, capsys: Capture) -> 
     outcome = call(capsys, "prune", here.model, here.output, "--apply-plan", plan, "--quiet")
     assert outcome.code == 0
     assert outcome.err.startswith("warning: cut without folding")
+
+
+def poisoned(arrays: dict[str, Any], name: str, value: float) -> dict[str, Any]:
+    return {**arrays, name: np.full_like(arrays[name], value)}
+
+
+DAMAGES = {
+    "nan": lambda arrays: poisoned(arrays, "w2", np.nan),
+    "zeroed": lambda arrays: poisoned(arrays, "w2", 0.0),
+    "missing": lambda arrays: {name: array for name, array in arrays.items() if name != "w2"},
+    "all missing": lambda arrays: {name: array for name, array in arrays.items() if name.startswith("__")},
+    "more": lambda arrays: {**arrays, "w9": np.ones(3)},
+    "no digest": lambda arrays: {name: array for name, array in arrays.items() if name != "__content__"},
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "bytes", "end", "huge", "text"])
+def test_a_damaged_sidecar_is_found(damage: str, here: Bench, capsys: Capture) -> None:
+    plan, sidecar = here.folder / "plan.json", here.folder / "plan.npz"
+    assert here.prune(capsys, "--plan", plan, "--preset", "fast", "--no-latency").code == 0
+    whole = sidecar.read_bytes()
+    if damage in DAMAGES:
+        with np.load(sidecar) as arrays:
+            np.savez(sidecar, **DAMAGES[damage](dict(arrays)))
+    elif damage == "huge":
+        header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776,), }".ljust(117) + b"\n"
+        with zipfile.ZipFile(sidecar, "w") as archive:
+            archive.writestr("w2.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    else:
+        middle = len(whole) // 2
+        parts = {"bytes": whole[:middle] + b"\xff" * 9 + whole[middle + 9 :], "end": whole[:-40], "text": b"x"}
+        sidecar.write_bytes(parts[damage])
+    here.output.unlink()
+    outcome = call(capsys, "prune", here.model, here.output, "--apply-plan", plan, "--quiet")
+    assert (outcome.code, len(outcome.lines)) == (2, 1), outcome.err
+    assert "plan.npz" in outcome.err
+    assert not here.output.exists()
 
 
 def test_a_plan_fits_a_model_trained_anew(here: Bench, capsys: Capture) -> None:

@@ -6,7 +6,9 @@ text, `blocks` and `groups` the model that it was made for.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -34,6 +36,11 @@ Bases = Mapping[str, npt.NDArray[np.generic]]
 _BASIS = "__basis__:"
 _DENSE = "__dense_sha256__"
 _PLAN = "__plan__"
+_CONTENT = "__content__"
+
+
+_MOST_BYTES = 2**28
+"""Of a plan that is read: the curves of a million units have a tenth of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,8 +234,10 @@ def save_plan(
         if folds or bases:
             turned = {_BASIS + name: array for name, array in (bases or {}).items()}
             marks = {_DENSE: np.array(plan.dense_sha256), _PLAN: np.array(plan.digest())}
+            arrays = {**turned, **dict(folds or {})}
+            marks[_CONTENT] = np.array(_content_digest(arrays))
             with files.new(sidecar).open("wb") as stream:
-                np.savez_compressed(stream, **marks, **turned, **dict(folds or {}))  # type: ignore[arg-type]
+                np.savez_compressed(stream, **marks, **arrays)  # type: ignore[arg-type]
         else:
             files.remove(sidecar)
         files.new(path).write_text(plan.to_json(), encoding="utf-8")
@@ -259,6 +268,8 @@ def load_plan(path: FilePath) -> Saved:
     """A plan with the folded weights and bases of its sidecar, if there is one of this very plan."""
     settle(path.parent)
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise PlanError(f"{path}: not a plan: it has {path.stat().st_size:,} bytes")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"{path}: can't be read as a plan: {error}") from error
@@ -267,12 +278,41 @@ def load_plan(path: FilePath) -> Saved:
     if not sidecar.is_file():
         return Saved(plan)
     try:
-        with np.load(sidecar, allow_pickle=False) as arrays:
-            folds = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise PlanError(f"{sidecar}: can't be read as the plan's folded weights: {error}") from error
-    marks = str(folds.pop(_DENSE, "")), str(folds.pop(_PLAN, ""))
+        found = _arrays_of(sidecar)
+    except Exception as error:  # what zipfile, zlib and numpy raise for damaged bytes is open-ended
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise PlanError(f"{sidecar}: can't be read as the plan's folded weights: {text}") from error
+    marks = str(found.pop(_DENSE, "")), str(found.pop(_PLAN, ""))
     if marks != (plan.dense_sha256, plan.digest()):
         return Saved(plan)
-    bases = {name.removeprefix(_BASIS): folds.pop(name) for name in list(folds) if name.startswith(_BASIS)}
-    return Saved(plan, folds, bases)
+    if str(found.pop(_CONTENT, "")) != _content_digest(found):
+        raise PlanError(
+            f"{sidecar}: its arrays aren't those that were written with the plan, or an early version wrote it: "
+            "make the plan anew, or move this file away and give --calibration"
+        )
+    bases = {name.removeprefix(_BASIS): found.pop(name) for name in list(found) if name.startswith(_BASIS)}
+    return Saved(plan, found, bases)
+
+
+def _arrays_of(sidecar: FilePath) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a sidecar; ValueError where one has another size than its header says, before it is read."""
+    with zipfile.ZipFile(sidecar) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as stream:
+                if np.lib.format.read_magic(stream)[0] != 1:
+                    raise ValueError(f"{entry.filename} is no array of ours")
+                shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+                if math.prod(shape) * dtype.itemsize != entry.file_size - stream.tell():
+                    raise ValueError(f"{entry.filename} says shape {shape} and holds {entry.file_size} bytes")
+    with np.load(sidecar, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def _content_digest(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    """A hash of names, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.require(arrays[name], requirements="C")
+        digest.update(f"{name} {array.dtype.itemsize} {array.shape}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,7 +58,7 @@ def _holds_objects(value: Sequence[Any] | Mapping[str, Any]) -> bool:
 def read_text(text: str, label: str) -> dict[str, Any]:
     """The facts of a plan's text, of an earlier version too; PlanError, in one line, for all that isn't one."""
     try:
-        raw = json.loads(text, parse_constant=_no_number)
+        raw = json.loads(text, parse_constant=_no_number, parse_float=_finite, parse_int=_bounded)
     except (ValueError, RecursionError) as error:
         raise PlanError(f"{label}: not a plan: it isn't JSON: {error}") from error
     version = raw.get("version") if isinstance(raw, dict) else None
@@ -107,3 +108,16 @@ def digest_of(facts: Mapping[str, Any]) -> str:
 
 def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no number")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise ValueError(f"{text[:40]} is too large")
+    return float(text)
+
+
+def _bounded(text: str) -> int:
+    """A whole number that is a float too; those of units have the schema's bound."""
+    if len(text) > 300:
+        raise ValueError(f"{text[:40]} is too large")
+    return int(text)

@@ -112,6 +112,7 @@ _CHECKS: Mapping[str, Callable[[Any, Any], str | None]] = MappingProxyType(
             None if re.search(pattern, value) else f"{_shown(value)} has not the form asked"
         ),
         "minimum": lambda value, least: None if value >= least else f"{_shown(value)} is less than {least}",
+        "maximum": lambda value, most: None if value <= most else f"{_shown(value)} is more than {most}",
         "minItems": lambda value, count: None if len(value) >= count else f"at least {count} must be there",
         "uniqueItems": _repeated,
         "required": _missing,
