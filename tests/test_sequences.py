@@ -326,6 +326,20 @@ def test_surfaces_that_are_no_tensors(kind: str, preset: str) -> None:
     assert difference(list(before.values()), list(after.values())) < 1e-3
 
 
+def test_a_sequence_with_an_element_for_each_row() -> None:
+    net = Net(18, "N")
+    y = net.MatMul(twice(net, net.input("x", 6), 6, 16), net.weight(16, 3, fan_in=16))
+    net.output(net.op("SplitToSequence", y, axis=0, keepdims=0))
+    model = net.model()
+    model.graph.output[0].type.CopyFrom(SEQUENCE)
+    feeds = [{"x": RNG.standard_normal((rows, 6)).astype(np.float32)} for rows in (5, 3, 4) * 8]
+    result = snp_onnx.prune(model, feeds, target_macs=0.7, preset="fast", ridge=1e-6)
+    feed = {"x": RNG.standard_normal((7, 6)).astype(np.float32)}
+    before, after = (run(m, feed)[0] for m in (model, result.model))
+    assert len(before) == len(after) == 7
+    assert difference(before, after) < 1e-3
+
+
 def test_a_sequence_as_an_input_is_inspected_and_not_calibrated() -> None:
     model = surfaced("sequence input")
     inspection = snp_onnx.inspect(model)

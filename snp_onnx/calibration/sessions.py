@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,6 +200,15 @@ def _parts(name: str, result: Any) -> list[tuple[str, Any]]:
     """
     is_sequence = isinstance(result, list) and all(isinstance(part, np.ndarray) for part in result)
     return [(f"{name}[{place}]", part) for place, part in enumerate(result)] if is_sequence else [(name, result)]
+
+
+def output_of(name: str, outputs: Container[str]) -> str:
+    """The output among these that an array of a run is, or is an element of.
+
+    >>> output_of("y[1]", {"x", "y"}), output_of("x", {"x", "y"})
+    ('y', 'x')
+    """
+    return name if name in outputs else name.rpartition("[")[0]
 
 
 def _as_array(result: Any) -> NDArray[Any] | None:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from snp_onnx.calibration.sessions import Runtime, open_session, run
+from snp_onnx.calibration.sessions import Runtime, open_session, output_of, run
 from snp_onnx.errors import ModelError
 from snp_onnx.sources.samples import Part, Samples
 from snp_onnx.subspace.variation import ENOUGH, HALF, Variation
@@ -164,7 +164,7 @@ def measure_fidelity(
     sums: dict[str, Sums] = {}
     for start, rows, real, before, after in _runs(dense, pruned, batches, mask, surface or Surface()):
         for name, expected in before.items():
-            whole = name if name in by_name else name.rpartition("[")[0]  # of a sequence each element is compared
+            whole = output_of(name, by_name)  # of a sequence each element is compared
             if expected.dtype.kind not in "fiub" or (name not in after and whole not in by_name):
                 continue
             total = sums.setdefault(name, Sums(name, by_name.get(whole)))

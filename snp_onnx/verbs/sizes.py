@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from snp_onnx.calibration.sessions import run
+from snp_onnx.calibration.sessions import output_of, run
 from snp_onnx.errors import PassError, SnpError
 from snp_onnx.sources.batch_axis import AT_MOST, AT_MOST_COARSE, compare_rows, difference, spread
 from snp_onnx.sources.inputs import InputSpec
@@ -67,9 +67,11 @@ class Pair:
         except SnpError as error:
             raise _broken(f"the pruned model can't be run: {error}") from error
         for name, values in expected.items():
+            if name not in found and self.is_free(name):
+                continue
             if name not in found:
                 raise _broken(f"the pruned model gives no array for output {name}", feed)
-            require_alike(name, values, found[name], feed, name in self.free)
+            require_alike(name, values, found[name], feed, self.is_free(name))
         return expected, found
 
     def cut_outputs(self, session: Any, feed: Feed) -> Outputs:
@@ -81,7 +83,11 @@ class Pair:
 
     def compared(self, outputs: Outputs) -> Iterator[str]:
         """The outputs that can be compared by place: of floating point, and of a size that no data decide."""
-        return (name for name, values in outputs.items() if values.dtype.kind == "f" and name not in self.free)
+        return (name for name, values in outputs.items() if values.dtype.kind == "f" and not self.is_free(name))
+
+    def is_free(self, name: str) -> bool:
+        """Whether data decide the size of an output, or of the sequence that it is an element of."""
+        return output_of(name, self.free) in self.free
 
 
 def _broken(what: str, feed: Feed | None = None) -> PassError:
@@ -147,7 +153,7 @@ def _rows_are_apart(pair: Pair, feed: Feed) -> bool:
         part = pair.at(with_rows(feed, kept))
         if part is None:
             continue
-        for name in whole[0].keys() - pair.free:
+        for name in (name for name in whole[0].keys() & part[0].keys() if not pair.is_free(name)):
             before, after = (compare_rows(a[name], b[name], kept, count) for a, b in zip(whole, part, strict=True))
             if not before.is_known or before.axis is None:
                 continue
@@ -193,7 +199,7 @@ def _is_tried(pair: Pair, sizes: Iterator[Feed], near: _Near) -> bool:
 def _compare(pair: Pair, feed: Feed, expected: Outputs, found: Outputs, near: _Near) -> None:
     """PassError where outputs at another size aren't what they are at the samples'."""
     alike = pair.cut_outputs(near.filled if near.exact else None, feed)
-    for name in pair.compared(expected):
+    for name in (name for name in pair.compared(expected) if name in near.errors):
         is_exact = name in near.exact and name in alike
         wanted, own, least = (alike, near.exact, AT_MOST) if is_exact else (expected, near.errors, FAR_OFF)
         error = difference(wanted[name], found[name], near.least[name])
