@@ -95,3 +95,19 @@ def test_words_are_made_up_too() -> None:
 def test_what_is_no_text_or_no_number_is_refused(feed: dict[str, Array], reason: str) -> None:
     with pytest.raises(CalibrationError, match=reason):
         snp_onnx.prune(coded(), feed, target_macs=0.6)
+
+
+@pytest.mark.parametrize("extent", ["n", 1])
+def test_a_single_word_for_each_sample(extent: str | int) -> None:
+    """Words along one axis, of any batch or one at a time."""
+    net = Net(13, batch=extent)
+    net.domains["ai.onnx.ml"] = 2
+    net.inputs.append(helper.make_tensor_value_info("kind", onnx.TensorProto.STRING, [extent]))
+    codes = {"keys_strings": list("abcd"), "values_floats": [0.0, 1.0, 2.0, 3.0]}
+    e = net.unsqueeze(net.op("LabelEncoder", "kind", domain="ai.onnx.ml", **codes), 1)
+    net.output(net.linear(net.Relu(net.linear(e, 1, 12)), 12, 3))
+    model, words = net.model(), np.array(list("abcd") * 20)
+    source = {"kind": words} if extent == "n" else [{"kind": word} for word in words[:, None].astype(object)]
+    result = snp_onnx.prune(model, source, target_macs=0.6, preset="fast")
+    feed = {"kind": words[:1].astype(object)}
+    np.testing.assert_allclose(run(result.model, feed)[0], run(model, feed)[0], atol=0.2)

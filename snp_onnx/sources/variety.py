@@ -32,7 +32,7 @@ class Variety:
                 continue
             together = 0
             for name, values in feed.items():
-                row = values if is_whole else values[place]
+                row = values if is_whole else values[place, ...]  # an array, of words of one axis too
                 checksum = _checksum(row)
                 together = crc32(checksum.to_bytes(4, "little"), together)
                 if self._firsts.setdefault(name, checksum) != checksum:
