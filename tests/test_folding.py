@@ -96,6 +96,35 @@ def test_weights_that_other_nodes_read_too_are_not_folded() -> None:
     assert folding.unfolded == ("w2: cut without folding: the weight is shared with nodes of another kind",)
 
 
+def left_alone(net: Net, samples: int) -> tuple[str, ...]:
+    """What is said of weights that aren't folded where a unit of the first group goes."""
+    found = planned(net.model(), samples)
+    alive = found.trace.alive([found.trace.groups[0].labels[:1]])
+    return fold(found.flow, alive, found.statistics, 1e-6).unfolded
+
+
+def test_a_weight_that_is_read_both_ways_is_not_folded() -> None:
+    """Once as it is and once transposed: its columns are inputs here and outputs there."""
+    net = Net(batch="N")
+    square = net.weight(8, 8, fan_in=8)
+    for name, trans in (("a", 1), ("b", 0)):
+        hidden = net.Relu(net.dense(net.input(name, 6), 6, 8))
+        net.output(net.dense(net.Relu(net.op("Gemm", hidden, square, transB=trans)), 8, 3))
+    assert "w1: cut without folding: the weight is shared with nodes of another kind" in left_alone(net, 50)
+
+
+def test_a_weight_for_inputs_that_are_measured_differently_is_not_folded() -> None:
+    """A flattened map by unit, for want of rows, and tokens by position."""
+    net = Net(batch="N")
+    weight = net.weight(80, 3, fan_in=80)
+    flat = net.Flatten(net.conv_relu(net.input("a", 3, 4, 4), 3, 5))
+    tokens = net.Relu(net.linear(net.input("b", 16, 6), 6, 80))
+    net.output(*(net.MatMul(x, weight) for x in (flat, tokens)))
+    assert left_alone(net, 20) == (
+        "w1: cut without folding: nodes that share the weight read inputs of different layouts",
+    )
+
+
 def test_the_ridge_of_a_fold_is_stronger_where_tokens_are_few() -> None:
     """It is by as much as `caution` says; as published it isn't."""
     net = Net(batch="N")
