@@ -27,6 +27,7 @@ _WEIGHT_PLACES: Mapping[str, tuple[int, ...]] = {
     "FusedMatMul": (0, 1),
     "Einsum": (0, 1),
     "Attention": (1, 2),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), (1, 2, 3)),
 }
 
 
@@ -34,10 +35,16 @@ def computed_weights(model: onnx.ModelProto) -> dict[str, npt.NDArray[np.generic
     """Values of weights that a chain of constant nodes computes and that no reversible path leads to.
 
     With them comes what else nodes of such a chain give to others, unless it is larger than what the chain starts from.
+    What starts from a large constant that a body reads too stays computed: it would be in the file twice.
     """
     weights, ops = Weights(model), list(ops_of(model))
     names = (op.input(place) for op in ops for place in _WEIGHT_PLACES.get(op.type, ()))
     found = {name: weights.array(name) for name in names if name and weights.is_computed(name)}
+    held = {name for op in ops if op.has_subgraph for name in op.reads}
+    for name, values in list(found.items()):
+        shared = held.intersection(source for op in weights.chain(name) for source in op.reads)
+        if any(2 * weights.array(source).size > values.size for source in shared):
+            del found[name]
     chain = {op.index: op for name in found for op in weights.chain(name)}
     inside = {name for op in chain.values() for name in op.outputs}
     most = sum(weights.array(name).size for name in {n for op in chain.values() for n in op.reads} - inside)

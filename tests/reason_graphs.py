@@ -14,7 +14,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from snp_onnx.passes.open_branches import open_branch
 from tests import streams
+from tests import topologies_weights as weights
 from tests.graphs import Net
 
 FUSED = "com.microsoft"
@@ -208,6 +210,27 @@ def multiplied_in_a_body(net: Net) -> None:
         bodies.append(body)
     chosen = net.op("If", net.const(True, dtype=bool), then_branch=bodies[0], else_branch=bodies[1])
     net.output(net.dense(net.Relu(chosen), 4, 2))
+
+
+def opened(branch: str) -> Callable[[onnx.ModelProto], None]:
+    """The nodes of this branch of the only If stand in front of it."""
+
+    def open_it(model: onnx.ModelProto) -> None:
+        (choice,) = [node for node in model.graph.node if node.op_type == "If"]
+        open_branch(model, choice.output[0], branch)
+
+    return open_it
+
+
+def chosen_of_two_sizes(net: Net) -> None:
+    x = hidden(net)
+    bodies = []
+    for name, source in (("then", x), ("other", net.normal(1, 6, 1, 1))):
+        node = helper.make_node("Identity", [source], [f"{name}_y"])
+        bodies.append(helper.make_graph([node], name, [], [helper.make_tensor_value_info(f"{name}_y", 1, None)]))
+    choice = net.Cast(net.input("choice", dtype="int64", batched=False), to=onnx.TensorProto.BOOL)
+    chosen = net.op("If", choice, then_branch=bodies[0], else_branch=bodies[1])
+    net.output(net.conv(x, 6, 4), chosen)
 
 
 # blocks
@@ -574,7 +597,14 @@ GRAPHS: Mapping[str, str | Draw | Drawing] = MappingProxyType(
         "graph input": "matmul-left",
         "graph output": "chain",
         "heads and dimensions of its projection can't be told apart": heads_in_two_axes,
+        "another branch of this If stays whole": Drawing(weights.if_capture, spoil=opened("then_branch")),
         "inside a body of …": multiplied_in_a_body,
+        "inside a branch of If that is not taken": Drawing(multiplied_in_a_body, spoil=opened("then_branch")),
+        "its extent is read inside a branch of If that is not taken": Drawing(
+            weights.if_captures_extent, spoil=opened("else_branch")
+        ),
+        "read inside a branch of If that is not taken": Drawing(weights.if_capture, spoil=opened("then_branch")),
+        "the branches of this If give different shapes": chosen_of_two_sizes,
         "its extent in this … varies with another axis": merged_beside_an_inferred_extent,
         "its extent is a graph output": "extent-as-output",
         "its extent is read as a number by …": "extent-as-number",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
+from types import MappingProxyType
 
 import onnx
 
@@ -11,15 +12,20 @@ from snp_onnx.cost.terms import DOMAINS, STANDARD, AxisOf, Part, Shapes, Term, i
 Counter = Callable[[onnx.NodeProto, Shapes], list[Part]]
 
 
-def mac_terms(model: onnx.ModelProto, shapes: Shapes) -> list[Term]:
+def mac_terms(model: onnx.ModelProto, shapes: Shapes, shares: Mapping[str, float] = MappingProxyType({})) -> list[Term]:
     """The terms of every node of the main graph that multiplies and accumulates, at the given tensor shapes.
 
     Conv and ConvTranspose: output (or input) positions times the weight's elements. Gemm, MatMul: rows x inner x
     columns. Einsum: the product of all its indices. LSTM, GRU, RNN: steps times the elements of both weights.
     Attention: logits and weighted values over all positions, masked or not, and the projection where it is inside.
     Fused and quantised forms cost what the plain ones do. What `is_uncounted` costs nothing here.
+    `shares` says, by a node's first output, how much of its cost counts, where that isn't all.
     """
-    return [Term(node_name(node), *part) for node in model.graph.node for part in node_parts(node, shapes) or ()]
+    return [
+        Term(node_name(node), factors, scale * shares.get(node.output[0], 1.0))
+        for node in model.graph.node
+        for factors, scale in node_parts(node, shapes) or ()
+    ]
 
 
 def node_name(node: onnx.NodeProto) -> str:

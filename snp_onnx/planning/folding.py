@@ -145,8 +145,9 @@ def _readers(trace: Trace) -> dict[str, set[int]]:
 def _obstacle(
     readers: Mapping[str, set[int]], path: WeightPath | None, linears: list[Linear], statistics: Statistics
 ) -> str | None:
-    if not all(statistics.is_measured(linear) for linear in linears):
-        return "its input is not finite on the calibration samples"
+    fault = statistics.fault(linears)
+    if fault is not None:
+        return fault
     if path is None:
         return "the weight is quantised or computed"
     chain = {op.index for op in path.ops} | {linear.op.index for linear in linears}

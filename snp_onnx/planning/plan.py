@@ -78,6 +78,14 @@ class BlockDecision:
 
 
 @dataclass(frozen=True, slots=True)
+class BranchDecision:
+    """Which branches of an If were opened, "then_branch" and "else_branch", so that layers inside have groups."""
+
+    choice: str
+    opened: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class GroupPlace:
     """A group of the model that a plan was made for: how many layers make its units, and how many read them."""
 
@@ -113,6 +121,8 @@ class Plan:
     """All groups that the model has then, in graph order; none where that isn't known."""
     blocks: tuple[BlockPlace, ...] = ()
     """All blocks of the dense model, in graph order; none where none goes."""
+    branches: tuple[BranchDecision, ...] = ()
+    """Of every If, in the order in which they were come by."""
 
     def to_json(self) -> str:
         """The plan as JSON text of the present version, the same for the same plan."""
@@ -133,6 +143,7 @@ class Plan:
             tuple(BlockDecision(**entry) for entry in raw.get("removed", ())),
             tuple(_place(GroupPlace, entry) for entry in raw.get("groups", ())),
             tuple(_place(BlockPlace, entry) for entry in raw.get("blocks", ())),
+            tuple(BranchDecision(entry["choice"], tuple(entry["opened"])) for entry in raw.get("branches", ())),
         )
 
     def _facts(self) -> dict[str, Any]:
@@ -141,7 +152,8 @@ class Plan:
         heads = {"version": self.version, "dense_sha256": self.dense_sha256}
         for name in ("target", "options", "input_shapes"):
             heads[name] = dict(sorted(found[name].items()))
-        return heads | {name: found[name] for name in ("blocks", "removed", "groups", "decisions")}
+        branches = {"branches": found["branches"]} if self.branches else {}  # few models have any
+        return heads | branches | {name: found[name] for name in ("blocks", "removed", "groups", "decisions")}
 
     def digest(self) -> str:
         """A short name for the decisions."""

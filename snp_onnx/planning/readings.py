@@ -96,14 +96,14 @@ def reads_tokens(trace: Trace, linear: Linear) -> bool:
     """Whether a layer reads the positions of a sequence, not pixels and not one vector a sample."""
     if linear.op.type in ("Conv", "ConvTranspose"):
         return False
-    return len(trace.facts.shapes[linear.input]) > 2 or trace.row_mask(linear.input, linear.input_axis) is not None
+    return len(trace.facts.shapes[linear.input]) > 2 or trace.padding(linear.input, linear.input_axis) is not None
 
 
 def rows_per_column(trace: Trace, linear: Linear, of_pixels: int, of_tokens: int) -> int:
     """How many rows a column sub-sampling should aim at."""
     if linear.op.type in ("Conv", "ConvTranspose"):
         return of_pixels
-    return of_tokens * (PADDED if trace.row_mask(linear.input, linear.input_axis) else 1)
+    return of_tokens * (PADDED if trace.padding(linear.input, linear.input_axis) else 1)
 
 
 def conv_window(trace: Trace, linear: Linear) -> Window | None:
@@ -140,7 +140,13 @@ def _patches(trace: Trace, linear: Linear, window: Window, samples: int) -> Read
     output = trace.facts.shapes[linear.output]
     lattice = row_strides(output, 1, samples, len(columns), SCARCITY.pixel_rows)
     request = MomentRequest(
-        linear.input, linear.input_axis, len(output), view=View.PATCHES, window=window, lattice=lattice
+        linear.input,
+        linear.input_axis,
+        len(output),
+        view=View.PATCHES,
+        window=window,
+        lattice=lattice,
+        row_mask=trace.gates.get(linear.input),
     )
     slots = np.arange(len(columns), dtype=np.int64)[None, :]
     return Reading(request, columns, slots, is_exact=True)

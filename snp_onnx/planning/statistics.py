@@ -47,8 +47,20 @@ class Statistics:
         return float(found.variance.sum())
 
     def is_measured(self, linear: Linear) -> bool:
+        """Whether rows were counted of what a layer reads, all of them finite."""
         reading = self.readings.get(linear)
-        return reading is not None and reading.key in self.moments and self.moments[reading.key].is_finite
+        found = None if reading is None else self.moments.get(reading.key)
+        return found is not None and found.count > 0 and found.is_finite
+
+    def fault(self, linears: Iterable[Linear]) -> str | None:
+        """Why layers can't be folded; None where all were measured."""
+        for linear in linears:
+            found = self.moments.get(self.readings[linear].key) if linear in self.readings else None
+            if found is not None and found.count == 0:
+                return "no calibration sample comes to it"
+            if not self.is_measured(linear):
+                return "its input is not finite on the calibration samples"
+        return None
 
     def inputs(self, linears: Iterable[Linear]) -> CentredGram | FewRows:
         """The covariance and the mean of the inputs of consumers that share one weight, C columns."""

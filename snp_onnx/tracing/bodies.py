@@ -14,6 +14,7 @@ import onnx
 
 from snp_onnx.cost import Term, constants_of, is_matrix, is_uncounted, node_parts
 from snp_onnx.external import bodies_of
+from snp_onnx.tracing.branches import is_opened
 from snp_onnx.tracing.facts import Facts, infer_graph
 from snp_onnx.tracing.op import Op, ops_of
 
@@ -78,12 +79,17 @@ class _Counting:
         return tally
 
     def _branches(self, op: Op, facts: Facts, matrices: frozenset[str]) -> _Tally:
-        """The more expensive branch; output shapes are those of the branch that is taken, where that is known."""
-        found = {place: (body, *self._body(body, facts, (), matrices)) for place, body in bodies_of(op.node)}
+        """The more expensive branch, or that whose nodes stand outside for the time being, which costs nothing here.
+
+        Output shapes are those of the branch that is taken, where that is known.
+        """
+        bodies = dict(bodies_of(op.node))
+        opened = {place: body for place, body in bodies.items() if is_opened(body)}
+        found = {place: (body, *self._body(body, facts, (), matrices)) for place, body in (opened or bodies).items()}
         dearest = max(found, key=lambda place: found[place][1].macs)
         chosen = facts.values.get(op.input(0))
         taken = dearest if chosen is None else "then_branch" if chosen.reshape(-1)[:1].any() else "else_branch"
-        body, _, inside = found[taken]
+        body, _, inside = found.get(taken, found[dearest])
         _tell(facts, zip(op.outputs, [value.name for value in body.output], strict=False), inside)
         tallies = [tally for _, tally, _ in found.values()]
         uncounted, once = tallies[0].uncounted, tallies[0].once

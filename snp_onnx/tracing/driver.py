@@ -13,6 +13,7 @@ from snp_onnx.cost import FLOATS, NARROW, constants_of, is_matrix, multiplies
 from snp_onnx.external import bodies_of
 from snp_onnx.tracing.attention import find_attention
 from snp_onnx.tracing.bodies import count_bodies
+from snp_onnx.tracing.branches import handed_by, is_opened
 from snp_onnx.tracing.caches import find_caches, possible_caches
 from snp_onnx.tracing.extents import bar_extents, bar_numbers
 from snp_onnx.tracing.facts import AxisOf, Facts, Seen, Shape, infer_facts
@@ -132,14 +133,15 @@ def _visit(op: Op, tracer: Tracer) -> None:
         rule(op, tracer)
         tracer.pass_layers(op, known)
         _bar_lone_positions(op, tracer)
-        inputs = [name for name in op.inputs if name and op.is_evaluable]  # others can't be evaluated
+        evaluable = op.is_evaluable and not op.has_subgraph  # others can't be evaluated
+        inputs = [name for name in op.inputs if name and evaluable]
         if inputs and op.type != "ConstantOfShape" and all(tracer.is_constant(name) for name in inputs):
             tracer.mark_constant(op.outputs, max(inputs, key=lambda name: math.prod(tracer.shape(name))))
 
 
 def _refusal(op: Op, tracer: Tracer) -> str | None:
     """Why no rule can speak for a node; None where one can."""
-    if (op.domain, op.type) not in RULES or op.has_subgraph:
+    if (op.domain, op.type) not in RULES or (op.has_subgraph and op.type != "If"):
         return _no_rule(op)
     unknown = next((name for name in (*op.inputs, *op.outputs) if name and not tracer.knows(name)), None)
     if unknown is not None:
@@ -176,40 +178,55 @@ def _bar_node(op: Op, tracer: Tracer, reason: str) -> None:
         tracer.set_barred(op, name, reason)
 
 
+_UNTAKEN = (
+    "inside a branch of If that is not taken",
+    "read inside a branch of If that is not taken",
+    "its extent is read inside a branch of If that is not taken",
+)
+"""Why something stays whole: it stands in a branch that stays as it is, or is read there, or its extent is."""
+
+
 def _bar_captures(op: Op, tracer: Tracer) -> None:
     """What a control-flow body reads from outside is sliced by nobody."""
     if not op.has_subgraph:
         return
+    bodies = [body for _, body in bodies_of(op.node)]
+    is_open = op.type == "If" and any(map(is_opened, bodies))
+    reasons = _UNTAKEN
+    if not is_open:
+        within = f"inside a body of {op.type}", f"read inside a body of {op.type}"
+        reasons = (*within, f"its extent is read inside a body of {op.type}")
+    closed = [body for body in bodies if op.type != "If" or handed_by(body) is None]
     readers: dict[str, Op] = {}
-    for name, reader in _read_inside(op):
+    for name, reader in _read_inside(op, closed):
         readers.setdefault(name, reader)
     for name, reader in readers.items():
-        tracer.barrier_all(op, name, f"read inside a body of {op.type}")
-        bar_numbers(op, tracer, name, f"its extent is read inside a body of {op.type}")
+        tracer.barrier_all(reader, name, reasons[1])
+        bar_numbers(reader, tracer, name, reasons[2])
         if _is_weight(name, tracer):
             axis = output_axis(reader, len(tracer.shape(name)))
-            tracer.decline(op, name, axis, tracer.shape(name), f"read inside a body of {op.type}")
-    for name, tensor in _constants_inside(op.node):
+            tracer.decline(reader, name, axis, tracer.shape(name), reasons[1])
+    for name, tensor in _constants_inside(closed):
         if is_matrix(tensor):
-            axis = output_axis(readers.get(name, op), len(tensor.dims))
-            tracer.decline(op, name, axis, tuple(tensor.dims), f"inside a body of {op.type}")
+            reader = readers.get(name, op)
+            tracer.decline(reader, name, output_axis(reader, len(tensor.dims)), tuple(tensor.dims), reasons[0])
 
 
-def _read_inside(op: Op) -> Iterator[tuple[str, Op]]:
-    """What is read in the bodies of a node, and in theirs, with the node there that reads it."""
-    for _, graph in bodies_of(op.node):
+def _read_inside(op: Op, bodies: Iterable[onnx.GraphProto]) -> Iterator[tuple[str, Op]]:
+    """What is read in bodies of a node, and in theirs, with the node there that reads it."""
+    for graph in bodies:
         for node in graph.node:
             inner = replace(op, node=node)
             yield from ((name, inner) for name in node.input)
-            yield from _read_inside(inner)
+            yield from _read_inside(inner, [body for _, body in bodies_of(node)])
         yield from ((value.name, op) for value in graph.output)
 
 
-def _constants_inside(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.TensorProto]]:
-    for _, graph in bodies_of(node):
+def _constants_inside(bodies: Iterable[onnx.GraphProto]) -> Iterator[tuple[str, onnx.TensorProto]]:
+    for graph in bodies:
         yield from constants_of(graph)
         for inner in graph.node:
-            yield from _constants_inside(inner)
+            yield from _constants_inside([body for _, body in bodies_of(inner)])
 
 
 def _is_weight(name: str, tracer: Tracer) -> bool:

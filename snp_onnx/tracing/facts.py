@@ -16,6 +16,8 @@ import numpy.typing as npt
 import onnx
 from onnx.reference import ReferenceEvaluator
 
+from snp_onnx.external import bodies_of
+from snp_onnx.tracing.branches import handed_by, is_opened
 from snp_onnx.tracing.fused_facts import fused_shapes, typed_by
 from snp_onnx.tracing.holders import is_tensor
 from snp_onnx.tracing.op import Op, ops_of
@@ -152,11 +154,35 @@ def _follow(facts: Facts, op: Op, model: onnx.ModelProto) -> None:
     elif op.type in _KEEPS_SHAPE and op.is_standard and op.inputs[0] in facts.shapes:
         facts.shapes[op.outputs[0]] = facts.shapes[op.inputs[0]]
         facts.types[op.outputs[0]] = facts.types[op.inputs[0]]
+    elif op.type == "If" and op.is_standard:
+        _follow_choice(facts, op)
     elif not _follow_values(facts, op):
         _infer_types(facts, op, model)
         for name, shape in fused_shapes(op, facts.shapes, facts.values).items():
             facts.shapes[name] = shape
             facts.types[name] = facts.types[typed_by(op, name)]
+
+
+def _follow_choice(facts: Facts, op: Op) -> None:
+    """What an If hands on, where that is sure: all branches hand on tensors of one shape, or it is known which counts.
+
+    All branches give the same types. Those that are opened are the ones that are taken.
+    """
+    branches = {place: handed_by(body) for place, body in bodies_of(op.node)}
+    taken = facts.values.get(op.input(0))
+    opened = [place for place, body in bodies_of(op.node) if is_opened(body)]
+    if taken is not None and len(opened) != 1:
+        opened = ["then_branch" if taken.reshape(-1)[:1].any() else "else_branch"]
+    known = [branches[place] for place in opened or branches]
+    for place, output in enumerate(op.outputs):
+        given = [names[place] for names in branches.values() if names is not None]
+        kinds = [facts.types[name] for name in given if name in facts.types]
+        if output and kinds:
+            facts.types[output] = kinds[0]
+        shapes = {facts.shapes.get(names[place]) if names is not None else None for names in known}
+        shape = shapes.pop() if len(shapes) == 1 else None
+        if output and shape is not None and output in facts.types:
+            facts.shapes[output] = shape
 
 
 def _follow_extent(facts: Facts, op: Op) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeVar
 
@@ -84,6 +84,8 @@ class Trace:
     """The (batch, sequence) input that is 0 where a position is padding."""
     attention: Attention | None = None
     """Where dimensions inside heads may go; None where they weren't asked for."""
+    gates: Mapping[str, str] = field(default_factory=dict)
+    """For tensors of opened branches of which the samples take several: what says whether theirs is taken."""
 
     def alive(self, removed: Iterable[npt.NDArray[np.int64]]) -> Mask:
         """Which labels stay when the given labels go, shape (label_count,)."""
@@ -96,6 +98,10 @@ class Trace:
         return next(group for group in self.groups if group.id == identifier)
 
     def row_mask(self, tensor: str, axis: int) -> str | None:
+        """What says which rows of the tensor count: whether its branch is taken at all, or the padding."""
+        return self.gates.get(tensor) or self.padding(tensor, axis)
+
+    def padding(self, tensor: str, axis: int) -> str | None:
         """The mask, if it says which rows of the tensor count: all axes but the unit axis are its positions."""
         shapes = self.facts.shapes
         if self.mask is None or not has_rows_of(shapes[self.mask], shapes[tensor], axis):

@@ -141,7 +141,7 @@ class Tracer:
     def pass_layers(self, op: Op, first: int) -> None:
         """A node whose rule recorded `linears[first:]` gives their outputs; any other passes on its inputs' layers."""
         new = {linear.output: frozenset([first + place]) for place, linear in enumerate(self.linears[first:])}
-        passed = frozenset().union(*(self.layers(name) for name in op.inputs))
+        passed = frozenset().union(*(self.layers(name) for name in op.reads))
         if new or passed:
             self._layers.update({name: new.get(name, passed) for name in op.outputs})
 

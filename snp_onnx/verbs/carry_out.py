@@ -111,7 +111,7 @@ def _fallen_back(work: Work, ways: Sequence[tuple[str, Candidate]], errors: Erro
     model = onnx.ModelProto()
     model.CopyFrom(candidate.model)
     with_provenance(model, _provenance(work.subject, plan, candidate.cost))
-    cost = replace(candidate.cost, bytes=bytes_on_disk(model, work.external_as))
+    cost = replace(candidate.cost, bytes=bytes_on_disk(work.subject.branches.closed(model), work.external_as))
     return replace(candidate, model=model, plan=plan, cost=cost, warnings=(*candidate.warnings, warning))
 
 
@@ -158,14 +158,15 @@ def _in_dense_shape(subject: Subject, alive: Mask, values: Folds) -> Folds:
 def zero_filled(subject: Subject, candidate: Candidate) -> onnx.ModelProto | None:
     """The candidate's weights in the dense shapes, with zeros where units went; None where it is quantised or large.
 
-    It computes what the candidate does, at every size, unless something is computed over all units together.
+    It computes what the candidate does, at every size, unless something is computed over all units together. The
+    candidate's branches are still open.
     """
     if subject.quantised is not None or subject.dense.store is not None:
         return None
     present = {name for name, tensor in weights(subject.prepared) if tensor.data_type in FLOATS}
     values = {tensor.name: array_of(tensor) for tensor in candidate.model.graph.initializer if tensor.name in present}
     whole = _in_dense_shape(subject, candidate.plan.alive(subject.trace), values)
-    return rewrite(subject.prepared, [FoldWeights(whole)]).model
+    return subject.branches.closed(rewrite(subject.prepared, [FoldWeights(whole)]).model)
 
 
 def tidied(work: Work, candidate: Candidate) -> Candidate:
@@ -177,7 +178,7 @@ def tidied(work: Work, candidate: Candidate) -> Candidate:
     tidy = rewrite(candidate.model, passes, subject.dense.store)
     cost = candidate.cost
     if tidy.changed:
-        cost = replace(cost, bytes=bytes_on_disk(tidy.model, work.external_as))
+        cost = replace(cost, bytes=bytes_on_disk(subject.branches.closed(tidy.model), work.external_as))
     present = {name for name, _ in weights(subject.prepared)}
     earlier = {name: values for name, values in depth.values.items() if name in present}
     return replace(candidate, model=tidy.model, folds={**earlier, **candidate.folds}, cost=cost)
@@ -226,7 +227,7 @@ def _cut(work: Work, plan: Plan, alive: Mask, folding: Folding) -> Candidate:
         kept = {KEPT: surface.after(surface_of(model)).record()} if surface.kept else {}
         cost = _cost(subject, model, alive)
         with_provenance(model, _provenance(subject, plan, cost) | kept)
-        cost = replace(cost, bytes=bytes_on_disk(model, work.external_as))
+        cost = replace(cost, bytes=bytes_on_disk(subject.branches.closed(model), work.external_as))
     return Candidate(model, plan, folding.values, cost, folding.unfolded)
 
 

@@ -57,4 +57,5 @@ def plan_of(work: Work, target: Target, decisions: tuple[UnitDecision, ...]) -> 
         removed=removed,
         groups=groups,
         blocks=blocks,
+        branches=subject.branches.decisions,
     )

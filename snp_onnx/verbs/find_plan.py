@@ -9,6 +9,7 @@ from dataclasses import replace
 from snp_onnx.cost import Cost, Term, byte_terms, item_bytes, param_terms, weights
 from snp_onnx.errors import TargetError
 from snp_onnx.model_io import bytes_on_disk
+from snp_onnx.passes import summarise
 from snp_onnx.planning.budget import Ladders
 from snp_onnx.planning.cost_table import CostTable, WithRemainder
 from snp_onnx.planning.decide import eligible, ladders_of, left_out
@@ -17,6 +18,7 @@ from snp_onnx.planning.paths import Path, clipping, find_paths
 from snp_onnx.planning.plan import Plan, widths
 from snp_onnx.planning.statistics import Statistics
 from snp_onnx.tracing import PLAIN_KINDS, Group
+from snp_onnx.verbs.branches import APART
 from snp_onnx.verbs.carry_out import Candidate, Work, carry_out, cut_only, folded
 from snp_onnx.verbs.clocked import timed_layers, within_latency
 from snp_onnx.verbs.deciding import Deciding
@@ -106,7 +108,7 @@ def _within_bytes(work: Work, target: Target, paths: Sequence[Path], ladders: La
     groups = [path.group for path in paths]
     table = CostTable(_byte_terms(subject), subject.trace, groups)
     limit = target.value * subject.dense.bytes
-    remainder = bytes_on_disk(subject.quantised or subject.prepared) - table.dense()
+    remainder = bytes_on_disk(subject.branches.closed(subject.quantised or subject.prepared)) - table.dense()
     best: tuple[int, Plan] | None = None
     for _ in range(_SIZE_TRIES):
         plan = Deciding(work, paths, WithRemainder(table, remainder), subject.dense.bytes, ladders).plan(target)
@@ -167,7 +169,7 @@ def _nothing_prunable(work: Work) -> str:
     alike: dict[str, list[str]] = {}
     for stop in work.subject.trace.stops:
         alike.setdefault(stop.barrier.reason, []).append(f"{stop.weight} axis {stop.axis}")
-    reasons = _out_of_groups(work)
+    reasons = [*summarise(note for note in work.subject.notes if note.text == APART), *_out_of_groups(work)]
     reasons += [f"{name}: {reason}" for reason, names in list(alike.items())[:4] for name in _told(names)]
     if len(alike) > 4:
         reasons.append(f"{sum(map(len, list(alike.values())[4:]))} more (see snp-onnx inspect)")

@@ -27,6 +27,7 @@ from snp_onnx.calibration.walk import Walk
 from snp_onnx.planning.aims import Layer
 from snp_onnx.planning.chains import Chain
 from snp_onnx.subspace import conjugate_gradients
+from snp_onnx.tracing.branches import is_gate
 from snp_onnx.tracing.op import Op, ops_of
 from snp_onnx.tracing.weights import Weights
 
@@ -79,7 +80,8 @@ class Joint:
         links = [_as_now(link, now) for link in chain.links]
         rows = producer.reading.request
         # nodes of the dense model may have other attributes
-        tangent = Tangent(name, links, last, chain.windows, rows.row_axes, rows.row_mask)
+        mask = None if rows.row_mask is None or is_gate(rows.row_mask) else rows.row_mask
+        tangent = Tangent(name, links, last, chain.windows, rows.row_axes, mask)
         moved = tangent.forward(first)
         given = consumer.output
         if consumer.is_apart and consumer.bias is not None:

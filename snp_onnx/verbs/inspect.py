@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import onnx
 
 from snp_onnx.calibration.sessions import Runtime
-from snp_onnx.passes import summarise
+from snp_onnx.errors import CalibrationError
+from snp_onnx.model_io import Model
+from snp_onnx.passes import Note, summarise
 from snp_onnx.planning.decide import left_out, producer_names
 from snp_onnx.planning.options import choices
-from snp_onnx.sources.examples import check_given
+from snp_onnx.sources.examples import Values, check_given
 from snp_onnx.sources.inputs import input_specs
 from snp_onnx.tracing import find_blocks
+from snp_onnx.tracing.facts import Shape
+from snp_onnx.verbs.branches import NONE
 from snp_onnx.verbs.depth import block_shares
 from snp_onnx.verbs.prunable import prunable
 from snp_onnx.verbs.result import BlockReport, GroupReport, Inspection, stop_reports
 from snp_onnx.verbs.settings import values_from
-from snp_onnx.verbs.subject import Subject, load_subject, resolve_shapes, trace_at
+from snp_onnx.verbs.subject import Subject, load_subject, opened_for, resolve_shapes, trace_at
 
 
 def inspect(
@@ -39,7 +44,7 @@ def inspect(
     runtime, chosen = Runtime(custom_ops=tuple(custom_ops)), choices()
     values = values_from(input_values)
     check_given(input_specs(prepared), values)
-    subject = trace_at(dense, prepared, notes, shapes, runtime, example=values)
+    subject = _opened(dense, prepared, notes, shapes, runtime, values)
     groups = tuple(
         GroupReport(
             group.id,
@@ -63,6 +68,22 @@ def inspect(
         block_reports(subject),
         prunable(subject, runtime),
     )
+
+
+def _opened(
+    dense: Model,
+    prepared: onnx.ModelProto,
+    notes: tuple[Note, ...],
+    shapes: Mapping[str, Shape],
+    runtime: Runtime,
+    values: Values,
+) -> Subject:
+    """The subject with every branch opened that these shapes and values may take; none where that can't be run."""
+    opened, branches, told = opened_for(dense, prepared, shapes, runtime, example=values)
+    if branches is not NONE:
+        with suppress(CalibrationError):
+            return trace_at(dense, opened, (*notes, *told), shapes, runtime, example=values, branches=branches)
+    return trace_at(dense, prepared, notes, shapes, runtime, example=values)
 
 
 def block_reports(subject: Subject) -> tuple[BlockReport, ...]:

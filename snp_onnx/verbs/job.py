@@ -21,7 +21,7 @@ from snp_onnx.planning.transfer import on_blocks, on_groups
 from snp_onnx.sources.examples import Values, check_given, examples
 from snp_onnx.sources.inputs import input_specs
 from snp_onnx.sources.samples import Part, Samples
-from snp_onnx.tracing import Group, Kind
+from snp_onnx.tracing import PLAIN_KINDS, Group, Kind
 from snp_onnx.verbs.bases import change_bases
 from snp_onnx.verbs.carry_out import Candidate, Work, candidate_from_plan, carry_out, tidied, zero_filled
 from snp_onnx.verbs.clocked import cautions, clocked
@@ -39,7 +39,7 @@ from snp_onnx.verbs.reuse import BY_NUMBER, chosen_anew, tied
 from snp_onnx.verbs.settings import Data, Progress
 from snp_onnx.verbs.settle import held_back_fidelity
 from snp_onnx.verbs.shallower import by_blocks_alone, jointly
-from snp_onnx.verbs.subject import Subject, at_seen, load_subject, resolve_shapes, trace_at
+from snp_onnx.verbs.subject import Subject, at_seen, load_subject, opened_for, resolve_shapes, trace_at
 from snp_onnx.verbs.verify import verify
 
 
@@ -69,15 +69,11 @@ class Job:
         clock = Stopwatch()
         self.progress("prepare", 0, 0)
         with clock("prepare"):
-            dense, prepared, notes = load_subject(model, self.runtime)
-            quantised = prepared
-            prepared, notes = as_floats(prepared, notes, dense.store, self.choices, self.target)
+            loaded = load_subject(model, self.runtime)
         if self.data.source is None:
-            return self._carry_out(
-                clock, self._unseen(clock, dense, prepared, notes, quantised, earlier), None, earlier
-            )
+            return self._carry_out(clock, self._unseen(clock, *loaded, earlier), None, earlier)
         with clock("read samples"):
-            samples = read_samples(self.data, dense.proto, self.runtime)
+            samples = read_samples(self.data, loaded[0].proto, self.runtime)
         with samples:
             calibration = Calibration(
                 samples, self.data.batch_size, self.runtime, clock, self.progress, executor=self.executor
@@ -85,10 +81,10 @@ class Job:
             example = samples.example()
             with clock("trace"):
                 subject = at_seen(
-                    prepared,
+                    loaded[1],
                     self.data.input_shapes,
                     samples,
-                    lambda shapes: self._traced(dense, prepared, notes, shapes, example, quantised),
+                    lambda shapes: self._traced(*loaded, shapes, example, calibration, earlier),
                 )
             return self._carry_out(clock, subject, calibration, earlier)
 
@@ -98,7 +94,6 @@ class Job:
         dense: model_io.Model,
         prepared: onnx.ModelProto,
         notes: tuple[Note, ...],
-        quantised: onnx.ModelProto,
         earlier: Saved | None,
     ) -> Subject:
         """Traced without samples: at the shapes of the plan, with the values that were given."""
@@ -106,7 +101,7 @@ class Job:
         with clock("trace"):
             seen = earlier.plan.input_shapes if earlier is not None else {}
             shapes = resolve_shapes(prepared, self.data.input_shapes, seen)
-            return self._traced(dense, prepared, notes, shapes, self.data.input_values, quantised)
+            return self._traced(dense, prepared, notes, shapes, self.data.input_values, None, earlier)
 
     def _traced(
         self,
@@ -115,9 +110,16 @@ class Job:
         notes: tuple[Note, ...],
         shapes: Mapping[str, tuple[int, ...]],
         example: Values,
-        quantised: onnx.ModelProto,
+        calibration: Calibration | None,
+        earlier: Saved | None,
     ) -> Subject:
-        found = trace_at(dense, prepared, notes, shapes, self.runtime, caches=self.choices.caches, example=example)
+        """The subject, with the branches opened that the samples take, or that an earlier plan was made with."""
+        feeds = None if calibration is None else calibration.all_batches
+        given = None if earlier is None else earlier.plan.branches
+        quantised, branches, told = opened_for(dense, prepared, shapes, self.runtime, feeds, given, example)
+        prepared, notes = as_floats(quantised, (*notes, *told), dense.store, self.choices, self.target)
+        caches = self.choices.caches
+        found = trace_at(dense, prepared, notes, shapes, self.runtime, PLAIN_KINDS, caches, example, branches)
         return found if prepared is quantised else replace(found, quantised=quantised)
 
     def _based(self, subject: Subject, calibration: Calibration | None, earlier: Saved | None) -> Subject:
@@ -133,6 +135,8 @@ class Job:
         work, candidate = self._found(clock, subject, calibration, earlier)
         subject, candidate = work.subject, tidied(work, candidate)
         candidate = quantised_again(subject, candidate, self.runtime, self.external_as)
+        opened = candidate
+        candidate = replace(candidate, model=subject.branches.closed(opened.model))
         if subject.quantised is not None or (self.target is not None and self.target.kind is TargetKind.PARAMS):
             require_met(self.target, subject.dense_cost(), candidate)
         samples = calibration.samples if calibration is not None else None
@@ -144,7 +148,7 @@ class Job:
                 if samples is None
                 else samples.batches(self.data.batch_size, Part.HELD_OUT)
             )
-            notes = verify(dense, candidate.model, self.runtime, next(feeds), lambda: zero_filled(subject, candidate))
+            notes = verify(dense, candidate.model, self.runtime, next(feeds), lambda: zero_filled(subject, opened))
             candidate = replace(candidate, notes=(*candidate.notes, *notes))
         with clock("fidelity"):
             fidelity: tuple[Fidelity, ...] = ()

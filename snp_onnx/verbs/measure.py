@@ -84,6 +84,13 @@ class Calibration:
                 yield batch
         yield from self.samples.batches(self.batch_size, Part.CHOOSING)
 
+    def all_batches(self) -> Iterator[tuple[int, Feed]]:
+        """The batches of every part, each with how many samples it has."""
+        for part in (Part.CALIBRATION, Part.CHOOSING, Part.HELD_OUT):
+            for batch in self.samples.batches(self.batch_size, part):
+                rows = next((len(array) for array in batch.values() if array.ndim), 1)
+                yield 1 if self.samples.is_whole else rows, batch
+
     @property
     def count(self) -> int:
         """How many samples the moments are of; the others are set apart."""

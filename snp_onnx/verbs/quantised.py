@@ -63,5 +63,5 @@ def quantised_again(
     with_provenance(model, {entry.key: entry.value for entry in candidate.model.metadata_props})
     sizes = {name: tuple(tensor.dims) for name, tensor in weights(model)}
     params = total(param_terms(model), lambda tensor, axis: sizes[tensor][axis])
-    cost = replace(candidate.cost, params=params, bytes=bytes_on_disk(model, external_as))
+    cost = replace(candidate.cost, params=params, bytes=bytes_on_disk(subject.branches.closed(model), external_as))
     return replace(candidate, model=model, cost=cost)

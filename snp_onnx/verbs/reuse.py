@@ -34,6 +34,7 @@ def tied(plan: Plan, subject: Subject) -> Plan:
         input_shapes=shapes,
         groups=group_places(subject.trace),
         blocks=blocks,
+        branches=subject.branches.decisions,
     )
 
 

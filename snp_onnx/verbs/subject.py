@@ -13,12 +13,12 @@ import onnx
 
 from snp_onnx import model_io
 from snp_onnx.calibration.sessions import Runtime, open_session, run
-from snp_onnx.cost import RECURRENT, Cost, Term, mac_terms, param_terms, total, weights
+from snp_onnx.cost import RECURRENT, Cost, Term, mac_terms, node_parts, param_terms, total, weights
 from snp_onnx.errors import CalibrationError, ModelError, PassError, SnpError
 from snp_onnx.passes import Note, prepare
 from snp_onnx.planning.detours import Detour, detour
-from snp_onnx.planning.plan import Bases, BlockDecision, Folds
-from snp_onnx.sources.examples import NO_VALUES, Values, examples, made_up
+from snp_onnx.planning.plan import Bases, BlockDecision, BranchDecision, Folds
+from snp_onnx.sources.examples import NO_VALUES, Values, examples, fitted, made_up
 from snp_onnx.sources.inputs import fixed_batch, input_specs
 from snp_onnx.sources.samples import Samples
 from snp_onnx.sources.shapes import resolve_shapes as _shapes_of
@@ -27,6 +27,7 @@ from snp_onnx.tracing.blocks import Block
 from snp_onnx.tracing.facts import Shape
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.op import Op, ops_of
+from snp_onnx.verbs.branches import NONE, Branches, Feeds, open_branches
 from snp_onnx.verbs.observe import Observed, observe
 
 T = TypeVar("T")
@@ -55,6 +56,8 @@ class Subject:
     """Values of inputs, of a sample or as given, with which unknown shapes are observed."""
     unsure: str = ""
     """Why some shapes aren't known, or may be others with other values of inputs; "" where all are known."""
+    branches: Branches = NONE
+    """The branches whose nodes stand in the prepared model's main graph."""
 
     @property
     def aim(self) -> onnx.ModelProto:
@@ -85,7 +88,9 @@ class Subject:
     def mac_terms(self) -> list[Term]:
         """The MACs of one sample: a model whose batch is fixed computes several at once."""
         rows = self._rows()
-        terms = [*mac_terms(self.prepared, self.trace.facts.shapes), *self.trace.bodies.terms]
+        shapes = self.trace.facts.shapes
+        shares = self.branches.shares(self.prepared, lambda node: _macs(node, shapes))
+        terms = [*mac_terms(self.prepared, shapes, shares), *self.trace.bodies.terms]
         return [replace(term, scale=term.scale / rows) for term in terms]
 
     def _rows(self) -> int:
@@ -114,6 +119,11 @@ class Subject:
         macs = total(whole.mac_terms(), lambda tensor, axis: shapes[tensor][axis])
         params = total(param_terms(self.dense.proto), lambda tensor, axis: sizes[tensor][axis])
         return Cost(macs, params, self.dense.bytes)
+
+
+def _macs(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> float:
+    terms = [Term("", *part) for part in node_parts(node, shapes) or ()]
+    return float(total(terms, lambda tensor, axis: shapes[tensor][axis]))
 
 
 def _mixes(op: Op, rows: int, shapes: Mapping[str, Shape], computed: Collection[str]) -> bool:
@@ -193,6 +203,7 @@ def trace_at(
     kinds: Collection[Kind] = PLAIN_KINDS,
     caches: bool = False,
     example: Values = NO_VALUES,
+    branches: Branches = NONE,
 ) -> Subject:
     """Trace at concrete input shapes; what inference can't tell is observed in runs with the values of `example`.
 
@@ -212,6 +223,7 @@ def trace_at(
                 raise observed.refusal
             unsure = _unsure(observed, invented) if unknown else ""
             found = trace(prepared, shapes, observed.seen, kinds, caches)
+    found = replace(found, gates=branches.gates(prepared))
     return Subject(
         dense,
         prepared,
@@ -223,6 +235,7 @@ def trace_at(
         kinds=frozenset(kinds),
         example=example,
         unsure=unsure,
+        branches=branches,
     )
 
 
@@ -246,6 +259,27 @@ def at_seen(
         return traced(own)
 
 
+def opened_for(
+    dense: model_io.Model,
+    prepared: onnx.ModelProto,
+    shapes: Mapping[str, Shape],
+    runtime: Runtime,
+    feeds: Feeds | None = None,
+    given: Sequence[BranchDecision] | None = None,
+    example: Values = NO_VALUES,
+) -> tuple[onnx.ModelProto, Branches, tuple[Note, ...]]:
+    """The prepared model with branches opened, and prepared as far as these need it; see `verbs.branches`."""
+    with _blaming(dense, runtime, shapes, example):
+        specs = input_specs(prepared)
+        known = {spec.name: fitted(example[spec.name], shapes[spec.name]) for spec in specs if spec.name in example}
+        known = {spec.name: known[spec.name].astype(spec.dtype) for spec in specs if spec.name in known}
+        opened, branches, notes = open_branches(prepared, shapes, runtime, feeds, given, known)
+        if branches is NONE:
+            return prepared, NONE, ()
+        again = prepare(opened, dense.store)
+    return again.model, branches, (*notes, *again.notes)
+
+
 def retraced(
     subject: Subject,
     runtime: Runtime,
@@ -265,6 +299,7 @@ def retraced(
         kinds,
         subject.caches if caches is None else caches,
         subject.example,
+        subject.branches,
     )
 
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from snp_onnx.tracing.op import Op
 from snp_onnx.tracing.rules import (
     attention,
+    branching,
     convolution,
     einsum,
     elementwise,
@@ -85,6 +86,7 @@ RULES: Mapping[tuple[str, str], Rule] = MappingProxyType(
         ("com.microsoft", "DequantizeLinear"): quantisation.quantise,
         **dict.fromkeys(quantisation.INTEGER, quantisation.integer),
         **{("", name): recurrent.recurrent for name in ("LSTM", "GRU", "RNN")},
+        ("", "If"): branching.choice,
         ("", "Einsum"): einsum.einsum,
         ("", "Attention"): attention.standard,
         ("", "RotaryEmbedding"): attention.rotary,
