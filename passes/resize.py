@@ -235,12 +235,15 @@ def _pad(node: gs.Node, op: Op, resizing: Resizing) -> None:
     source, output = op.input(0), op.outputs[0]
     rank = len(resizing.shape(source))
     axes = _pad_axes(op, resizing, rank)
+    computed = resizing.computed(op.input(1)) if op.input(1) else list(op.attr("pads", []))
     changes: dict[int, int] = {}
-    for axis, (before, after) in enumerate(pad_amounts(op, resizing, rank) or []):
-        if axis in axes and (before or after) and _touches(resizing, source, output, axis):
-            entry = axes.index(axis)
-            changes[entry] = _amount(resizing, source, output, axis, before, at_end=False)
-            changes[entry + len(axes)] = _amount(resizing, source, output, axis, after, at_end=True)
+    for axis, amounts in enumerate(pad_amounts(op, resizing, rank) or []):
+        if axis in axes and _touches(resizing, source, output, axis):
+            for side, amount in enumerate(amounts):
+                entry = axes.index(axis) + side * len(axes)
+                wanted = _amount(resizing, source, output, axis, amount, at_end=side == 1)
+                if amount or computed[entry] != wanted:  # amounts from extents turn up where there were none
+                    changes[entry] = wanted
     resizing.set_entries(node, op, 1, "pads", changes)
 
 
@@ -321,6 +324,7 @@ RESIZERS: Mapping[str, Resizer] = MappingProxyType(
         "Gather": _gather,
         "Conv": _group_attribute,
         "ConvTranspose": _group_attribute,
+        "DeformConv": _group_attribute,
         "GroupNormalization": _num_groups,
         "ReduceMean": _open_norm,
     }

@@ -573,6 +573,69 @@ def quantised_at_run_time(net: Net) -> None:
     shown(net, net.DequantizeLinear(*net.ops("DynamicQuantizeLinear", hidden(net), outputs=3)))
 
 
+# places, numbers, what is drawn or found
+
+
+def written_over_channels(net: Net) -> None:
+    x = net.linear(net.input("x", 5), 5, 6)
+    shown_row(net, net.ScatterElements(x, net.const([[0, 3], [1, 2]]), net.const([[1.0, 2.0], [3.0, 4.0]]), axis=1))
+
+
+def numbers_apart(net: Net) -> None:
+    """Rounded outputs of a layer become ones and zeros; the layer that reads them reads these."""
+    whole = net.Cast(net.linear(net.input("x", 5), 5, 6), to=onnx.TensorProto.INT64)
+    apart = net.Cast(net.OneHot(whole, net.const([4]), net.const([0, 1])), to=onnx.TensorProto.FLOAT)
+    net.output(net.Add(apart, net.linear(net.input("y", 6, 3), 3, 4)))
+
+
+def places_found(net: Net) -> None:
+    """How many there are is declared, and no inference can say it."""
+    found = net.Unique(net.linear(net.input("x", 5, batched=False), 5, 6))
+    net.output(found)
+
+
+def grid_by_a_layer(net: Net) -> None:
+    net.output(net.GridSample(net.image(), net.linear(net.input("y", 4, 4, 6), 6, 2)))
+
+
+def regions_over_channels(net: Net) -> None:
+    """Channels stand where others have pixels."""
+    regions = net.const([[0.0, 0.0, 0.0, 2.0, 2.0]])
+    net.output(net.MaxRoiPool(channels_last(net), regions, pooled_shape=[2, 2]))
+
+
+def channels_cropped(net: Net) -> None:
+    net.output(net.CenterCropPad(hidden(net), net.const([4]), axes=[1]))
+
+
+def noise_like(net: Net) -> None:
+    x = net.linear(net.input("x", 5), 5, 6)
+    shown_row(net, net.Add(x, net.RandomNormalLike(x)))
+
+
+def added_to_a_diagonal(net: Net) -> None:
+    """A matrix of ones on the diagonal, as large as another input."""
+    shown_row(net, net.Add(net.linear(net.input("x", 5), 5, 6), net.EyeLike(net.input("y", 6))))
+
+
+def features_weighed(net: Net) -> None:
+    """A linear model of scikit-learn behind a layer."""
+    net.domains["ai.onnx.ml"] = 1
+    x = net.linear(net.input("x", 5), 5, 6)
+    net.output(net.op("LinearRegressor", x, domain="ai.onnx.ml", coefficients=[1.0, 2, 3, 4, 5, 6], targets=1))
+
+
+def held_in_a_sequence(net: Net) -> None:
+    """Which of two tensors comes out of a sequence, an input says."""
+    left, right = (net.linear(net.input(name, 5), 5, 6) for name in ("x", "y"))
+    place = net.Squeeze(net.Sub(net.input("end", 1, dtype="int64", batched=False), net.const([1])))
+    shown_row(net, net.SequenceAt(net.SequenceConstruct(left, right), place))
+
+
+def shown_row(net: Net, x: str, width: int = 6) -> None:
+    net.output(net.linear(x, width, 2))
+
+
 GRAPHS: Mapping[str, str | Draw | Drawing] = MappingProxyType(
     {
         "Squeeze without axes": "squeeze-everything",
@@ -585,13 +648,17 @@ GRAPHS: Mapping[str, str | Draw | Drawing] = MappingProxyType(
         "a quantised weight can't be rotated without loss": weight_in_codes,
         "a single position": "expand-channels",
         "a single position is picked": "gather-one-channel",
+        "a place on a map": grid_by_a_layer,
+        "all positions are made by …": added_to_a_diagonal,
         "all positions are one unit": "shuffle-between-groups",
         "an Einsum sums over this axis": summed_by_einsum,
         "attention with a cache of beams or with its weights as an output": cache_of_beams,
         "attention with a quantised cache or with its weights as an output": quantised_cache,
         "axis … of its input always has extent 1, that of its output is …": spread_over_the_batch,
+        "channels in groups share the offsets of this DeformConv": "offsets-in-groups",
         "contracted between two activations": "matmul-vector",
         "contracted with a constant of rank …": "matmul-vector",
+        "cropped or padded at both ends": Drawing(channels_cropped, 18),
         "empty tensor": emptied,
         "entries of the stream are scaled one by one": entries_scaled,
         "graph input": "matmul-left",
@@ -633,22 +700,29 @@ GRAPHS: Mapping[str, str | Draw | Drawing] = MappingProxyType(
         "normalised over this axis": normalised_over_channels,
         "norms with and without mean on one stream": norms_of_two_kinds,
         "not written by weights alone": stream_given,
+        "offsets or mask of a DeformConv": "deform-conv",
         "outputs of different norms are joined": norms_joined,
         "padded in mode …": "pad-channels-reflecting",
         "picked with indices of rank …": "gather-by-matrix",
         "position inside a group of a grouped convolution": "bn-behind-transposed",
         "positions and lengths of an attention": "group-query",
         "positions are picked at run time": picked_at_run_time,
+        "positions are written at run time": written_over_channels,
         "queries and keys have different numbers of heads": different_heads,
         "queries, keys and values are packed": packed_by_channels,
         "read inside a body of …": "if-capture",
         "read without a norm, so its mean can't be taken away": read_without_a_norm,
+        "regions of a map are picked at run time": regions_over_channels,
         "resampled axis": resampled,
         "quantised in blocks of …: prune the float model, then quantise it": Drawing(weight_in_blocks, 21),
         "stored with several values in a byte: prune the float model, then quantise it": Drawing(
             weight_in_half_bytes, 21
         ),
+        "… draws a number for every position": noise_like,
+        "… gives as many positions as it finds": places_found,
+        "… has a position for every number": numbers_apart,
         "… takes its shape from this": ones_like,
+        "… works on what has no axes: a sequence, an optional or a map": held_in_a_sequence,
         "… works on quantised values: prune the float model, then quantise it": quantised_at_run_time,
         "rotary positions mix the dims of a head": one_rotated_head,
         "rounded to whole numbers": rounded,
@@ -663,7 +737,8 @@ GRAPHS: Mapping[str, str | Draw | Drawing] = MappingProxyType(
         "the axes of this … are computed at run time": Drawing(reduced_at_run_time, 18),
         "the bias … is shared or scaled": scaled_biases,
         "the bounds of this Slice are computed at run time": "slice-at-run-time",
-        "the indices of this MaxPool count its channels": "pooled-indices",
+        "the indices of this … count its channels": "pooled-indices",
+        "the numbers of this … are attributes": features_weighed,
         "the norm's output is the stream itself (post-norm), so its gain can't move into the weights that read it": (
             streams.post_norm
         ),

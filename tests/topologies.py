@@ -17,6 +17,7 @@ from tests import topologies_attention as attention
 from tests import topologies_conv as conv
 from tests import topologies_fused as fused
 from tests import topologies_layout as layout
+from tests import topologies_places as places
 from tests import topologies_weights as weights
 from tests.graphs import Batch, Net
 
@@ -227,9 +228,33 @@ CATALOGUE: Mapping[str, Topology] = MappingProxyType(
         "custom-operator": Topology(
             weights.custom_operator, {"w1:0": 8, "w3:0": 5}, barriers=("no rule for operator com.microsoft::Trilu",)
         ),
-        "operator-without-rule": Topology(
-            weights.operator_without_rule, {"w1:0": 8, "w3:0": 5}, barriers=("no rule for operator EyeLike",)
+        "eye-like": Topology(weights.eye_like, {"w1:0": 8, "w3:0": 5}, barriers=("EyeLike takes its shape from this",)),
+        "gather-elements": Topology(places.gather_elements, {"w1:0": 6}, batches=STATIC),
+        "scatter-elements": Topology(places.scatter_elements, {"w1:0": 6}, batches=STATIC),
+        "gather-nd": Topology(places.gather_nd, {"w1:0": 6}),
+        "scatter-nd": Topology(places.scatter_nd, {"w1:0": 6}),
+        "tensor-scatter": Topology(places.tensor_scatter, {"w1:1": 8}, opset=24),
+        "grid-sample": Topology(places.grid_sample, {"w1:0": 6}),
+        "roi-align": Topology(places.roi_align, {"w1:0": 6}),
+        "max-roi-pool": Topology(places.max_roi_pool, {"w1:0": 6}),
+        "column-to-image": Topology(places.column_to_image, {"w1:0": 6}, opset=18),
+        "deform-conv": Topology(
+            places.deform_conv, {"w1:0": 6, "w4:0": 5}, opset=19, barriers=("offsets or mask of a DeformConv",)
         ),
+        "deform-conv-grouped": Topology(
+            places.deform_conv_grouped,
+            {"w1:0": 3},
+            opset=19,
+            barriers=("offsets or mask of a DeformConv",),
+        ),
+        "offsets-in-groups": Topology(
+            places.offsets_in_groups,
+            {"w2:0": 5},
+            opset=19,
+            barriers=("channels in groups share the offsets of this DeformConv",),
+        ),
+        "reversed-in-time": Topology(places.reversed_in_time, {"w1:1": 8}, batches=STATIC),
+        "cropped-to-the-centre": Topology(places.cropped_to_the_centre, {"w1:0": 6}, opset=18),
         "local-function": Topology(weights.local_function, {"w1:0": 8, "w2:0": 6}),
         "listed-initialisers-ir3": Topology(weights.listed_initialisers, {"w1:0": 8, "w2:0": 6}, opset=9, ir=3),
         "listed-initialisers-ir4": Topology(weights.listed_initialisers, {"w1:0": 8, "w2:0": 6}, opset=11, ir=4),

@@ -227,7 +227,7 @@ def custom_operator(net: Net) -> None:
     net.output(net.conv(net.conv_relu(x, 6, 5), 5, 4))
 
 
-def operator_without_rule(net: Net) -> None:
+def eye_like(net: Net) -> None:
     x = net.conv_relu(net.conv_relu(net.image(), 3, 8), 8, 6)
     x = net.EyeLike(net.reduce("ReduceSum", x, [2, 3], keepdims=0))
     net.output(net.dense(net.Relu(net.dense(x, 6, 5)), 5, 4))

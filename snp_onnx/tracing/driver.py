@@ -24,7 +24,7 @@ from snp_onnx.tracing.labels import INSIDE
 from snp_onnx.tracing.norms import open_norms
 from snp_onnx.tracing.op import Op, ops_of
 from snp_onnx.tracing.padding import mask_of
-from snp_onnx.tracing.rules import RULES
+from snp_onnx.tracing.rules import HOLDING, RULES
 from snp_onnx.tracing.tracer import Tracer, output_axis
 
 
@@ -136,23 +136,26 @@ def _visit(op: Op, tracer: Tracer) -> None:
         evaluable = op.is_evaluable and not op.has_subgraph  # others can't be evaluated
         inputs = [name for name in op.inputs if name and evaluable]
         if inputs and op.type != "ConstantOfShape" and all(tracer.is_constant(name) for name in inputs):
-            tracer.mark_constant(op.outputs, max(inputs, key=lambda name: math.prod(tracer.shape(name))))
+            made = [name for name in op.outputs if tracer.knows(name)]
+            tracer.mark_constant(made, max(inputs, key=lambda name: math.prod(tracer.shape(name))))
 
 
 def _refusal(op: Op, tracer: Tracer) -> str | None:
     """Why no rule can speak for a node; None where one can."""
     if (op.domain, op.type) not in RULES or (op.has_subgraph and op.type != "If"):
         return _no_rule(op)
-    unknown = next((name for name in (*op.inputs, *op.outputs) if name and not tracer.knows(name)), None)
+    held = tracer.facts.holders if (op.domain, op.type) in HOLDING else {}
+    names = (name for name in (*op.inputs, *op.outputs) if name)
+    unknown = next((name for name in names if not tracer.knows(name) and name not in held), None)
     if unknown is not None:
         return f"the shape of {unknown} is not known"
-    return "empty tensor" if any(0 in tracer.shape(name) for name in op.outputs if name) else None
+    return "empty tensor" if any(0 in tracer.shape(name) for name in op.outputs if tracer.knows(name)) else None
 
 
 def _bar_lone_positions(op: Op, tracer: Tracer) -> None:
     """A window of one position can't shrink, whatever the axis it was taken from."""
     for name in op.outputs:
-        for axis, labels in enumerate(tracer.axes(name) if name else ()):
+        for axis, labels in enumerate(tracer.axes(name) if tracer.knows(name) else ()):
             if len(labels) == 1:
                 tracer.barrier(op, name, axis, "the only position of its axis")
 

@@ -54,9 +54,6 @@ _MOVED: Mapping[str, tuple[int, ...]] = MappingProxyType(
 """Operators whose output elements are those of the named inputs, put elsewhere; of Concat it is all inputs."""
 _KEEPS_SHAPE = frozenset(("GroupNormalization", "MeanVarianceNormalization"))
 """Operators defined by a function whose body depends on the input's type: onnx doesn't infer their shape."""
-_UNFOLLOWED = frozenset(
-    ["Constant", "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"]
-)
 
 
 @dataclass(slots=True)
@@ -216,7 +213,7 @@ def _extent_value(op: Op, shape: Shape) -> Array:
 
 def _follow_values(facts: Facts, op: Op) -> bool:
     names = [name for name in op.inputs if name]
-    if not op.is_standard or op.type in _UNFOLLOWED or op.has_subgraph or not names:
+    if not op.is_standard or not op.is_evaluable or op.type == "Constant" or op.has_subgraph or not names:
         return False
     if not all(name in facts.values for name in names):
         return False
@@ -286,7 +283,7 @@ def _infer_types(facts: Facts, op: Op, model: onnx.ModelProto) -> None:
     try:
         schema = onnx.defs.get_schema(op.type, op.version, op.domain)
         found = onnx.shape_inference.infer_node_outputs(
-            schema, op.node, known, data, opset_imports=list(model.opset_import), ir_version=model.ir_version
+            schema, _explicit(op), known, data, opset_imports=list(model.opset_import), ir_version=model.ir_version
         )
     except Exception:  # a node that onnx can't infer is not known; a barrier follows from that
         return
@@ -298,6 +295,16 @@ def _infer_types(facts: Facts, op: Op, model: onnx.ModelProto) -> None:
         facts.types[name] = tensor.elem_type
         if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
             facts.shapes[name] = tuple(dim.dim_value for dim in tensor.shape.dim)
+
+
+def _explicit(op: Op) -> onnx.NodeProto:
+    """The node; of an STFT with its `onesided`, which onnx's inference takes for 0 where it is left out, not for 1."""
+    if op.type != "STFT" or op.attr("onesided", None) is not None:
+        return op.node
+    node = onnx.NodeProto()
+    node.CopyFrom(op.node)
+    node.attribute.add(name="onesided", i=1, type=onnx.AttributeProto.INT)
+    return node
 
 
 def _type_proto(facts: Facts, name: str) -> onnx.TypeProto:

@@ -14,6 +14,10 @@ STANDARD_DOMAINS = ("", "ai.onnx")
 _TWINS = frozenset((("com.microsoft", "QuantizeLinear"), ("com.microsoft", "DequantizeLinear")))
 """Operators of onnxruntime that differ from the standard ones of their name in nothing but the types they take."""
 
+RANDOM = (*("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),)
+"""Standard operators that draw other numbers in every run."""
+_UNEVALUABLE = frozenset((*RANDOM, "LSTM"))  # the reference of an LSTM runs its reverse direction forwards
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Op:
@@ -59,8 +63,8 @@ class Op:
 
     @property
     def is_evaluable(self) -> bool:
-        """Whether the node computes what the standard operator of its name does."""
-        return self.is_standard or (self.domain, self.type) in _TWINS
+        """Whether the node computes, every time, what onnx's reference of the standard operator of its name does."""
+        return (self.is_standard and self.type not in _UNEVALUABLE) or (self.domain, self.type) in _TWINS
 
     def input(self, place: int) -> str:
         """The name of an input, empty where it is left out."""

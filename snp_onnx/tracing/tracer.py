@@ -188,6 +188,12 @@ class Tracer:
         self.classes.flag(held, FIXED)
         self.barriers.append((Barrier(tensor, axis, op.name if op else "", reason), held))
 
+    def whole(self, op: Op, output: str, axis: int, reason: str) -> Labels:
+        """Labels for an axis of a node's output that must stay whole, whatever the node reads."""
+        labels = self.classes.fresh(self.shape(output)[axis])
+        self.barrier(op, output, axis, reason, labels)
+        return labels
+
     def decline(self, op: Op, weight: str, axis: int, shape: Shape, reason: str) -> None:
         """Tell of a weight that stays whole because of the node that reads it; `axis` counts its outputs."""
         self.declined.append((self.stored(weight, shape), axis, shape[axis], Barrier(weight, axis, op.name, reason)))

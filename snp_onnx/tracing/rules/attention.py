@@ -130,7 +130,7 @@ def group_query(op: Op, tracer: Tracer) -> None:
 
 
 def rotary(op: Op, tracer: Tracer) -> None:
-    """RotaryEmbedding: mixes the dims of each head, which stay whole; heads pass."""
+    """RotaryEmbedding: mixes the dims of each head, which stay whole, as all positions do; heads pass."""
     source = op.input(0)
     tables = op.inputs[1:3] if op.is_standard else op.inputs[2:4]
     axes = tracer.axes(source)
@@ -140,6 +140,7 @@ def rotary(op: Op, tracer: Tracer) -> None:
         tracer.barrier(op, source, 2, "rotary positions mix the dims of a head", dims)
     else:
         tracer.barrier(op, source, 3, "rotary positions mix the dims of a head")
+    _bar(op, tracer, source, (0, 1) if len(axes) == 3 else (0, 2), "sequence of an attention")
     for name in op.inputs[1:]:
         if name:
             tracer.barrier_all(op, name, "rotary positions mix the dims of a head")

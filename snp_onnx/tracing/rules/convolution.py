@@ -1,4 +1,4 @@
-"""Conv and ConvTranspose of any spatial rank, grouped and depthwise."""
+"""Conv and ConvTranspose of any spatial rank, grouped and depthwise; DeformConv and CausalConvWithState."""
 
 from __future__ import annotations
 
@@ -17,7 +17,39 @@ def conv_transpose(op: Op, tracer: Tracer) -> None:
     _convolve(op, tracer, in_axis=0, out_axis=1)
 
 
-def _convolve(op: Op, tracer: Tracer, in_axis: int, out_axis: int) -> None:
+def deform_conv(op: Op, tracer: Tracer) -> None:
+    """DeformConv: a convolution that reads every channel at the places which offsets say, and a mask weighs.
+
+    Where channels in groups have offsets of their own, the groups count channels, and channels stay.
+    """
+    _convolve(op, tracer, in_axis=1, out_axis=0, bias=3)
+    axes = tracer.axes(op.input(0))
+    if int(op.attr("offset_group", 1)) > 1:
+        tracer.barrier(op, op.input(0), 1, "channels in groups share the offsets of this DeformConv")
+    for name in filter(None, (op.input(2), op.input(4))):
+        tracer.classes.unite(axes[0], tracer.axes(name)[0])
+        for axis in range(1, len(axes)):
+            tracer.barrier(op, name, axis, "offsets or mask of a DeformConv")
+
+
+def causal_conv(op: Op, tracer: Tracer) -> None:
+    """CausalConvWithState: depthwise, over what came before; the state has the same channels."""
+    source, weight, channels = op.input(0), op.input(1), tracer.axes(op.input(0))[1]
+    batch, past = tracer.axes(source)[0], op.input(3)
+    for name, axis in ((weight, 0), (op.input(2), 0), (past, 1)):
+        if name:
+            tracer.classes.unite(tracer.axes(name)[axis], channels)
+    if past:
+        tracer.classes.unite(tracer.axes(past)[0], batch)
+    for name in filter(None, (source, weight, past)):
+        tracer.barrier(op, name, 2, "spatial axis of a convolution")
+    for name in filter(None, op.outputs):
+        tracer.set_axes(name, [batch, channels, still(tracer.shape(name)[2])])
+    if tracer.is_constant(weight):
+        tracer.linears.append(Linear(op, source, 1, weight, 1, 0, op.outputs[0], 1, len(channels)))
+
+
+def _convolve(op: Op, tracer: Tracer, in_axis: int, out_axis: int, bias: int = 2) -> None:
     source, weight, output = op.input(0), op.input(1), op.outputs[0]
     groups = int(op.attr("group", 1))
     if not tracer.is_constant(weight):
@@ -29,8 +61,8 @@ def _convolve(op: Op, tracer: Tracer, in_axis: int, out_axis: int) -> None:
         tracer.barrier(op, source, axis, "spatial axis of a convolution")
         tracer.barrier(op, weight, axis, "kernel axis of a convolution")
     channels = _ungrouped(op, tracer, in_axis, out_axis) if groups == 1 else _grouped(op, tracer, groups)
-    if op.input(2):
-        tracer.classes.unite(tracer.axes(op.input(2))[0], channels)
+    if op.input(bias):
+        tracer.classes.unite(tracer.axes(op.input(bias))[0], channels)
     shape = tracer.shape(output)
     tracer.set_axes(output, [tracer.axes(source)[0], channels, *(still(n) for n in shape[2:])])
     tracer.linears.append(Linear(op, source, 1, weight, in_axis, out_axis, output, 1, groups))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from snp_onnx.tracing.op import Op
+from snp_onnx.tracing.rules.elementwise import unary
 from snp_onnx.tracing.tracer import Tracer
+
+SEQUENCES = ("Range", "EyeLike", "BlackmanWindow", "HammingWindow", "HannWindow", "MelWeightMatrix")
 
 
 def constant(op: Op, tracer: Tracer) -> None:
@@ -27,8 +30,26 @@ def extent(op: Op, tracer: Tracer) -> None:
 
 
 def sequence(op: Op, tracer: Tracer) -> None:
-    """Range and EyeLike: positions that stay."""
-    for name in op.outputs:
-        tracer.set_still(name)
+    """Range, EyeLike, windows of a signal: positions that stay."""
     for name in op.inputs:
         tracer.barrier_all(op, name, f"{op.type} takes its shape from this")
+    for name in op.outputs:
+        tracer.set_barred(op, name, f"all positions are made by {op.type}")
+
+
+def random_numbers(op: Op, tracer: Tracer) -> None:
+    """Random tensors: fewer positions would get other numbers."""
+    reason = f"{op.type} draws a number for every position"
+    for name in op.inputs:
+        tracer.barrier_all(op, name, reason)
+    for name in op.outputs:
+        tracer.set_barred(op, name, reason)
+
+
+def dropout(op: Op, tracer: Tracer) -> None:
+    """Dropout: nothing happens to positions, unless its third input has it train."""
+    trains = tracer.value(op.input(2))
+    if op.input(2) and (trains is None or trains.any()):
+        random_numbers(op, tracer)
+    else:
+        unary(op, tracer)

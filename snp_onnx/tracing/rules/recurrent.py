@@ -20,3 +20,8 @@ def recurrent(op: Op, tracer: Tracer) -> None:
         tracer.set_still(name)
     output = next(name for name in op.outputs if name)
     tracer.linears.append(Linear(op, source, 2, weight, 2, 1, output, len(tracer.shape(output)) - 1))
+
+
+def linear_attention(op: Op, tracer: Tracer) -> None:
+    """LinearAttention: what was read is summed up in a state (heads, dims, dims)."""
+    opaque(op, tracer, f"{op.type} carries a state from step to step")

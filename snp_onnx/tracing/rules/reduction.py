@@ -1,4 +1,4 @@
-"""Reductions: the reduced axes must stay whole, the others pass."""
+"""Reductions, determinants and losses: the reduced axes must stay whole, the others pass."""
 
 from __future__ import annotations
 
@@ -52,6 +52,31 @@ def top_k(op: Op, tracer: Tracer) -> None:
             labels = list(tracer.axes(source))
             labels[axis] = still(tracer.shape(name)[axis])
             tracer.set_axes(name, labels)
+
+
+def determinant(op: Op, tracer: Tracer) -> None:
+    """Det: of the matrices that the last two axes hold."""
+    source = op.input(0)
+    last = len(tracer.shape(source)) - 1
+    for axis in (last - 1, last):
+        tracer.barrier(op, source, axis, f"{op.type} reduces this axis")
+    tracer.set_axes(op.outputs[0], tracer.axes(source)[:-2])
+
+
+def loss(op: Op, tracer: Tracer) -> None:
+    """NegativeLogLikelihoodLoss and SoftmaxCrossEntropyLoss: (N, classes, D...), reduced over classes or everything."""
+    source, output, is_whole = op.input(0), op.outputs[0], op.attr("reduction", "mean") != "none"
+    scores = tracer.axes(source)
+    rest = [labels for axis, labels in enumerate(scores) if axis != 1]
+    for labels, own in zip(rest, tracer.axes(op.input(1)), strict=True):
+        tracer.classes.unite(labels, own)
+    if op.input(2):
+        tracer.classes.unite(tracer.axes(op.input(2))[0], scores[1])
+    for axis in range(len(scores)) if is_whole else [1]:
+        tracer.barrier(op, source, axis, f"{op.type} reduces this axis")
+    tracer.set_axes(output, [] if is_whole else rest)
+    for name in op.outputs[1:]:
+        tracer.set_axes(name, scores)
 
 
 def _reduce(op: Op, tracer: Tracer, axes: list[int]) -> None:
