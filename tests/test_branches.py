@@ -533,3 +533,24 @@ def test_no_result_is_larger_than_its_model(make: Callable[[], onnx.ModelProto])
         assert result.model.ByteSize() <= target * model.ByteSize()
         assert result.model.ByteSize() - own < model.ByteSize()
         assert floats_in(result.model.graph) < floats_in(model.graph)
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+def test_a_computed_weight_is_not_copied_where_a_body_reads_what_it_is_made_of(is_read: bool) -> None:
+    """A layer's weight is a direction times a norm; a branch may read the direction too."""
+    model = parsed(
+        f"""(float[N, 16] x, bool c) => (float[N, 8] y, float[N, 8] z) {{
+            w = Mul(v, g)
+            z = MatMul(x, w)
+            y = If(c) <
+                then_branch = t () => (float[N, 8] p) {{ p = MatMul(x, {"v" if is_read else "u"}) }},
+                else_branch = e () => (float[N, 8] q) {{ q = Neg(z) }}
+            >
+        }}""",
+        v=normal(16, 8),
+        g=normal(1, 8, seed=1),
+        **({} if is_read else {"u": normal(16, 8, seed=2)}),
+    )
+    ready = prepare(model).model
+    assert any(node.op_type == "Mul" for node in ready.graph.node) == is_read
+    assert floats_in(ready.graph) <= floats_in(model.graph)
