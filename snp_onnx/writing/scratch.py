@@ -102,7 +102,11 @@ def _new_folder(home: Path | None) -> tuple[Path, int | None]:
     """A folder and its lock; another one where a run that clears leftovers was quicker than the lock."""
     while True:
         path = Path(tempfile.mkdtemp(prefix=_SHOWN if home is None else _HIDDEN, dir=home))
-        lock = _locked(path / _LOCK, os.O_CREAT | os.O_EXCL)
+        try:
+            lock = _locked(path / _LOCK, os.O_CREAT | os.O_EXCL)
+        except BaseException:  # an interruption
+            _remove(path)
+            raise
         if lock is None or os.path.exists(path / _LOCK):
             return path, lock
         os.close(lock)
