@@ -7,6 +7,7 @@ A model with large weights is handled as its graph alone. Locations are written 
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 import os
 import shutil
@@ -62,8 +63,43 @@ def has_external(model: onnx.ModelProto) -> bool:
 def byte_count(tensor: TensorProto) -> int:
     """Bytes of a tensor's values, wherever they lie; 0 where that isn't known without reading them."""
     if is_external(tensor) or tensor.data_type in WHOLE_BYTES:
-        return int(np.prod(tensor.dims, dtype=np.int64)) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        return int(math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
     return len(tensor.raw_data)
+
+
+def place_of(tensor: TensorProto) -> tuple[str, int, int | None]:
+    """Where the values of an external tensor lie: the file's name, the offset and, if it says so, the length in bytes.
+
+    Raises ValueError for what is no such place.
+    """
+    given = {entry.key: entry.value for entry in tensor.external_data}
+    numbers = [int(given[key]) if given.get(key) else None for key in ("offset", "length")]
+    if not given.get("location") or any(number is not None and not 0 <= number < 2**63 for number in numbers):
+        raise ValueError(f"location {given.get('location')!r}, offset {numbers[0]}, length {numbers[1]}")
+    return given["location"], numbers[0] or 0, numbers[1]
+
+
+_LISTS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+
+
+def fault_of(tensor: TensorProto) -> str | None:
+    """Why the values that a tensor holds can't be those of its shape; None where they may be."""
+    if any(extent < 0 for extent in tensor.dims):
+        return f"has the shape {tuple(tensor.dims)}"
+    count = math.prod(tensor.dims)
+    if tensor.HasField("raw_data"):
+        if tensor.data_type not in WHOLE_BYTES:
+            return None
+        wanted = count * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        return (
+            f"holds {len(tensor.raw_data)} bytes, its shape wants {wanted}" if len(tensor.raw_data) != wanted else None
+        )
+    held = sum(len(getattr(tensor, name)) for name in _LISTS)
+    is_packed = tensor.data_type not in WHOLE_BYTES | {TensorProto.STRING}
+    each = 2 if tensor.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128) else 1
+    if held == count * each or (is_packed and held):
+        return None
+    return f"holds {held} values, its shape wants {count}"
 
 
 def weight_bytes(model: onnx.ModelProto) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 import os
 import re
 from collections.abc import Container, Mapping
@@ -15,7 +14,7 @@ from typing import Any
 import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError
-from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
+from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
 from snp_onnx import memory
 from snp_onnx.errors import ModelError, PlanError
@@ -26,10 +25,12 @@ from snp_onnx.external import (
     chunks_of,
     copy_fields,
     every_tensor,
+    fault_of,
     has_external,
     hash_file,
     is_external,
     is_worthwhile,
+    place_of,
     refer,
     size_as_one_file,
     weight_bytes,
@@ -123,13 +124,10 @@ def _left_outside(proto: onnx.ModelProto, path: Path) -> dict[int, tuple[Path, i
     for number, tensor in enumerate(proto.graph.initializer):
         if not (is_external(tensor) and is_worthwhile(tensor)):
             continue
-        info: Any = ExternalDataInfo(tensor)
-        file, offset, length = (path.parent / info.location).resolve(), int(info.offset or 0), byte_count(tensor)
-        if int(info.length or length) != length or offset + length > file.stat().st_size:
-            raise ModelError(
-                f"{path}: the external data of {tensor.name} is not the {length} bytes that its shape wants: "
-                "the file is damaged, export it again"
-            )
+        location, offset, length = _place_of(tensor, path)
+        file, wanted = (path.parent / location).resolve(), byte_count(tensor)
+        if (length or wanted) != wanted or offset + wanted > file.stat().st_size:
+            raise ModelError(_not_its_bytes(path, tensor, wanted))
         found[number] = file, offset
         tensor.data_location = onnx.TensorProto.DEFAULT
     return found
@@ -155,16 +153,11 @@ def _require_graph(proto: onnx.ModelProto, label: str) -> None:
 
 
 def _require_whole(proto: onnx.ModelProto, label: str, outside: Container[int] = ()) -> None:
-    """Every weight kept as bytes has as many as its shape asks for."""
-    for number, tensor in enumerate(proto.graph.initializer):
-        if number in outside or not tensor.HasField("raw_data") or tensor.data_type not in WHOLE_BYTES:
-            continue
-        wanted = math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-        if len(tensor.raw_data) != wanted:
-            raise ModelError(
-                f"{label}: the weight {tensor.name} holds {len(tensor.raw_data)} bytes, its shape wants {wanted}: "
-                "the file is damaged, export it again"
-            )
+    """Every tensor, initialisers first, has as many values as its shape asks for."""
+    for number, tensor in enumerate(every_tensor(proto.graph)):
+        fault = None if number in outside or is_external(tensor) else fault_of(tensor)
+        if fault is not None:
+            raise ModelError(f"{label}: the weight {tensor.name} {fault}: the file is damaged, export it again")
 
 
 def data_files(path: Path) -> tuple[Path, ...]:
@@ -182,25 +175,33 @@ def _external_files(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
     for tensor in every_tensor(proto.graph):
         if not uses_external_data(tensor):
             continue
-        info = ExternalDataInfo(tensor)
-        file = (folder / info.location).resolve()
+        location, offset, length = _place_of(tensor, path)
+        file = Path(os.path.realpath(folder / location))
         if not file.is_relative_to(folder):
-            raise ModelError(
-                f"{path}: the external data of {tensor.name} lies outside the model's folder: {info.location}"
-            )
+            raise ModelError(f"{path}: the external data of {tensor.name} lies outside the model's folder: {location}")
         if not file.is_file():
-            raise ModelError(f"{path}: the external data file {info.location} of {tensor.name} is missing")
-        if _end(info) > file.stat().st_size:
-            raise ModelError(
-                f"{path}: the external data file {info.location} is too short for {tensor.name}: truncated?"
-            )
+            raise ModelError(f"{path}: the external data file {location} of {tensor.name} is missing")
+        wanted = byte_count(tensor) if tensor.data_type in WHOLE_BYTES else length or 0
+        if offset + max(wanted, length or 0) > file.stat().st_size:
+            raise ModelError(f"{path}: the external data file {location} is too short for {tensor.name}: truncated?")
+        if length is not None and length != wanted:
+            raise ModelError(_not_its_bytes(path, tensor, wanted))
         files[file] = None
     return tuple(files)
 
 
-def _end(info: Any) -> int:
-    """Where a tensor's bytes end in its file; offset and length may be left out."""
-    return int(info.offset or 0) + int(info.length or 0)
+def _place_of(tensor: onnx.TensorProto, path: Path) -> tuple[str, int, int | None]:
+    try:
+        return place_of(tensor)
+    except ValueError as error:
+        raise ModelError(f"{path}: the external data of {tensor.name} lies nowhere: {_first_line(error)}") from error
+
+
+def _not_its_bytes(path: Path, tensor: onnx.TensorProto, wanted: int) -> str:
+    return (
+        f"{path}: the external data of {tensor.name} is not the {wanted} bytes that its shape wants: "
+        "the file is damaged, export it again"
+    )
 
 
 def _hash_in_memory(proto: onnx.ModelProto) -> str:

@@ -67,6 +67,22 @@ def external(here: Bench, location: str = "weights.bin", cut: int = 0, gone: boo
         here.model.write_bytes(proto.SerializeToString())
 
 
+def placed(key: str, value: str) -> Callable[[Bench], None]:
+    """The model with its weights outside, at an odd place."""
+
+    def write(here: Bench) -> None:
+        external(here)
+        proto = onnx.load(here.model, load_external_data=False)
+        entries = proto.graph.initializer[0].external_data
+        kept = [(entry.key, entry.value) for entry in entries if entry.key != key]
+        del entries[:]
+        for name, text in (*kept, (key, value)):
+            entries.add(key=name, value=text)
+        here.model.write_bytes(proto.SerializeToString())
+
+    return write
+
+
 def changed(change: Callable[[onnx.ModelProto], object]) -> Callable[[Bench], None]:
     def write(here: Bench) -> None:
         proto = small()
@@ -105,6 +121,23 @@ MODELS: dict[str, tuple[Callable[[Bench], object], tuple[str, ...]]] = {
     "data truncated": (lambda here: external(here, cut=100), ("weights.bin", "too short")),
     "data outside": (lambda here: external(here, "../weights.bin"), ("outside", "../weights.bin")),
     "data at an absolute path": (lambda here: external(here, "/etc/hostname"), ("outside", "/etc/hostname")),
+    "data at an offset in words": (placed("offset", "far"), ("w1", "nowhere")),
+    "data at a negative offset": (placed("offset", "-8"), ("w1", "nowhere")),
+    "data at a huge offset": (placed("offset", "9" * 400), ("w1", "nowhere")),
+    "data past the end": (placed("offset", str(2**62)), ("w1", "too short")),
+    "data of a length in words": (placed("length", "1e3"), ("w1", "nowhere")),
+    "data of a wrong length": (placed("length", "4"), ("w1", "864 bytes")),
+    "data in a loop": (
+        lambda here: (external(here, gone=True), (here.folder / "weights.bin").symlink_to("weights.bin")),
+        ("weights.bin", "missing"),
+    ),
+    "no values": (changed(lambda p: p.graph.initializer[0].ClearField("raw_data")), ("w1", "holds 0 values", "216")),
+    "few values": (
+        changed(lambda p: (p.graph.initializer[0].ClearField("raw_data"), p.graph.initializer[0].float_data.append(1))),
+        ("w1", "holds 1 values"),
+    ),
+    "2^40 rows": (changed(lambda p: p.graph.initializer[0].dims.__setitem__(0, 2**40)), ("w1", "its shape wants")),
+    "negative rows": (changed(lambda p: p.graph.initializer[0].dims.__setitem__(0, -8)), ("w1", "shape (-8")),
     "unknown operator": (changed(lambda p: setattr(p.graph.node[1], "op_type", "Unheard")), ("Unheard",)),
     "custom operator": (changed(own_operator), ("my.ops",)),
     "opset": (changed(lambda p: setattr(p.opset_import[0], "version", 99)), ("opset ai.onnx 99", "onnxruntime 1.")),

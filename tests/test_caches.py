@@ -19,6 +19,7 @@ from snp_onnx.calibration.sessions import Runtime
 from snp_onnx.passes import prepare
 from snp_onnx.tracing import Kind, trace
 from snp_onnx.tracing.surface import KEPT, Surface, surface_after, surface_between, surface_of
+from snp_onnx.verbs.subject import load_subject
 from snp_onnx.verbs.verify import verify
 from tests.graphs import Net, feed_for
 from tests.oracles import cut, difference, masks, run, tolerance, zeroed
@@ -215,6 +216,33 @@ def test_a_surface_that_does_not_fit_is_refused() -> None:
             verify(model, broken, Runtime(), None)
     broken.metadata_props[-1].value = "not JSON"
     assert surface_of(broken).kept == {}
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "[0]",
+        "[]",
+        "[[0, 1], [2, 3]]",
+        "[3, 2, 1, 0]",
+        "[-4, 0, 1, 2]",
+        "[0, 1, 2, 9999999999]",
+        "[1e99]",
+        str([10**40]),
+    ],
+)
+def test_metadata_of_another_model_is_not_believed(kept: str) -> None:
+    texts = [f'{{"past_key": {{"{axis}": {kept}}}}}' for axis in (1, 9, -1)]
+    for text in (*texts, f'{{"nothing": {{"1": {kept}}}}}', kept, "[" * 99999):
+        model = CATALOGUE["multi-head-cached"].model()
+        model.metadata_props.add(key=KEPT, value=text)
+        model.metadata_props.add(key="author", value="somebody")
+        dense, _, _ = load_subject(model)
+        assert surface_of(dense.proto).kept == {}
+        assert "somebody" in {entry.value for entry in dense.proto.metadata_props}
+    del model.metadata_props[:]
+    model.metadata_props.add(key=KEPT, value='{"past_key": {"1": [0, 1, 2, 5]}}')
+    assert surface_of(load_subject(model)[0].proto).kept
 
 
 def test_surfaces_compose() -> None:

@@ -85,6 +85,11 @@ def test_other_commands_take_one_too(here: Bench, capsys: pytest.CaptureFixture[
         ("target-macs: half\n", "--target-macs"),
         ("a: [1\n", "not YAML"),
         ("\x00", "not YAML"),
+        ("units: " + "[" * 9999 + "]" * 9999, "nested too deeply"),
+        ("units: &a [channels]\nmean: &b [*a, *a]\nstd: &c [*b, *b]\n", "options of its own"),
+        ("seed: 2001-99-99\n", "not YAML"),
+        ("seed: " + "9" * 9999 + "\n", "not YAML"),
+        ("#" * 2**20 + "#\n", "no file of options"),
         (None, "No such file"),
     ],
 )

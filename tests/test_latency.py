@@ -93,14 +93,31 @@ def test_times_are_kept_and_asked_for_once(tmp_path: FilePath, monkeypatch: pyte
     assert len(saved["milliseconds"]) == 3
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"key": {}, "milliseconds": {}}', '{"key": 1}'])
+POISONED = '{"key": KEY, "milliseconds": {"a": VALUE}}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "[]", '{"key": {}, "milliseconds": {}}', '{"key": 1}', "[" * 99999),
+        *(POISONED.replace("VALUE", value) for value in ("-1", "1e300", "1" + "0" * 400, "Infinity", '"x"', "[]")),
+    ],
+)
 def test_a_damaged_cache_is_no_cache(content: str, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FOLDER, str(tmp_path))
     path = KernelTimes(ONE).path
-    path.write_text(content)
+    path.write_text(content.replace("KEY", json.dumps(KernelTimes(ONE)._key)))
     found = KernelTimes(ONE).of([convolution(4, 4)], 0.1, lambda *at: None)
     assert found[convolution(4, 4)] > 0.0
     assert len(json.loads(path.read_text())["milliseconds"]) == 1
+
+
+def test_without_a_home_there_is_no_cache(tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(FOLDER, raising=False)
+    monkeypatch.setattr(kernel_times, "user_cache_path", lambda name: FilePath("~/.cache") / name)
+    monkeypatch.chdir(tmp_path)
+    assert KernelTimes(ONE).of([convolution(4, 4)], 0.1, lambda *at: None)[convolution(4, 4)] > 0.0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_to_stops_nothing(tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,3 +216,24 @@ def test_many_warnings_are_one_line(tmp_path: Path, capsys: Capture) -> None:
     assert outcome.code == 0
     (line,) = [line for line in outcome.lines if "calibration positions" in line]
     assert "(and 5 more layers: " in line
+
+
+# names as users have them
+
+
+def test_names_are_no_markup_and_steer_no_terminal(tmp_path: Path, capsys: Capture) -> None:
+    proto = small()
+    names = {tensor.name: f"{tensor.name}[/x][a]:smile:\x1b]0;owned\x07\x9b2J" for tensor in proto.graph.initializer}
+    for tensor in proto.graph.initializer:
+        tensor.name = names[tensor.name]
+    for node in proto.graph.node:
+        node.name = f"[bold]{node.name}\x1b[31m[/]"
+        node.input[:] = [names.get(name, name) for name in node.input]
+    here = bench(tmp_path, proto)
+    for outcome in (here.prune(capsys, "--no-latency"), call(capsys, "inspect", here.model)):
+        assert outcome.code == 0, outcome.err
+        assert "w1[/x][a]:smile:\\x1b]0;" in outcome.out.replace("\n", "")
+        assert not {"\x1b", "\x07", "\x9b"} & set(outcome.out + outcome.err)
+    here.model.unlink()
+    refused = call(capsys, "inspect", tmp_path / "no\x1b[31m.onnx")
+    assert "\x1b" not in refused.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +15,15 @@ from platformdirs import user_cache_path
 
 from snp_onnx.calibration.kernels import Kernel, time_kernels
 from snp_onnx.calibration.sessions import Runtime, provider_name, runtime_version
+from snp_onnx.errors import SnpError
+from snp_onnx.writing import written_whole
 
 VERSION = 1
 """Of the file and of how times are taken: others are left alone."""
+MOST_BYTES = 2**26
+"""Of a file that is read: a kernel has some hundred."""
+MOST_MILLISECONDS = 1e7
+"""Of a kernel: a file that says more is damaged."""
 FOLDER = "SNP_ONNX_CACHE"
 """The environment variable that names another folder."""
 
@@ -54,24 +61,24 @@ class KernelTimes:
     def _read(self) -> dict[str, float]:
         """What the file has; nothing where there is none or it is damaged: it is a cache."""
         try:
-            content = json.loads(self.path.read_text())
-            if content["key"] != self._key:
+            if self.path.stat().st_size > MOST_BYTES:
                 return {}
-            return {str(name): float(ms) for name, ms in content["milliseconds"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            known = {str(name): float(ms) for name, ms in content["milliseconds"].items()}
+            are_times = all(math.isnan(ms) or 0.0 <= ms <= MOST_MILLISECONDS for ms in known.values())
+            return known if are_times and content["key"] == self._key else {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return {}
 
     def _save(self) -> None:
         """Beside what another process has written meanwhile; a folder that can't be written to is no reason to stop."""
         content = {"key": self._key, "milliseconds": self._read() | self._known}
-        partial = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        try:
+        if not self.path.is_absolute() and FOLDER not in os.environ:  # a user without a home
+            return
+        with suppress(OSError, SnpError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(content, indent=0, sort_keys=True))
-            partial.replace(self.path)
-        except OSError:
-            with suppress(OSError):
-                partial.unlink()
+            with written_whole(self.path) as draft:
+                draft.write_text(json.dumps(content, indent=0, sort_keys=True), encoding="utf-8")
 
 
 def _folder() -> Path:

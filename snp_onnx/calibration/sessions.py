@@ -253,8 +253,12 @@ def runtime_module() -> Any:
     """onnxruntime; PlanError where it isn't installed."""
     try:
         import onnxruntime
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != "onnxruntime":
+            raise PlanError(f"onnxruntime is installed but can't be loaded: {error}") from error
         raise PlanError("onnxruntime is not installed: pip install snp-onnx[cpu]") from None
+    except ImportError as error:
+        raise PlanError(f"onnxruntime is installed but can't be loaded: {_in_short(error)}") from error
     return onnxruntime
 
 

@@ -27,7 +27,12 @@ def main(arguments: "list[str] | None" = None) -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    from snp_onnx.cli.run import run_and_exit
+    try:
+        from snp_onnx.cli.run import run_and_exit
+    except (ImportError, MemoryError, OSError, RuntimeError) as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        os.write(2, f"error: the libraries that this needs can't be loaded: {said}\n".encode(errors="replace"))
+        sys.exit(2)
 
     run_and_exit(list(sys.argv[1:] if arguments is None else arguments))
 

@@ -11,6 +11,9 @@ import typer
 
 from snp_onnx.errors import PlanError
 
+_MOST_BYTES = 2**20
+"""Of a file of options."""
+
 
 def take_config(context: typer.Context, path: Path | None) -> Path | None:
     """The file's values become the command's defaults; PlanError for anything but options of this command."""
@@ -26,11 +29,15 @@ def read_config(path: Path, known: Collection[str], several: Collection[str] = (
     import yaml
 
     try:
+        if path.is_file() and path.stat().st_size > _MOST_BYTES:
+            raise PlanError(f"--config {path}: {path.stat().st_size:,} bytes are no file of options")
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PlanError(f"--config {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, TypeError, AttributeError) as error:  # odd dates and numbers too
         raise PlanError(f"--config {path}: not YAML: {error}") from error
+    except RecursionError as error:
+        raise PlanError(f"--config {path}: nested too deeply: give options by name and value") from error
     if raw is not None and not isinstance(raw, dict):
         raise PlanError(f"--config {path}: give options by name, such as target-macs: 0.5")
     found: dict[str, Any] = {}
@@ -39,7 +46,7 @@ def read_config(path: Path, known: Collection[str], several: Collection[str] = (
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0].replace('_', '-')}?" if near else "--help lists the options"
-            raise PlanError(f"--config {path}: there is no option {given!r}: {hint}")
+            raise PlanError(f"--config {path}: there is no option {str(given)[:80]!r}: {hint}")
         if name in found:
             raise PlanError(f"--config {path}: the option {given!r} is there twice: give it once")
         found[name] = _typed(path, str(given), value, name in several)
@@ -63,7 +70,8 @@ def config_text(context: typer.Context) -> str:
 
 def _typed(path: Path, name: str, value: Any, is_several: bool) -> Any:
     """A value as it would be typed."""
-    if isinstance(value, dict):
+    inner = value if isinstance(value, list) else ()
+    if isinstance(value, dict) or any(isinstance(item, dict | list | tuple | set) for item in inner):
         raise PlanError(f"--config {path}: {name} has options of its own: give a value or a list of values")
     if is_several:
         return [str(item) for item in value] if isinstance(value, list) else [str(value)]

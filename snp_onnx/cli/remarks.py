@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from snp_onnx.errors import SnpWarning
+from snp_onnx.report.remarks import printable
 
 
 def remark(kind: str, message: object) -> None:
     """One line on stderr."""
-    print(f"{kind}: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"{kind}: {printable(' '.join(str(message).split()))}", file=sys.stderr)
 
 
 def shows_own_warnings() -> Callable[..., None]:

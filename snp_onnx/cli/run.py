@@ -67,6 +67,9 @@ def _failure(error: BaseException, has_arguments: bool) -> int:
         except OSError:
             _give_up_stdout()
         return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
+    if isinstance(error, MemoryError) or "can't start new thread" in str(error):
+        said = " ".join(str(error).split()) or "an allocation failed"
+        return _fail(f"not enough memory: {said}: give fewer --samples or a smaller --batch-size, or more memory", 2)
     if hasattr(error, "format_message"):  # a mistyped option or argument
         return _fail(error.format_message() + ("" if has_arguments else " snp-onnx --help lists them."), 2)
     if is_debugged():

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
+
+
+def printable(text: str) -> str:
+    """A text without characters that steer a terminal, which names in models may have; they are spelt out.
+
+    >>> printable("a\\x1b[31mb")
+    'a\\\\x1b[31mb'
+    """
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c)[0] == "C" else c for c in text)
+
 
 FIRST_NAMES = 3
 """Names that a counted line gives beside the first one."""

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from snp_onnx.cost import Cost
 from snp_onnx.planning.plan import BlockDecision
+from snp_onnx.report.remarks import printable
 from snp_onnx.verbs.fidelity import Fidelity
 from snp_onnx.verbs.latency import Latency
 from snp_onnx.verbs.recovered import RecoverReport
@@ -26,7 +27,7 @@ class _Plain(Table):
     """A table whose cells show names as they are: rich would take `[a]` and `:b:` in them for styles and emoji."""
 
     def add_row(self, *cells: str) -> None:  # type: ignore[override]  # the styles of rows are of no use here
-        super().add_row(*map(Text, cells))
+        super().add_row(*(Text(printable(cell)) for cell in cells))
 
 
 def pruning_table(report: Report) -> RenderableType:
@@ -52,7 +53,7 @@ def inspection_table(inspection: Inspection) -> RenderableType:
         f"{in_short(cost.macs)} MACs, {in_short(cost.params)} parameters, {in_bytes(cost.bytes)}; "
         f"{inspection.nodes} nodes, opset {inspection.opset}; inputs {shapes}"
     )
-    parts: list[RenderableType] = [Text(head)]
+    parts: list[RenderableType] = [Text(printable(head))]
     if inspection.prunable:
         parts += _prunable(inspection.prunable)
     if inspection.groups:

@@ -122,9 +122,35 @@ def surface_of(model: onnx.ModelProto) -> Surface:
     try:
         raw = json.loads(text)
         kept = {n: {int(a): np.array(p, dtype=np.int64) for a, p in axes.items()} for n, axes in raw.items()}
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return Surface()
     return Surface(kept)
+
+
+def drop_foreign_surface(model: onnx.ModelProto) -> None:
+    """Remove, in place, what metadata says of kept positions that the model's inputs and outputs don't have.
+
+    Other tools copy metadata from one model to another.
+    """
+    if not _is_of(surface_of(model).kept, model):
+        others = [entry for entry in model.metadata_props if entry.key != KEPT]
+        del model.metadata_props[:]
+        model.metadata_props.extend(others)
+
+
+def _is_of(kept: Mapping[str, Mapping[int, npt.NDArray[np.int64]]], model: onnx.ModelProto) -> bool:
+    """Whether axes of this model's inputs and outputs can be what was kept of longer ones."""
+    values = {value.name: value for value in (*model.graph.input, *model.graph.output)}
+    for name, axes in kept.items():
+        dims = values[name].type.tensor_type.shape.dim if name in values else ()
+        for axis, positions in axes.items():
+            if not 0 <= axis < len(dims) or positions.ndim != 1 or not len(positions):
+                return False
+            if positions.min() < 0 or positions.max() >= 2**31 or (np.diff(positions) <= 0).any():
+                return False
+            if dims[axis].HasField("dim_value") and dims[axis].dim_value != len(positions):
+                return False
+    return True
 
 
 def surface_between(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> Surface | None:

@@ -19,7 +19,7 @@ from snp_onnx.errors import CalibrationError, PlanError
 from snp_onnx.planning.training import Augmentation, Checkpoints, Training
 from snp_onnx.sources.samples import Part, Samples
 from snp_onnx.tracing.padding import mask_of
-from snp_onnx.tracing.surface import Surface
+from snp_onnx.tracing.surface import Surface, drop_foreign_surface
 from snp_onnx.verbs.compare import require_same_surface
 from snp_onnx.verbs.fidelity import Fidelity, fidelity_between, remarks
 from snp_onnx.verbs.reading import read_samples
@@ -138,6 +138,7 @@ class _Job:
         with clock("prepare"):
             dense, pruned = model_io.load(dense_source), model_io.load(pruned_source)
             for model in (dense, pruned):
+                drop_foreign_surface(model.proto)
                 open_session(model.proto, self.runtime)
             models = _Models(dense, pruned, require_same_surface(dense.proto, pruned.proto))
         with clock("read samples"):

@@ -27,6 +27,7 @@ from snp_onnx.tracing.blocks import Block
 from snp_onnx.tracing.facts import Shape
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.op import Op, ops_of
+from snp_onnx.tracing.surface import drop_foreign_surface
 from snp_onnx.verbs.branches import NONE, Branches, Feeds, open_branches
 from snp_onnx.verbs.observe import Observed, observe
 
@@ -159,6 +160,7 @@ def load_subject(
 ) -> tuple[model_io.Model, onnx.ModelProto, tuple[Note, ...]]:
     """Load and prepare; the model given is never changed. One that `runtime` can't load is refused first."""
     dense = model_io.load(model)
+    drop_foreign_surface(dense.proto)
     if runtime is not None:
         open_session(dense.proto, runtime)
     with _blaming(dense, runtime or Runtime()):
