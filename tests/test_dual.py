@@ -9,6 +9,7 @@ import pytest
 
 from snp_onnx.subspace import CentredGram, Consumer, FewRows, affine_fold, eliminate, few_rows, shrink
 from snp_onnx.subspace.dual import eliminate_few
+from snp_onnx.subspace.turns import Tally, Turns
 
 ROWS, COLUMNS = 12, 40
 
@@ -72,8 +73,9 @@ def test_several_at_a_time_cost_little_and_report_their_true_error():
     inputs = consumer.inputs
     assert isinstance(inputs, FewRows)
     single = eliminate([consumer])
-    given = ([inputs], [consumer.weight], [np.arange(COLUMNS)], 1e-3, [True])
-    removed, added = eliminate_few(*given, steps=8)
+    every = np.arange(COLUMNS)
+    tally = Tally.of(Turns.free(COLUMNS))
+    removed, added = eliminate_few([inputs], [consumer.weight], [every], [every], 1e-3, [True], tally, steps=8)
     assert sorted(removed) == list(range(COLUMNS))
     errors = np.cumsum(added)
     assert (errors <= 1.2 * single.errors[::-1][1:] + 1e-9).all()
@@ -93,7 +95,8 @@ def test_of_two_equal_units_one_stays_when_several_go_at_a_time():
     x = np.repeat(sample(rows=30, columns=8), 2, axis=1)
     few = FewRows(1e-4 * np.ones(16), (x - x.mean(axis=0)) / np.sqrt(len(x)), x.mean(axis=0))
     weight = np.random.default_rng(2).standard_normal((4, 16))
-    removed, added = eliminate_few([few], [weight], [np.arange(16)], 1e-4, [True], steps=2)
+    every, tally = np.arange(16), Tally.of(Turns.free(16))
+    removed, added = eliminate_few([few], [weight], [every], [every], 1e-4, [True], tally, steps=2)
     assert sorted(unit // 2 for unit in removed[:8]) == list(range(8))
     assert sum(added[:8]) < 1e-3 * sum(added)
 

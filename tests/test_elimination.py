@@ -10,7 +10,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from snp_onnx.subspace import CentredGram, Consumer, affine_fold, eliminate, fold_map, ridge_diagonal
-from snp_onnx.subspace.elimination import ROUND
+from snp_onnx.subspace.remaining import ROUND
 
 Array = NDArray[np.float64]
 TINY = 1e-12  # a ridge far below every other error source

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
 from snp_onnx.planning.folding import own_bias
 from snp_onnx.planning.heads import logits_loss
+from snp_onnx.planning.kinship import Cluster, clusters
 from snp_onnx.planning.options import Choices, Ratios
 from snp_onnx.planning.parallel import side_by_side
 from snp_onnx.planning.scales import Scales
 from snp_onnx.planning.statistics import Statistics, unit_columns
 from snp_onnx.subspace import (
     Consumer,
+    Elimination,
     Order,
+    Rule,
+    Turns,
     cumulative_variance,
     eliminate,
     ldl,
@@ -27,10 +33,12 @@ from snp_onnx.subspace import (
     saw,
     zca_importance,
 )
+from snp_onnx.subspace.elimination import NONE
 from snp_onnx.tracing import Group, Linear, Trace
 from snp_onnx.tracing.flow import Flow
 
 Vector = npt.NDArray[np.float64]
+Matrix = npt.NDArray[np.float64]
 Reader = Callable[[str], npt.NDArray[np.generic]]
 
 
@@ -76,54 +84,105 @@ def clipping(paths: Iterable[Path]) -> tuple[str, ...]:
     )
 
 
-def find_paths(flow: Flow, groups: Sequence[Group], statistics: Statistics, choices: Choices) -> tuple[Path, ...]:
-    """The path of every group that was measured."""
-    trace, read = flow.trace, flow.weights.array
+def find_paths(
+    flow: Flow,
+    groups: Sequence[Group],
+    statistics: Statistics,
+    choices: Choices,
+    prices: Vector | None = None,
+    least: Sequence[int] | None = None,
+) -> tuple[Path, ...]:
+    """The path of every group that was measured.
+
+    Groups that share consumers lose units in turn, so that each path counts with what the others have lost by then.
+    `prices` are what a unit of each group frees of the target's cost (unless given the same of all), by which groups
+    take turns for a budget; `least` the widths that they keep (unless given none).
+    """
     scales = Scales.of(flow, [linear for group in groups for linear in group.consumers], choices.repair)
+    of_units = np.ones(len(groups)) if prices is None else prices
+    floors = [0] * len(groups) if least is None else least
+    shares = [_Share(*given) for given in zip(groups, of_units.tolist(), floors, strict=True)]
 
-    def find(numbered: tuple[int, Group]) -> Path | None:
-        number, group = numbered
-        if choices.order is Order.OUTPUT or group.products:  # no score of units says what logits lose
-            return _eliminated(flow, group, statistics, choices, scales)
-        gram = statistics.group_gram(group)
-        if gram is None:
-            return None
-        order = order_by_importance(_scores(trace, group, gram, choices, read, number))
-        _, added = ldl(gram, order, choices.ridge)
-        variance = cumulative_variance(added)
-        return Path(group, order, variance, _threshold(variance, choices.ratios))
+    def find(numbers: Cluster) -> list[Path | None]:
+        first = groups[numbers[0]]
+        if choices.order is not Order.OUTPUT and not first.products:  # no score of units says what logits lose
+            return [_scored(flow, first, statistics, choices, numbers[0])]
+        return _eliminated(flow, [shares[number] for number in numbers], statistics, choices, scales)
 
-    return tuple(
-        path for path in side_by_side(find, enumerate(groups), lambda numbered: len(numbered[1])) if path is not None
-    )
+    together = clusters(groups, statistics) if choices.order is Order.OUTPUT else [(n,) for n in range(len(groups))]
+    found = side_by_side(find, together, lambda numbers: sum(len(groups[number]) for number in numbers))
+    numbered = zip(chain.from_iterable(together), chain.from_iterable(found), strict=True)
+    return tuple(path for _, path in sorted(numbered, key=lambda pair: pair[0]) if path is not None)
 
 
-def _eliminated(flow: Flow, group: Group, statistics: Statistics, choices: Choices, scales: Scales) -> Path | None:
+_RULES: Mapping[Ratios, Rule] = MappingProxyType(
+    {Ratios.BUDGET: Rule.PRICE, Ratios.VARIANCE: Rule.LEVEL, Ratios.UNIFORM: Rule.EVEN}
+)
+"""In which turn groups lose units, so that the widths that these ratios share out are on the way."""
+
+
+def _scored(flow: Flow, group: Group, statistics: Statistics, choices: Choices, number: int) -> Path | None:
+    gram = statistics.group_gram(group)
+    if gram is None:
+        return None
+    order = order_by_importance(_scores(flow.trace, group, gram, choices, flow.weights.array, number))
+    _, added = ldl(gram, order, choices.ridge)
+    variance = cumulative_variance(added)
+    return Path(group, order, variance, _threshold(variance, choices.ratios))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Share:
+    """A group, what a unit of it frees of the target's cost, and the width that it keeps."""
+
+    group: Group
+    price: float
+    least: int
+
+
+def _eliminated(
+    flow: Flow, shares: Sequence[_Share], statistics: Statistics, choices: Choices, scales: Scales
+) -> list[Path | None]:
     """Backward elimination on the consumers' outputs: one run gives the order and the error at every width.
 
     Errors of different layers are compared as `Scales` says: relative to the variance of the sum that the layer's
     output goes into, so that what a residual stream drowns counts for little. Dimensions of queries and keys have no
     consumer that could make up for them: `logits_loss` says what goes with them.
     """
+    groups = [share.group for share in shares]
     by_weight: dict[str, list[Linear]] = {}
-    for linear in group.consumers:
+    for linear in dict.fromkeys(linear for group in groups for linear in group.consumers):
         if statistics.is_measured(linear):
             by_weight.setdefault(linear.weight, []).append(linear)
-    consumers = [_consumer(flow, group, linears, statistics, scales) for linears in by_weight.values()]
-    measured = [logits_loss(flow, group, product, statistics, scales) for product in group.products]
+    consumers = [_consumer(flow, groups, linears, statistics, scales) for linears in by_weight.values()]
+    products = [product for group in groups for product in group.products]
+    measured = [logits_loss(flow, groups[0], product, statistics, scales) for product in products]
     losses = [loss for loss in measured if loss is not None]
     if len(losses) < len(measured) or not (consumers or losses):
-        return None
-    ridge = choices.ridge * statistics.caution(group.consumers)
-    found = eliminate(consumers, ridge, alone=np.sum(losses, axis=0) if losses else None)
+        return [None] * len(groups)
+    ridge = choices.ridge * statistics.caution(linear for group in groups for linear in group.consumers)
+    numbers = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    prices, least = np.array([share.price for share in shares]), np.array([share.least for share in shares])
+    turns = Turns(numbers, prices, least, _RULES[choices.ratios])
+    found = eliminate(consumers, ridge, np.sum(losses, axis=0) if losses else None, turns)
+    parts = [found.of(np.flatnonzero(numbers == number)) for number in range(len(groups))]
+    return [_path(group, part, choices.ratios) for group, part in zip(groups, parts, strict=True)]
+
+
+def _path(group: Group, part: Elimination, ratios: Ratios) -> Path:
     # of a layer that gives nothing the ridge alone has an error; without a free bias a mean may be lost besides
-    scale = found.energy if found.energy > 0.0 else max(float(found.errors[0]), np.finfo(np.float64).tiny)
-    variance = 1.0 - found.errors[1:] / scale
-    return Path(group, found.order, variance, _threshold(variance, choices.ratios), scale, found.clipped)
+    scale = part.energy if part.energy > 0.0 else max(float(part.errors[0]), np.finfo(np.float64).tiny)
+    variance = 1.0 - part.errors[1:] / scale
+    return Path(group, part.order, variance, _threshold(variance, ratios), scale, part.clipped)
 
 
-def _consumer(flow: Flow, group: Group, linears: list[Linear], statistics: Statistics, scales: Scales) -> Consumer:
-    """A consumer as elimination sees it: positions that share a column are rows of its weight."""
+def _consumer(
+    flow: Flow, groups: Sequence[Group], linears: list[Linear], statistics: Statistics, scales: Scales
+) -> Consumer:
+    """A consumer as elimination sees it: positions that share a column are rows of its weight.
+
+    Its units are those of all groups, one group after the other.
+    """
     linear = linears[0]
     reading = statistics.readings[linear]
     unfolded = reading.unfold(np.asarray(flow.weights.array(linear.weight), dtype=np.float64), linear)
@@ -136,7 +195,13 @@ def _consumer(flow: Flow, group: Group, linears: list[Linear], statistics: Stati
         weight = np.tile(scales.factors(linear, variances), slots)[:, None] * weight
     else:
         weight = scales.factor(linear, inputs.output_variance(weight) if spread is None else spread) * weight
-    return Consumer(inputs, weight, unit_columns(reading.columns, group.labels).T, is_affine)
+    starts = np.cumsum([0, *(len(group) for group in groups)])
+    own = [number for number, group in enumerate(groups) if linear in group.consumers]
+    columns = [unit_columns(reading.columns, groups[number].labels).T for number in own]
+    widest = max(part.shape[1] for part in columns)
+    padded = [np.pad(part, ((0, 0), (0, widest - part.shape[1])), constant_values=NONE) for part in columns]
+    units = np.concatenate([np.arange(starts[number], starts[number + 1]) for number in own])
+    return Consumer(inputs, weight, np.concatenate(padded), is_affine, units)
 
 
 def _threshold(variance: Vector, ratios: Ratios) -> Vector:

@@ -13,6 +13,7 @@ from snp_onnx.subspace.rotation import balanced_bases, principal_basis
 from snp_onnx.subspace.shrinkage import shrink
 from snp_onnx.subspace.similarity import Similarity, similarity
 from snp_onnx.subspace.stream_axes import centring, principal_axes, sensitivity, turned
+from snp_onnx.subspace.turns import Rule, Turns
 
 __all__ = [
     "CentredGram",
@@ -23,7 +24,9 @@ __all__ = [
     "FewRowsMap",
     "NormalMatrix",
     "Order",
+    "Rule",
     "Similarity",
+    "Turns",
     "affine_fold",
     "balanced_bases",
     "centring",

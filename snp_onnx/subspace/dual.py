@@ -13,13 +13,14 @@ and B itself is never needed. Several units go in one step, taken one by one fro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import linalg
 
 from snp_onnx.subspace.arrays import Indices, Matrix, Vector
 from snp_onnx.subspace.few_rows import FewRows
+from snp_onnx.subspace.turns import Tally
 
 STEPS = 128
 """Steps that a path is taken in: with more units several go in a step."""
@@ -119,53 +120,96 @@ def eliminate_few(
     inputs: Sequence[FewRows],
     weights: Sequence[Matrix],
     columns: Sequence[Indices],
+    units: Sequence[Indices],
     rho: float,
     are_affine: Sequence[bool],
+    tally: Tally,
     steps: int = STEPS,
 ) -> tuple[list[int], list[float]]:
-    """Units in the order they go, the cheapest first, and what each adds to the error; costs of consumers add.
+    """Units in the order they go, each when its turn comes, and what each adds to the error; costs of consumers add.
 
-    inputs, weights (O, C), columns (U,), one column a unit, and whether a bias is free: of every consumer. Up to
-    `steps` units the path is that of `eliminate` on the matrices written out. Of more, several go in a step: every
-    added error is exact for the order that comes out, which is greedy among the cheapest candidates of a step.
+    Of every consumer its inputs, weights (O, C), the units that it reads (u,) and their columns (u,), one each, and
+    whether a bias is free. Up to `steps` units the path is that of `eliminate` on the matrices written out. Of more,
+    several go in a step: every added error is exact for the order that comes out, which is greedy among the first
+    candidates of a step.
     """
-    duals = [_Dual.of(*given, rho) for given in zip(inputs, weights, columns, are_affine, strict=True)]
-    units = np.arange(len(columns[0]))
-    left = np.ones(len(units), dtype=bool)
-    together = -(-len(units) // steps)
+    given = zip(inputs, weights, columns, are_affine, strict=True)
+    duals = [_Share(_Dual.of(*one, rho), own) for one, own in zip(given, units, strict=True)]
+    count = len(tally.turns.groups)
+    gone = np.zeros(count)  # infinite for a unit that went
+    together = -(-count // steps)
     removed: list[int] = []
     added: list[float] = []
-    while left.any():
-        costs = np.where(left, np.sum([dual.costs() for dual in duals], axis=0), np.inf)
-        count = min(together, int(left.sum()))
-        wanted = count if count == 1 else min(CANDIDATES * count, int(left.sum()))
-        candidates = np.sort(np.argsort(costs, kind="stable")[:wanted])
-        picks, errors = _pick([dual.block(candidates) for dual in duals], count)
-        gone = candidates[picks]
-        removed.extend(units[gone].tolist())
-        added.extend(errors)
-        left[gone] = False
+    while len(removed) < count:
+        number = min(together, count - len(removed))
+        wanted = number if number == 1 else min(CANDIDATES * number, count - len(removed))
+        costs = gone.copy()
         for dual in duals:
-            dual.remove(gone)
-        if left.sum() <= CLEARED * len(left):
-            stay = np.flatnonzero(left)
-            units, left = units[stay], left[stay]
-            for dual in duals:
-                dual.keep(stay)
+            dual.add_costs(costs)
+        costs[np.isposinf(gone)] = np.inf  # not what is computed of columns that went
+        candidates = np.sort(np.argsort(tally.scores(costs), kind="stable")[:wanted])
+        candidates = candidates[np.isfinite(costs[candidates])]
+        number = min(number, tally.room(candidates))
+        picks, errors = _pick([dual.block(candidates) for dual in duals], candidates, count, number, tally)
+        removed.extend(picks)
+        added.extend(errors)
+        gone[picks] = np.inf
+        for dual in duals:
+            dual.remove(np.array(picks))
     return removed, added
 
 
-def _pick(blocks: Sequence[tuple[Matrix, Matrix]], count: int) -> tuple[list[int], list[float]]:
-    """Take `count` of a few columns one by one, the cheapest at its time: their places and what each adds."""
+@dataclass(slots=True)
+class _Share:
+    """A consumer and the numbers of the units that its columns are of, those that went since it was narrowed too."""
+
+    dual: _Dual
+    units: Indices
+    went: set[int] = field(default_factory=set)
+
+    def add_costs(self, costs: Vector) -> None:
+        """Its part of the costs of all units, (U,)."""
+        costs[self.units] += self.dual.costs()
+
+    def block(self, candidates: Indices) -> tuple[Matrix, Matrix]:
+        """[H⁻¹] and WᵀW on some units; those that it doesn't read cost nothing."""
+        own = np.flatnonzero(np.isin(candidates, self.units))
+        inverse, squares = np.eye(len(candidates)), np.zeros((len(candidates), len(candidates)))
+        if own.size:
+            places = np.searchsorted(self.units, candidates[own])
+            inverse[np.ix_(own, own)], squares[np.ix_(own, own)] = self.dual.block(places)
+        return inverse, squares
+
+    def remove(self, units: Indices) -> None:
+        """Eliminate units, and drop what is left of them when that is worth a copy."""
+        own = np.sort(units[np.isin(units, self.units)])
+        if not own.size:
+            return
+        self.went.update(own.tolist())
+        if len(self.went) < len(self.units):
+            self.dual.remove(np.searchsorted(self.units, own))
+        if len(self.units) - len(self.went) <= CLEARED * len(self.units):
+            stay = np.flatnonzero(~np.isin(self.units, list(self.went)))
+            self.units, self.went = self.units[stay], set()
+            self.dual.keep(stay)
+
+
+def _pick(
+    blocks: Sequence[tuple[Matrix, Matrix]], candidates: Indices, units: int, count: int, tally: Tally
+) -> tuple[list[int], list[float]]:
+    """Take `count` of a few of all `units` one by one, each when its turn comes: their numbers and what each adds."""
     states = [(inverse.copy(), squares.copy()) for inverse, squares in blocks]
     picks: list[int] = []
     added: list[float] = []
     for _ in range(count):
-        costs = np.sum([np.diag(squares) / np.diag(inverse) for inverse, squares in states], axis=0)
+        costs = np.full(units, np.inf)
+        costs[candidates] = np.sum([np.diag(squares) / np.diag(inverse) for inverse, squares in states], axis=0)
         costs[picks] = np.inf
-        pick = int(np.argmin(costs))
-        added.append(max(0.0, float(costs[pick])))
-        picks.append(pick)
+        unit = tally.pick(costs)
+        pick = int(np.searchsorted(candidates, unit))
+        added.append(max(0.0, float(costs[unit])))
+        picks.append(unit)
+        tally.add(unit, added[-1])
         for inverse, squares in states:
             row = inverse[pick] / inverse[pick, pick]
             own = squares[pick, pick]

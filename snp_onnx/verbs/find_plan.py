@@ -6,11 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+import numpy.typing as npt
+
 from snp_onnx.cost import Cost, Term, byte_terms, item_bytes, param_terms, weights
 from snp_onnx.errors import TargetError
 from snp_onnx.model_io import bytes_on_disk
 from snp_onnx.passes import summarise
-from snp_onnx.planning.budget import Ladders
+from snp_onnx.planning.budget import Ladders, legal_widths
 from snp_onnx.planning.cost_table import CostTable, WithRemainder
 from snp_onnx.planning.decide import eligible, ladders_of, left_out
 from snp_onnx.planning.options import Choices, Fold, Ratios, Target, TargetKind
@@ -64,10 +67,19 @@ def _paths(work: Work, target: Target) -> tuple[Path, ...]:
         statistics = work.measured.statistics
         implied = _with_implied_ratios(chosen, target)
         groups = _foldable(eligible(subject.trace, chosen), statistics)
-        paths = find_paths(subject.flow, groups, statistics, implied)
+        prices = _prices(work, target, groups)
+        least = [legal_widths(len(group), chosen.min_units, chosen.step)[0] for group in groups]
+        paths = find_paths(subject.flow, groups, statistics, implied, prices, least)
         if not paths:
             raise TargetError(_nothing_prunable(work))
     return weighed(work, paths)
+
+
+def _prices(work: Work, target: Target, groups: Sequence[Group]) -> npt.NDArray[np.float64]:
+    """What one unit of every group frees of what the target measures, all others kept; MACs stand for time."""
+    terms = _byte_terms(work.subject) if target.kind is TargetKind.SIZE else _terms(work.subject, target)
+    dense = np.array([len(group) for group in groups])
+    return CostTable(terms, work.subject.trace, groups).marginal(dense)
 
 
 def _deciding(work: Work, target: Target, paths: tuple[Path, ...]) -> Deciding:

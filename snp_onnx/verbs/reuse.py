@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from snp_onnx.planning.decide import decisions_at
+from snp_onnx.planning.options import Ratios
 from snp_onnx.planning.paths import find_paths
 from snp_onnx.planning.plan import Plan, UnitDecision
 from snp_onnx.planning.plan_text import VERSION
@@ -40,9 +41,12 @@ def tied(plan: Plan, subject: Subject) -> Plan:
 
 def chosen_anew(work: Work, plan: Plan) -> Plan:
     """The widths of a plan, and the units that this model's own statistics say are best kept at them."""
-    subject = work.subject
+    subject, after = work.subject, {decision.group: decision.after for decision in plan.decisions}
+    groups = plan.cut_groups(subject.trace)
+    by_cost = replace(work.choices, ratios=Ratios.BUDGET)
     with work.clock("decide"):
-        paths = find_paths(subject.flow, plan.cut_groups(subject.trace), work.measured.statistics, work.choices)
+        least = [after[group.id] for group in groups]
+        paths = find_paths(subject.flow, groups, work.measured.statistics, by_cost, least=least)
     by_group = {path.group.id: path for path in paths}
 
     def anew(decision: UnitDecision) -> UnitDecision:
