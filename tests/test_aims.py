@@ -93,9 +93,9 @@ def test_before_a_residual_add_the_aim_is_the_sum_less_the_shortcut() -> None:
     assert seen.order == ["w3", "w4"]  # w1 and w2 come before every cut
     block, last = seen.aims
     (add,) = (op for op in seen.trace.ops if op.type == "Add")
-    assert (block.total, block.shortcut) == (add.outputs[0], seen.made_by("w1").replace("t1", "t2"))
+    assert (block.total, block.shortcuts) == (add.outputs[0], (seen.made_by("w1").replace("t1", "t2"),))
     assert block.kept == {}
-    assert (last.total, last.shortcut) == (seen.made_by("w4"), None)
+    assert (last.total, last.shortcuts) == (seen.made_by("w4"), ())
     assert block.layer.output == seen.made_by("w3")
     assert block.layer.bias == "b3"
     assert len(block.layer.reading.columns) == 4 * 9
@@ -116,8 +116,8 @@ def test_a_projection_comes_before_the_sum_it_goes_into() -> None:
     assert seen.order.index("w4") < seen.order.index("w3")
     branch, projection = seen.aim("w3"), seen.aim("w4")
     (add,) = (op for op in seen.trace.ops if op.type == "Add")
-    assert (projection.total, projection.shortcut) == (seen.made_by("w4"), None)
-    assert (branch.total, branch.shortcut) == (add.outputs[0], seen.made_by("w4"))
+    assert (projection.total, projection.shortcuts) == (seen.made_by("w4"), ())
+    assert (branch.total, branch.shortcuts) == (add.outputs[0], (seen.made_by("w4"),))
 
 
 def test_of_two_branches_of_equal_depth_one_makes_up_for_the_other() -> None:
@@ -127,7 +127,7 @@ def test_of_two_branches_of_equal_depth_one_makes_up_for_the_other() -> None:
 
     seen = drawn(draw, ("w1:0",))
     assert seen.order == ["w2", "w3", "w4"]
-    assert [aim.shortcut for aim in seen.aims] == [None, seen.made_by("w2"), None]
+    assert [aim.shortcuts for aim in seen.aims] == [(), (seen.made_by("w2"),), ()]
 
 
 def test_a_sum_that_isnt_just_an_add_is_no_aim() -> None:
@@ -148,7 +148,7 @@ def test_a_sum_that_isnt_just_an_add_is_no_aim() -> None:
 
     for draw in (scaled, broadcast, read_twice):
         seen = drawn(draw, ("w2:0",))
-        assert (seen.aim("w3").total, seen.aim("w3").shortcut) == (seen.made_by("w3"), None)
+        assert (seen.aim("w3").total, seen.aim("w3").shortcuts) == (seen.made_by("w3"), ())
 
 
 def test_layers_before_every_cut_stay() -> None:

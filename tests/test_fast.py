@@ -22,11 +22,12 @@ from snp_onnx.passes import prepare
 from snp_onnx.planning.budget import legal_widths, smallest, widths_by_error
 from snp_onnx.planning.cost_table import CostTable, WithRemainder
 from snp_onnx.planning.decide import decide, ladders_of
-from snp_onnx.planning.folding import fold, own_bias
+from snp_onnx.planning.folding import fold, free_bias
 from snp_onnx.planning.options import FAST, Target, TargetKind
 from snp_onnx.planning.paths import Path, find_paths
-from snp_onnx.planning.readings import PATCH_COLUMNS, conv_window, readings, shows_spread
+from snp_onnx.planning.readings import readings, shows_spread
 from snp_onnx.planning.statistics import Statistics
+from snp_onnx.planning.windows import PATCH_COLUMNS, conv_window
 from snp_onnx.tracing import Group, Kind, Trace
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.weights import Weights
@@ -312,7 +313,7 @@ def consumer_bias(net: Net) -> str | None:
     model = net.model()
     found = traced(model, feed_for(model, 1))
     moments = statistics(model, found, feed_for(model, 8), patches=True)
-    return own_bias(Flow(model, found), list(found.groups[0].consumers)[:1], moments)
+    return free_bias(Flow(model, found), list(found.groups[0].consumers)[:1], moments)
 
 
 def test_only_an_own_plain_bias_takes_a_constant() -> None:

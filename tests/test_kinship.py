@@ -12,10 +12,14 @@ import onnx
 import pytest
 
 import snp_onnx
+from snp_onnx.calibration.runner import Runtime, collect
+from snp_onnx.planning.folding import fold
 from snp_onnx.planning.kinship import clusters
 from snp_onnx.planning.options import FAST
 from snp_onnx.planning.paths import find_paths
+from snp_onnx.planning.readings import losing, readings
 from snp_onnx.planning.statistics import Statistics
+from snp_onnx.planning.sums import find_sums, with_inputs_beside
 from snp_onnx.subspace import CentredGram, Consumer, Rule, Turns, eliminate, few_rows, shrink
 from snp_onnx.subspace.elimination import NONE
 from tests.graphs import Net, feed_for
@@ -201,11 +205,33 @@ def of_different_widths(net: Net) -> None:
     net.output(net.dense(both, 30, 5))
 
 
+def added(net: Net, count: int) -> None:
+    """Branches with equal weights, each with a product of its own, which are added up."""
+    x, weight, bias = net.input("x", 8), net.rng.normal(size=(12, 8)) * 0.4, net.rng.normal(size=12) * 0.3
+    branches = [net.Relu(net.op("Gemm", x, net.const(weight), net.const(bias), transB=1)) for _ in range(count)]
+    total, *others = [net.linear(branch, 12, 6) for branch in branches]
+    for other in others:
+        total = net.Add(total, other)
+    net.output(net.Tanh(total))
+
+
+def added_convolutions(net: Net) -> None:
+    """Two convolutions of alike maps, and a third map that is added too."""
+    x, weight = net.image(), net.rng.normal(size=(8, 3, 3, 3)) * 0.3
+    left, right = (net.Relu(net.op("Conv", x, net.const(weight), pads=[1] * 4)) for _ in range(2))
+    shortcut = net.conv(x, 3, 4, k=1)
+    total = net.Add(net.Add(net.conv(left, 8, 4), shortcut), net.conv(right, 8, 4))
+    net.output(net.conv(net.Relu(total), 4, 4))
+
+
 MODELS: dict[str, tuple[Callable[[Net], None], float]] = {
     "two-branches": (lambda net: dense_branches(net, 2), 0.6),
     "three-branches": (lambda net: dense_branches(net, 3), 0.4),
     "convolutions": (conv_branches, 0.6),
     "dense-stream": (dense_stream, 0.75),
+    "two-added": (lambda net: added(net, 2), 0.6),
+    "three-added": (lambda net: added(net, 3), 0.4),
+    "convolutions-added": (added_convolutions, 0.65),
     "different-widths": (of_different_widths, 0.75),
 }
 """Models with copies in different groups, and a share of the MACs that can be reached for nothing."""
@@ -231,7 +257,7 @@ def loss(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> float:
 @pytest.mark.parametrize(("name", "preset", "ratios"), WAYS)
 def test_copies_in_several_groups_go_for_nothing(name: str, preset: str, ratios: str) -> None:
     model, share = model_of(name), MODELS[name][1]
-    options: dict[str, Any] = {"preset": preset, "ratios": ratios, "ridge": 1e-6}
+    options: dict[str, Any] = {"preset": preset, "ratios": ratios, "ridge": 1e-6, "fallback": False}
     result = snp_onnx.prune(model, feed_for(model, 400), target_macs=share, **options)
     assert result.report.pruned.macs <= share * result.report.dense.macs
     assert loss(model, result.model) < 1e-2
@@ -295,3 +321,82 @@ def test_cheap_units_go_before_dear_ones() -> None:
         kept.append((first.errors[3], third.errors[3]))
     assert kept[0][1] < 0.1 * kept[0][0]
     assert kept[1][0] < 0.1 * kept[1][1]
+
+
+# layers that are added up
+
+
+def sums_of(draw: Callable[[Net], None]) -> list[tuple[list[str], int]]:
+    """The weights of the layers of every sum, and how many other terms there are."""
+    net = Net(batch="N")
+    draw(net)
+    found = planned(net.model())
+    sums = find_sums(found.flow, losing(found.trace, found.trace.groups))
+    return [([linear.weight for linear in each.layers], len(each.terms) - len(each.layers)) for each in sums]
+
+
+def two_hidden(net: Net) -> tuple[str, str]:
+    x = net.input("x", 5)
+    return net.Relu(net.dense(x, 5, 6)), net.Relu(net.dense(x, 5, 7))
+
+
+def test_sums_are_of_layers_that_are_only_added() -> None:
+    def plain(net: Net) -> None:
+        a, b = two_hidden(net)
+        net.output(net.Add(net.Add(net.linear(a, 6, 4), net.dense("x", 5, 4)), net.linear(b, 7, 4, bias=False)))
+
+    def read_elsewhere(net: Net) -> None:
+        a, b = two_hidden(net)
+        left = net.linear(a, 6, 4)
+        net.output(net.Add(left, net.linear(b, 7, 4)), net.Tanh(left))
+
+    def of_one_input(net: Net) -> None:
+        a, _ = two_hidden(net)
+        net.output(net.Add(net.linear(a, 6, 4), net.linear(a, 6, 4)))
+
+    def activated(net: Net) -> None:
+        a, b = two_hidden(net)
+        net.output(net.Add(net.Relu(net.linear(a, 6, 4)), net.linear(b, 7, 4)))
+
+    def of_different_windows(net: Net) -> None:
+        a, b = net.conv_relu(net.image(), 3, 6), net.conv_relu("x", 3, 6)
+        net.output(net.Add(net.conv(a, 6, 4), net.conv(b, 6, 4, k=1)))
+
+    def with_shared_weights(net: Net) -> None:
+        x = net.input("x", 5)
+        a, b, weight = net.Relu(net.dense(x, 5, 6)), net.Relu(net.dense(x, 5, 6)), net.normal(6, 4)
+        net.output(net.Add(net.MatMul(a, weight), net.MatMul(b, weight)))
+
+    assert sums_of(plain) == [(["w3", "w5"], 1)]
+    for draw in (read_elsewhere, of_one_input, activated, of_different_windows, with_shared_weights):
+        assert sums_of(draw) == []
+
+
+def test_a_sum_is_folded_as_one_layer_of_all_its_inputs() -> None:
+    """Least squares onto the units that stay in both inputs, and a constant that one of the biases takes."""
+
+    def draw(net: Net) -> None:
+        a, b = two_hidden(net)
+        net.output(net.Add(net.linear(a, 6, 4), net.linear(b, 7, 4)))
+
+    net = Net(batch="N")
+    draw(net)
+    found = planned(net.model(), samples=300)
+    flow, groups = found.flow, found.trace.groups
+    sums = find_sums(flow, losing(found.trace, groups))
+    wanted = readings(found.trace, groups, 300, patches=True, sums=sums)
+    requests = list({reading.key: reading.request for reading in wanted.values()}.values())
+    beside = with_inputs_beside(found.model, sums)
+    statistics = Statistics(wanted, collect(beside, requests, [found.feed], Runtime()))
+    alive = found.trace.alive([groups[0].labels[[1, 4]], groups[1].labels[[0]]])
+    values = fold(flow, alive, statistics, 1e-9, affine=True).values
+    inputs = [found.values(linear.input) for linear in sums[0].layers]
+    weights = [flow.weights.array(linear.weight).astype(np.float64) for linear in sums[0].layers]
+    aim = sum(x @ w for x, w in zip(inputs, weights, strict=True))
+    kept = np.c_[inputs[0][:, [0, 2, 3, 5]], inputs[1][:, 1:], np.ones(300)]
+    solved = np.linalg.lstsq(kept, aim, rcond=None)[0]
+    assert np.allclose(values["w3"][[0, 2, 3, 5]], solved[:4], atol=1e-4)
+    assert np.allclose(values["w4"][1:], solved[4:-1], atol=1e-4)
+    assert np.allclose(values["b3"] - flow.weights.array("b3"), solved[-1], atol=1e-4)
+    assert np.abs(solved[4:-1] - weights[1][1:]).max() > 0.01  # the second weight takes over what the first one lost
+    assert "b4" not in values

@@ -13,7 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 from snp_onnx.calibration.tangents import Region, Tangent
-from snp_onnx.planning.readings import window_of
+from snp_onnx.planning.windows import window_of
 from snp_onnx.tracing.op import Op, ops_of
 from tests.graphs import Net, feed_for
 from tests.oracles import run, traced

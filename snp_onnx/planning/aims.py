@@ -1,13 +1,16 @@
 """Aims: what every layer of a pruned model should give, so that a refit in topological order repairs what it can.
 
 A layer right before a residual Add aims at the dense model's sum less the pruned model's own shortcut: so it also makes
-up for the error that came down the stream. Every other layer aims at its own dense output.
+up for the error that came down the stream. Layers that were folded as one sum (`sums`) aim at the sum less what the
+others give as they are now: otherwise each would undo what they take over from each other. Every other layer aims at
+its own dense output.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -15,8 +18,10 @@ import numpy.typing as npt
 
 from snp_onnx.calibration.moments import MomentRequest, View, row_strides
 from snp_onnx.planning.detours import Detour
-from snp_onnx.planning.readings import PATCH_COLUMNS, Reading, conv_window, reads_tokens, rows_per_column
+from snp_onnx.planning.readings import Reading, reads_tokens, rows_per_column
 from snp_onnx.planning.scarcity import SCARCITY
+from snp_onnx.planning.sums import Sum, find_sums, is_own_product
+from snp_onnx.planning.windows import PATCH_COLUMNS, conv_window
 from snp_onnx.tracing import Linear, Trace
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.groups import Mask
@@ -74,17 +79,19 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Aim:
-    """What a layer should give: the dense value of `total`, which the pruned model makes of its output and `shortcut`.
+    """What a layer should give: the dense value of `total`, which the pruned model makes of its output and `shortcuts`.
 
     Without a shortcut `total` is the output itself. `kept` are, by axis, the positions of `total` that the pruned model
-    has, where it hasn't all. `bias` is added to the dense `total`: a fused node behind adds the layer's.
+    has, where it hasn't all. `bias` is added to the dense `total`: a fused node behind adds the layer's. `pending` are
+    the outputs of layers that give a shortcut and have their turn later.
     """
 
     layer: Layer
     total: str
-    shortcut: str | None
+    shortcuts: tuple[str, ...]
     kept: Mapping[int, npt.NDArray[np.int64]]
     bias: str | None = None
+    pending: frozenset[str] = frozenset()
 
 
 def find_aims(flow: Flow, alive: Mask, samples: int, gone: Detour | None = None) -> tuple[Aim, ...]:
@@ -94,13 +101,18 @@ def find_aims(flow: Flow, alive: Mask, samples: int, gone: Detour | None = None)
     ordered = sorted(trace.linears, key=lambda linear: (depth[linear.op.index], linear.op.index))
     place = {linear.op.index: number for number, linear in enumerate(ordered)}
     last, moved = flow.last(place), flow.moved(alive, gone.moved)
+    losers = [x for x in ordered if x.mixes and not alive[trace.axes[x.weight][x.in_axis]].all()]
+    sums = {linear: joint for joint in find_sums(flow, losers) for linear in joint.layers}
     found = []
     for number, linear in enumerate(ordered):
         lost = not alive[trace.axes[linear.weight][linear.in_axis]].all()
         layer = find_layer(flow, alive, linear, samples)
         if layer is None:
             continue
-        aim = _aim(flow, alive, layer, last, number)
+        joint = sums.get(linear)
+        aim = (None if joint is None else _aim_of_sum(flow, alive, layer, joint, last, number)) or _aim(
+            flow, alive, layer, last, number
+        )
         if lost or linear.input in moved or aim.total in gone.totals:
             found.append(replace(aim, total=gone.total(aim.total)))
     return tuple(found)
@@ -115,21 +127,8 @@ def on_samples(flow: Flow, layer: Layer, samples: int) -> Layer:
 
 def find_layer(flow: Flow, alive: Mask, linear: Linear, samples: int) -> Layer | None:
     """The layer of a linear node, None where it isn't one matrix product with its own weight, or can't be measured."""
-    reading = _reading(flow.trace, alive, linear, samples) if _is_solvable(flow, linear) else None
+    reading = _reading(flow.trace, alive, linear, samples) if is_own_product(flow, linear) else None
     return None if reading is None else Layer(linear, reading, *flow.bias(linear), flow.is_bias_apart(linear))
-
-
-def _is_solvable(flow: Flow, linear: Linear) -> bool:
-    op, shape = linear.op, flow.shape
-    if not linear.mixes or op.type not in ("Conv", "Gemm", "MatMul", "FusedMatMul") or op.attr("alpha", 1.0) != 1.0:
-        return False
-    if op.type in ("MatMul", "FusedMatMul") and len(shape(linear.weight)) != 2:
-        return False
-    if op.type == "Gemm" and op.attr("beta", 1.0) != 1.0:
-        return False
-    path = flow.weights.path(linear.weight)
-    alike = linear.input_axis == linear.output_axis and len(shape(linear.input)) == len(shape(linear.output))
-    return alike and path is not None and all(map(flow.is_sole, [path.root, linear.weight]))
 
 
 def _reading(trace: Trace, alive: Mask, linear: Linear, samples: int) -> Reading | None:
@@ -163,9 +162,26 @@ def _lattice(trace: Trace, linear: Linear, columns: int, samples: int) -> tuple[
 
 def _aim(flow: Flow, alive: Mask, layer: Layer, last: Mapping[str, int], number: int) -> Aim:
     output = layer.output
-    masks = {axis: alive[labels] for axis, labels in enumerate(flow.trace.axes[output])}
-    kept = {axis: np.flatnonzero(mask) for axis, mask in masks.items() if not mask.all()}
-    residual = flow.residual(output)
+    kept, residual = _kept(flow, alive, output), flow.residual(output)
     if residual is None or last.get(residual[1], -1) >= number:  # the shortcut would still change
-        return Aim(layer, output, None, kept, layer.bias if layer.is_apart else None)
-    return Aim(layer, *residual, kept)
+        return Aim(layer, output, (), kept, layer.bias if layer.is_apart else None)
+    total, shortcut = residual
+    return Aim(layer, total, (shortcut,), kept)
+
+
+def _aim_of_sum(flow: Flow, alive: Mask, layer: Layer, joint: Sum, last: Mapping[str, int], number: int) -> Aim | None:
+    """The sum less all other terms; None where one of them would still change, but for the layers of the sum itself."""
+    pending: set[str] = set()
+    for linear, term in zip_longest(joint.layers, joint.terms):
+        if term == layer.output or last.get(term, -1) < number:
+            continue
+        if linear is None or last.get(linear.input, -1) >= number:
+            return None
+        pending |= {linear.output, term}
+    shortcuts = tuple(term for term in joint.terms if term != layer.output)
+    return Aim(layer, joint.total, shortcuts, _kept(flow, alive, layer.output), pending=frozenset(pending))
+
+
+def _kept(flow: Flow, alive: Mask, output: str) -> dict[int, npt.NDArray[np.int64]]:
+    masks = {axis: alive[labels] for axis, labels in enumerate(flow.trace.axes[output])}
+    return {axis: np.flatnonzero(mask) for axis, mask in masks.items() if not mask.all()}

@@ -16,7 +16,7 @@ import onnx
 from snp_onnx.calibration.moments import Window
 from snp_onnx.calibration.tangents import Link, Region
 from snp_onnx.planning.aims import Aim, Layer, find_layer
-from snp_onnx.planning.readings import window_of
+from snp_onnx.planning.windows import window_of
 from snp_onnx.tracing import Linear
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.groups import Mask

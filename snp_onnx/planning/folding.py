@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,12 @@ import numpy.typing as npt
 from snp_onnx.planning.parallel import side_by_side
 from snp_onnx.planning.plan import Folds
 from snp_onnx.planning.statistics import Statistics
+from snp_onnx.planning.systems import systems, together
 from snp_onnx.subspace import affine_fold
 from snp_onnx.tracing import Linear, Trace
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.groups import Mask
-from snp_onnx.tracing.weights import WeightPath, Weights
+from snp_onnx.tracing.weights import WeightPath
 
 Matrix = npt.NDArray[np.float64]
 
@@ -31,13 +32,14 @@ class Folding:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Work:
-    """One weight to fold: the way to its initialiser, who reads it, and the bias that may take up a constant.
+    """Layers that are folded together: those that read one weight, or those of one sum.
 
-    `is_centred` says whether its ridge is relative to the variance of the inputs or, as published, to their energy.
+    `paths` are the ways to the initialisers of their weights, `bias` the one that may take up a constant. `is_centred`
+    says whether the ridge is relative to the variance of the inputs or, as published, to their energy.
     """
 
-    path: WeightPath
-    linears: list[Linear]
+    linears: tuple[Linear, ...]
+    paths: Mapping[Linear, WeightPath]
     bias: str | None
     is_centred: bool
 
@@ -60,77 +62,68 @@ def fold(
     readers = _readers(trace)
     unfolded = []
     work: list[_Work] = []
-    for weight, linears in _by_weight(trace):
-        if alive[trace.axes[weight][linears[0].in_axis]].all():
+    for linears in together((linear for linear in trace.linears if linear.mixes), statistics.readings):
+        if all(alive[trace.axes[linear.weight][linear.in_axis]].all() for linear in linears):
             continue
-        path = weights.path(weight)
-        reason = _obstacle(readers, path, linears, statistics)
-        if path is None or reason:
-            unfolded.append(f"{weight}: cut without folding: {reason}")
+        paths = {linear: weights.path(linear.weight) for linear in _own(linears)}
+        reason = _obstacle(readers, paths, linears, statistics)
+        known = {linear: path for linear, path in paths.items() if path is not None}
+        if reason:
+            unfolded += [f"{linear.weight}: cut without folding: {reason}" for linear in paths]
         else:
-            bias = own_bias(flow, linears, statistics) if affine else None
-            work.append(_Work(path, linears, bias, affine))
+            bias = free_bias(flow, linears, statistics) if affine else None
+            work.append(_Work(linears, known, bias, affine))
 
     def folded(item: _Work) -> dict[str, npt.NDArray[np.generic]]:
         strength = ridge * statistics.caution(item.linears) if affine else ridge
-        return {name: keep(array) for name, array in _fold_one(weights, item, alive, statistics, strength).items()}
+        return {name: keep(array) for name, array in _fold_one(flow, item, alive, statistics, strength).items()}
 
     found = side_by_side(folded, work, lambda item: len(statistics.readings[item.linears[0]].columns))
     values = {name: array for part in found for name, array in part.items()}
     return Folding(values, tuple(unfolded))
 
 
-def own_bias(flow: Flow, linears: list[Linear], statistics: Statistics) -> str | None:
-    """The initialiser of a bias that only this consumer reads, where a constant may be folded into it."""
-    if len(linears) > 1 or not statistics.readings[linears[0]].is_exact:
+def free_bias(flow: Flow, linears: Sequence[Linear], statistics: Statistics) -> str | None:
+    """The initialiser of a bias that only these consumers read, where a constant may be folded into it."""
+    own = _own(linears)
+    if not statistics.readings[own[0]].is_exact or len(own) < len(linears):
         return None
-    return flow.recurrent_bias(linears[0]) or flow.bias(linears[0])[0]
+    return next(filter(None, (flow.bias(linear)[0] for linear in own)), None)
+
+
+def _own(linears: Sequence[Linear]) -> list[Linear]:
+    """One layer for every weight."""
+    return list({linear.weight: linear for linear in reversed(linears)}.values())[::-1]
 
 
 def _fold_one(
-    weights: Weights, work: _Work, alive: Mask, statistics: Statistics, ridge: float
+    flow: Flow, work: _Work, alive: Mask, statistics: Statistics, ridge: float
 ) -> dict[str, npt.NDArray[np.generic]]:
-    """The weight in its dense shape, folded columns where inputs stay and zeros where they went; and the bias."""
-    linear = work.linears[0]
-    reading = statistics.readings[linear]
-    keep = np.flatnonzero(alive[reading.columns])
+    """The weights in their dense shapes, folded columns where inputs stay and zeros where they went; and the bias."""
+    weights, reading = flow.weights, statistics.readings[work.linears[0]]
     inputs = statistics.inputs(work.linears)
     if not work.is_centred:
         inputs = inputs.around_zero()
-    absorb, shift = affine_fold(inputs, keep, ridge, is_affine=work.bias is not None)
-    dense = np.asarray(weights.array(linear.weight), dtype=np.float64)
-    unfolded = reading.unfold(dense, linear)
-    folded = np.zeros_like(unfolded)
-    for positions in reading.slots:
-        rows = unfolded[..., positions].reshape(-1, len(positions))  # of several matrices numpy multiplies each alone
-        folded[..., positions[keep]] = (rows @ absorb).reshape(*unfolded.shape[:-1], -1)
-    root = weights.array(work.path.root)
-    refolded = reading.refold(folded, linear, dense.shape)
-    values = {work.path.root: work.path.undo(refolded, root.shape, root.dtype)}
+    dense = {linear: np.asarray(weights.array(linear.weight), dtype=np.float64) for linear in work.paths}
+    unfolded = {linear: reading.unfold(array, linear) for linear, array in dense.items()}
+    folded = {linear: np.zeros_like(array) for linear, array in unfolded.items()}
+    gains = []
+    for system in systems(work.linears[0], reading, flow.trace.facts.shapes):
+        keep = np.flatnonzero(alive[system.labels])
+        absorb, shift = affine_fold(inputs.on(system.columns), keep, ridge, is_affine=work.bias is not None)
+        system.put(keep, (matrix @ absorb for matrix in system.matrices(unfolded)), folded)
+        if work.bias is not None:
+            gains.append(np.sum([matrix @ shift for matrix in system.matrices(unfolded)], axis=0))
+    values = {}
+    for linear, path in work.paths.items():
+        root = weights.array(path.root)
+        values[path.root] = path.undo(
+            reading.refold(folded[linear], linear, dense[linear].shape), root.shape, root.dtype
+        )
     if work.bias is not None:
         bias = weights.array(work.bias)
-        gain = np.sum([unfolded[..., positions] @ shift for positions in reading.slots], axis=0)
-        values[work.bias] = _with_gain(bias, gain).astype(bias.dtype)
+        values[work.bias] = (bias + np.concatenate(gains).reshape(bias.shape)).astype(bias.dtype)
     return values
-
-
-def _with_gain(bias: npt.NDArray[np.generic], gain: Matrix) -> Matrix:
-    """A bias that takes up a constant: of a recurrent layer, (directions, 2 gates x hidden), the first half."""
-    taken = np.array(bias, dtype=np.float64)
-    if bias.size == 2 * gain.size:
-        taken[..., : gain.shape[-1]] += gain
-    else:
-        taken += gain.reshape(bias.shape)
-    return taken
-
-
-def _by_weight(trace: Trace) -> Iterator[tuple[str, list[Linear]]]:
-    """Mixing nodes by the weight they read, in graph order."""
-    by_weight: dict[str, list[Linear]] = {}
-    for linear in trace.linears:
-        if linear.mixes:
-            by_weight.setdefault(linear.weight, []).append(linear)
-    yield from by_weight.items()
 
 
 def _readers(trace: Trace) -> dict[str, set[int]]:
@@ -143,15 +136,20 @@ def _readers(trace: Trace) -> dict[str, set[int]]:
 
 
 def _obstacle(
-    readers: Mapping[str, set[int]], path: WeightPath | None, linears: list[Linear], statistics: Statistics
+    readers: Mapping[str, set[int]],
+    paths: Mapping[Linear, WeightPath | None],
+    linears: Sequence[Linear],
+    statistics: Statistics,
 ) -> str | None:
     fault = statistics.fault(linears)
     if fault is not None:
         return fault
-    if path is None:
-        return "the weight is quantised or computed"
-    chain = {op.index for op in path.ops} | {linear.op.index for linear in linears}
-    if not readers.get(path.root, set()) <= chain or len({linear.in_axis for linear in linears}) > 1:
-        return "the weight is shared with nodes of another kind"
+    for own, path in paths.items():
+        if path is None:
+            return "the weight is quantised or computed"
+        sharing = [linear for linear in linears if linear.weight == own.weight]
+        chain = {op.index for op in path.ops} | {linear.op.index for linear in sharing}
+        if not readers.get(path.root, set()) <= chain or len({linear.in_axis for linear in sharing}) > 1:
+            return "the weight is shared with nodes of another kind"
     shapes = {statistics.readings[linear].slots.shape for linear in linears}
     return None if len(shapes) == 1 else "nodes that share the weight read inputs of different layouts"

@@ -13,6 +13,7 @@ from itertools import combinations
 import numpy as np
 
 from snp_onnx.planning.statistics import Statistics
+from snp_onnx.planning.systems import together
 from snp_onnx.subspace import FewRows
 from snp_onnx.tracing import Group, Linear
 
@@ -24,7 +25,7 @@ Cluster = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Shared:
-    """A layer and the groups that it reads, with the number of columns that each of their units has."""
+    """A layer, or the first one of a sum, and the columns that each unit has of the groups that it reads."""
 
     linear: Linear
     columns: Mapping[int, int]
@@ -48,15 +49,19 @@ def clusters(groups: Sequence[Group], statistics: Statistics, most_bytes: int = 
 
 
 def _shared(groups: Sequence[Group], statistics: Statistics) -> list[_Shared]:
-    """The measured layers, one for each weight, with the groups that may be decided together."""
-    by_weight: dict[str, tuple[Linear, dict[int, int]]] = {}
+    """The measured layers, those that are solved together once, with the groups that may be decided together."""
+    read = [linear for group in groups for linear in group.consumers if statistics.is_measured(linear)]
+    most = max((int(group.labels.max()) for group in groups), default=0)
+    owner = np.full(most + 1, -1, dtype=np.int64)
     for number, group in enumerate(groups):
-        for linear in group.consumers if not group.products else ():
-            if statistics.is_measured(linear):
-                labels = statistics.readings[linear].columns
-                width = int(np.count_nonzero(labels == group.labels[0]))
-                by_weight.setdefault(linear.weight, (linear, {}))[1][number] = width
-    return [_Shared(linear, columns) for linear, columns in by_weight.values()]
+        owner[group.labels] = -1 if group.products else number
+    found = []
+    for linear, *_ in together(read, statistics.readings):
+        labels = statistics.readings[linear].columns
+        owners, counts = np.unique(owner[labels[labels <= most]], return_counts=True)
+        known = zip(owners.tolist(), counts.tolist(), strict=True)
+        found.append(_Shared(linear, {n: count // len(groups[n]) for n, count in known if n >= 0}))
+    return found
 
 
 def _joined(

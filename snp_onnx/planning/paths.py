@@ -10,13 +10,14 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from snp_onnx.planning.folding import own_bias
+from snp_onnx.planning.folding import free_bias
 from snp_onnx.planning.heads import logits_loss
 from snp_onnx.planning.kinship import Cluster, clusters
 from snp_onnx.planning.options import Choices, Ratios
 from snp_onnx.planning.parallel import side_by_side
 from snp_onnx.planning.scales import Scales
 from snp_onnx.planning.statistics import Statistics, unit_columns
+from snp_onnx.planning.systems import systems, together
 from snp_onnx.subspace import (
     Consumer,
     Elimination,
@@ -36,9 +37,10 @@ from snp_onnx.subspace import (
 from snp_onnx.subspace.elimination import NONE
 from snp_onnx.tracing import Group, Linear, Trace
 from snp_onnx.tracing.flow import Flow
+from snp_onnx.tracing.labels import Labels
 
 Vector = npt.NDArray[np.float64]
-Matrix = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
 Reader = Callable[[str], npt.NDArray[np.generic]]
 
 
@@ -150,11 +152,12 @@ def _eliminated(
     consumer that could make up for them: `logits_loss` says what goes with them.
     """
     groups = [share.group for share in shares]
-    by_weight: dict[str, list[Linear]] = {}
-    for linear in dict.fromkeys(linear for group in groups for linear in group.consumers):
-        if statistics.is_measured(linear):
-            by_weight.setdefault(linear.weight, []).append(linear)
-    consumers = [_consumer(flow, groups, linears, statistics, scales) for linears in by_weight.values()]
+    read = [linear for group in groups for linear in group.consumers if statistics.is_measured(linear)]
+    consumers = [
+        consumer
+        for linears in together(read, statistics.readings)
+        for consumer in _consumers(flow, groups, linears, statistics, scales)
+    ]
     products = [product for group in groups for product in group.products]
     measured = [logits_loss(flow, groups[0], product, statistics, scales) for product in products]
     losses = [loss for loss in measured if loss is not None]
@@ -176,32 +179,45 @@ def _path(group: Group, part: Elimination, ratios: Ratios) -> Path:
     return Path(group, part.order, variance, _threshold(variance, ratios), scale, part.clipped)
 
 
-def _consumer(
-    flow: Flow, groups: Sequence[Group], linears: list[Linear], statistics: Statistics, scales: Scales
-) -> Consumer:
-    """A consumer as elimination sees it: positions that share a column are rows of its weight.
-
-    Its units are those of all groups, one group after the other.
-    """
-    linear = linears[0]
-    reading = statistics.readings[linear]
-    unfolded = reading.unfold(np.asarray(flow.weights.array(linear.weight), dtype=np.float64), linear)
-    weight = np.concatenate([unfolded[..., row].reshape(-1, len(row)) for row in reading.slots])
-    is_affine = own_bias(flow, linears, statistics) is not None
-    inputs, spread = statistics.inputs(linears), statistics.spread(linear)
-    slots = len(reading.slots)
-    if scales.is_by_channel(linear, len(weight) // slots):
-        variances = inputs.output_variances(weight).reshape(slots, -1).sum(axis=0)
-        weight = np.tile(scales.factors(linear, variances), slots)[:, None] * weight
+def _consumers(
+    flow: Flow, groups: Sequence[Group], linears: Sequence[Linear], statistics: Statistics, scales: Scales
+) -> list[Consumer]:
+    """Layers as elimination sees them: positions that share a column are rows of their weight."""
+    linear, reading, shapes = linears[0], statistics.readings[linears[0]], flow.trace.facts.shapes
+    parts = systems(linear, reading, shapes)
+    own = {piece.linear for part in parts for piece in part.pieces}
+    read = {one: np.asarray(flow.weights.array(one.weight), dtype=np.float64) for one in own}
+    unfolded = {one: reading.unfold(weight, one) for one, weight in read.items()}
+    whole, slots = statistics.inputs(linears), len(reading.slots)
+    inputs = [whole.on(part.columns) for part in parts]
+    weights = [np.concatenate(list(part.matrices(unfolded))) for part in parts]
+    spread = statistics.spread(linear)
+    if scales.is_by_channel(linear, sum(map(len, weights)) // slots):
+        found = [x.output_variances(weight).reshape(slots, -1) for x, weight in zip(inputs, weights, strict=True)]
+        factors = scales.factors(linear, np.concatenate(found, axis=1).sum(axis=0))
+        ends = np.cumsum([each.shape[1] for each in found])
+        scale = [np.tile(each, slots)[:, None] for each in np.split(factors, ends[:-1])]
     else:
-        weight = scales.factor(linear, inputs.output_variance(weight) if spread is None else spread) * weight
+        if spread is None:
+            spread = sum(x.output_variance(weight) for x, weight in zip(inputs, weights, strict=True))
+        scale = [np.full((1, 1), scales.factor(linear, spread))] * len(parts)
+    is_affine = free_bias(flow, linears, statistics) is not None
+    consumers = []
+    for part, x, weight, factor in zip(parts, inputs, weights, scale, strict=True):
+        columns, units = _columns(groups, part.labels)
+        consumers.append(Consumer(x, factor * weight, columns, is_affine, units))
+    return consumers
+
+
+def _columns(groups: Sequence[Group], labels: Labels) -> tuple[Indices, Indices]:
+    """The columns (U, B) and numbers (U,) of the units that appear, of all groups one after the other."""
     starts = np.cumsum([0, *(len(group) for group in groups)])
-    own = [number for number, group in enumerate(groups) if linear in group.consumers]
-    columns = [unit_columns(reading.columns, groups[number].labels).T for number in own]
+    there = [number for number, group in enumerate(groups) if np.isin(group.labels[0], labels)]
+    columns = [unit_columns(labels, groups[number].labels).T for number in there]
     widest = max(part.shape[1] for part in columns)
     padded = [np.pad(part, ((0, 0), (0, widest - part.shape[1])), constant_values=NONE) for part in columns]
-    units = np.concatenate([np.arange(starts[number], starts[number + 1]) for number in own])
-    return Consumer(inputs, weight, np.concatenate(padded), is_affine, units)
+    units = [np.arange(starts[number], starts[number + 1]) for number in there]
+    return np.concatenate(padded), np.concatenate(units)
 
 
 def _threshold(variance: Vector, ratios: Ratios) -> Vector:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from snp_onnx.calibration.moments import MomentRequest, Squares, View, Window, row_strides
 from snp_onnx.planning.scarcity import SCARCITY
+from snp_onnx.planning.sums import Sum
+from snp_onnx.planning.windows import conv_window
 from snp_onnx.tracing import Group, Linear, Trace
+from snp_onnx.tracing.facts import Shape
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.labels import Labels
 
@@ -19,10 +22,6 @@ Array = npt.NDArray[np.float64]
 
 PADDED = 4
 """So many positions are read for one that counts, where a mask says that some are padding."""
-
-
-PATCH_COLUMNS = 4608
-"""Convolutions with more weights an output than this are read by channel: the Gram of patches would not fit."""
 
 
 WIDEST_TOTAL = 4096
@@ -45,6 +44,8 @@ class Reading:
     is_exact: bool
     rows_wanted: int = 0
     """Rows a column with which the ridge is no stronger than usual; 0 where any number will do."""
+    members: tuple[Linear, ...] = ()
+    """The layers of a sum whose inputs are side by side in its columns; none where it is of one tensor."""
 
     @property
     def key(self) -> str:
@@ -63,32 +64,71 @@ class Reading:
         return np.moveaxis(unfolded, -1, linear.in_axis)
 
 
-def readings(trace: Trace, groups: Iterable[Group], samples: int, patches: bool = False) -> dict[Linear, Reading]:
-    """The reading of every consumer of the groups; consumers that read a tensor alike share it.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Input:
+    """What consumers read: a tensor, its unit axis, its shape, and the labels along this axis."""
+
+    tensor: str
+    axis: int
+    shape: Shape
+    labels: Labels
+
+    @classmethod
+    def of(cls, trace: Trace, linear: Linear) -> _Input:
+        name, axis = linear.input, linear.input_axis
+        return cls(name, axis, trace.facts.shapes[name], trace.axes[name][axis])
+
+    @classmethod
+    def beside(cls, trace: Trace, joint: Sum) -> _Input:
+        """The inputs of all layers of a sum, side by side."""
+        parts = [cls.of(trace, linear) for linear in joint.layers]
+        labels, shape, axis = np.concatenate([part.labels for part in parts]), parts[0].shape, parts[0].axis
+        return cls(joint.input, axis, (*shape[:axis], len(labels), *shape[axis + 1 :]), labels)
+
+
+def readings(
+    trace: Trace, groups: Iterable[Group], samples: int, patches: bool = False, sums: Iterable[Sum] = ()
+) -> dict[Linear, Reading]:
+    """The reading of every consumer of the groups; consumers that read a tensor alike share it, and layers of a sum.
 
     `patches` asks for the moments of whole windows at the inputs of convolutions, where there are rows enough.
     """
-    wanted = trace.alive([group.labels for group in groups])
+    joints = {linear: joint for joint in sums for linear in joint.layers}
     found: dict[tuple[str, int, Window | None], Reading] = {}
     result: dict[Linear, Reading] = {}
-    for linear in trace.linears:
-        if linear.mixes and not wanted[trace.axes[linear.weight][linear.in_axis]].all():
-            window = conv_window(trace, linear) if patches else None
-            if window is not None and not _has_rows(trace, linear, window, samples):
-                window = None
-            place = (linear.input, linear.input_axis, window)
-            if place not in found:
-                found[place] = (
-                    _reading(trace, linear, samples) if window is None else _patches(trace, linear, window, samples)
-                )
-            result[linear] = found[place]
+    for linear in losing(trace, groups):
+        joint = joints.get(linear)
+        source = _Input.of(trace, linear) if joint is None else _Input.beside(trace, joint)
+        window = conv_window(trace, linear) if patches else None
+        if window is not None and not _has_rows(trace, linear, len(source.labels), window, samples):
+            window = None
+        place = (source.tensor, source.axis, window)
+        if place not in found:
+            members = () if joint is None else joint.layers
+            fresh = (
+                _channels(trace, linear, source, samples, is_plain=joint is None)
+                if window is None
+                else _patches(trace, linear, source, window, samples)
+            )
+            found[place] = replace(fresh, members=members)
+        result[linear] = found[place]
     return result
 
 
-def _has_rows(trace: Trace, linear: Linear, window: Window, samples: int) -> bool:
+def losing(trace: Trace, groups: Iterable[Group]) -> list[Linear]:
+    """The layers that read units of these groups."""
+    wanted = trace.alive([group.labels for group in groups])
+    return [
+        linear
+        for linear in trace.linears
+        if linear.mixes and not wanted[trace.axes[linear.weight][linear.in_axis]].all()
+    ]
+
+
+def _has_rows(trace: Trace, linear: Linear, channels: int, window: Window, samples: int) -> bool:
     """Whether the samples have enough positions for all the weights of a whole window."""
     positions = int(np.prod(trace.facts.shapes[linear.output][2:]))
-    columns = trace.facts.shapes[linear.weight][1] * int(np.prod(window.kernel))
+    columns = channels * int(np.prod(window.kernel))
     return columns < SCARCITY.wide_window or SCARCITY.is_whole(columns, samples * positions)
 
 
@@ -106,42 +146,14 @@ def rows_per_column(trace: Trace, linear: Linear, of_pixels: int, of_tokens: int
     return of_tokens * (PADDED if trace.padding(linear.input, linear.input_axis) else 1)
 
 
-def conv_window(trace: Trace, linear: Linear) -> Window | None:
-    """The window of a convolution that reads more than one position or not every one; None for all else."""
-    if linear.op.type != "Conv":
-        return None
-    window = window_of(trace, linear)
-    if int(np.prod(window.kernel + window.strides)) == 1:
-        return None
-    return window if trace.facts.shapes[linear.weight][1] * int(np.prod(window.kernel)) <= PATCH_COLUMNS else None
-
-
-def window_of(trace: Trace, linear: Linear) -> Window:
-    """The window of a convolution, its pads resolved at the traced shapes."""
-    shapes, op = trace.facts.shapes, linear.op
-    kernel = shapes[linear.weight][2:]
-    rank = len(kernel)
-    strides = tuple(op.attr("strides", [1] * rank))
-    dilations = tuple(op.attr("dilations", [1] * rank))
-    pads = tuple(op.attr("pads", [0] * 2 * rank))
-    if op.attr("auto_pad", "NOTSET").startswith("SAME"):
-        reach = [(out - 1) * s + (k - 1) * d + 1 for out, s, k, d in
-                 zip(shapes[linear.output][2:], strides, kernel, dilations, strict=True)]  # fmt: skip
-        missing = [max(0, need - extent) for need, extent in zip(reach, shapes[linear.input][2:], strict=True)]
-        less, more = tuple(n // 2 for n in missing), tuple(n - n // 2 for n in missing)
-        pads = less + more if op.attr("auto_pad", "") == "SAME_UPPER" else more + less
-    return Window(kernel, strides, dilations, pads)
-
-
-def _patches(trace: Trace, linear: Linear, window: Window, samples: int) -> Reading:
+def _patches(trace: Trace, linear: Linear, source: _Input, window: Window, samples: int) -> Reading:
     """Every column is a channel under one tap; positions are those of the convolution's output."""
-    labels = trace.axes[linear.input][linear.input_axis]
-    columns = labels.repeat(int(np.prod(window.kernel)))
+    columns = source.labels.repeat(int(np.prod(window.kernel)))
     output = trace.facts.shapes[linear.output]
     lattice = row_strides(output, 1, samples, len(columns), SCARCITY.pixel_rows)
     request = MomentRequest(
-        linear.input,
-        linear.input_axis,
+        source.tensor,
+        source.axis,
         len(output),
         view=View.PATCHES,
         window=window,
@@ -152,20 +164,20 @@ def _patches(trace: Trace, linear: Linear, window: Window, samples: int) -> Read
     return Reading(request, columns, slots, is_exact=True)
 
 
-def _reading(trace: Trace, linear: Linear, samples: int) -> Reading:
-    shape, axis = trace.facts.shapes[linear.input], linear.input_axis
-    labels = trace.axes[linear.input][axis]
+def _channels(trace: Trace, linear: Linear, source: _Input, samples: int, is_plain: bool) -> Reading:
+    """Every column is a position of the axis, or of a `is_plain` one that is flattened, and has few rows, a unit."""
+    shape, axis = source.shape, source.axis
     positions = int(np.prod([n for place, n in enumerate(shape) if place not in (0, axis)]))
-    slots = _slots(labels)
-    if slots is None or SCARCITY.is_whole(len(labels), samples * positions):
-        slots = np.arange(len(labels), dtype=np.int64)[None, :]
-    columns = labels[slots[0]]
+    slots = _slots(source.labels) if is_plain else None
+    if slots is None or SCARCITY.is_whole(len(source.labels), samples * positions):
+        slots = np.arange(len(source.labels), dtype=np.int64)[None, :]
+    columns = source.labels[slots[0]]
     flattened = len(slots) > 1
     lattice = row_strides(
         shape, axis, samples, len(columns), rows_per_column(trace, linear, SCARCITY.pixel_rows, SCARCITY.token_rows)
     )
     request = MomentRequest(
-        linear.input,
+        source.tensor,
         axis,
         len(shape),
         slots=tuple(map(tuple, slots.tolist())) if flattened else None,
@@ -187,13 +199,15 @@ def shows_spread(flow: Flow, linear: Linear, reading: Reading) -> bool:
     return alone and reading.is_exact and len(reading.slots) == 1
 
 
-def total_requests(flow: Flow, linears: Iterable[Linear], samples: int) -> dict[Linear, MomentRequest]:
+def total_requests(
+    flow: Flow, linears: Iterable[Linear], samples: int, sums: Iterable[Sum] = ()
+) -> dict[Linear, MomentRequest]:
     """For every layer the moments of what it is part of: the sum after its residual Add, or its own output."""
-    found = {}
+    found, joint = {}, {linear: each.total for each in sums for linear in each.layers}
     for linear in linears:
         output = flow.bias(linear)[1]
         residual = flow.residual(output)
-        total = output if residual is None else residual[0]
+        total = joint.get(linear, output if residual is None else residual[0])
         shape, axis = flow.shape(total), linear.output_axis
         is_product = shape[axis] == flow.shape(linear.weight)[linear.out_axis]  # not so where attention follows inside
         if shape[axis] <= WIDEST_TOTAL and is_product:

@@ -63,7 +63,7 @@ class Statistics:
         return None
 
     def inputs(self, linears: Iterable[Linear]) -> CentredGram | FewRows:
-        """The covariance and the mean of the inputs of consumers that share one weight, C columns."""
+        """The covariance and the mean of the inputs of consumers that share one weight or are one sum, C columns."""
         return self.scarcity.settled(self._together(linears))
 
     def caution(self, linears: Iterable[Linear]) -> float:
@@ -77,7 +77,8 @@ class Statistics:
         return max(growths)
 
     def _together(self, linears: Iterable[Linear]) -> Moments:
-        first, *others = [self.moments[self.readings[linear].key] for linear in linears]
+        read = [self.readings[linear] for linear in linears]
+        first, *others = [self.moments[reading.key] for reading in (read[:1] if read[0].members else read)]
         return sum(others, start=first)
 
     def group_gram(self, group: Group) -> Matrix | None:

@@ -61,6 +61,12 @@ class CentredGram:
         covariance = as_gram(self.covariance, own)
         return CentredGram(covariance, as_mean(self.mean, len(covariance)), self.tolerance)
 
+    def on(self, columns: Indices) -> CentredGram:
+        """The moments of some of the columns; itself where these are all in order."""
+        if np.array_equal(columns, np.arange(len(self))):
+            return self
+        return CentredGram(self.covariance[np.ix_(columns, columns)], self.mean[columns], self.tolerance)
+
     @property
     def variance(self) -> Vector:
         """The diagonal of S, (C,)."""

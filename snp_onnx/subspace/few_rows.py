@@ -28,6 +28,12 @@ class FewRows:
     def __len__(self) -> int:
         return len(self.diagonal)
 
+    def on(self, columns: Indices) -> FewRows:
+        """The moments of some of the columns; itself where these are all in order."""
+        if np.array_equal(columns, np.arange(len(self))):
+            return self
+        return FewRows(self.diagonal[columns], self.factor[:, columns], self.mean[columns])
+
     @property
     def variance(self) -> Vector:
         """The diagonal of S = D + FᵀF, (C,)."""

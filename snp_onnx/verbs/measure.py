@@ -23,8 +23,9 @@ from snp_onnx.planning.head_statistics import (
     single_heads,
 )
 from snp_onnx.planning.rations import joined_rows
-from snp_onnx.planning.readings import Reading, readings, shows_spread, total_requests
+from snp_onnx.planning.readings import Reading, losing, readings, shows_spread, total_requests
 from snp_onnx.planning.statistics import Statistics
+from snp_onnx.planning.sums import find_sums, with_inputs_beside
 from snp_onnx.sources.samples import Part, Samples
 from snp_onnx.tracing import Group, Linear
 from snp_onnx.tracing.flow import Flow
@@ -112,13 +113,14 @@ def in_larger_batches(calibration: Calibration, flow: Flow) -> Calibration:
 
 def measure(subject: Subject, groups: Sequence[Group], patches: bool, calibration: Calibration) -> Measured:
     """One pass over the calibration samples: moments at every consumer's input, of whole windows if `patches`."""
-    wanted = readings(subject.trace, groups, calibration.count, patches)
     flow, logits = subject.flow, logits_of(subject.trace, groups)
+    sums = find_sums(flow, losing(subject.trace, groups)) if patches else ()
+    wanted = readings(subject.trace, groups, calibration.count, patches, sums)
     outputs = {part.output: output_request(flow, part.output, calibration.count) for part in logits}
     sides = [side.operand for part in logits for side in (part.queries, part.keys)]
     heads = {operand: head_readings(flow, operand, calibration.count) for operand in sides}
     parts = [*(linear for linear, reading in wanted.items() if not shows_spread(flow, linear, reading)), *outputs]
-    totals = total_requests(flow, parts, calibration.count) if patches else {}
+    totals = total_requests(flow, parts, calibration.count, sums) if patches else {}
     requests = {reading.key: reading.request for reading in wanted.values()}
     requests |= {request.key: request for request in (*totals.values(), *outputs.values())}
     requests |= {reading.request.key: reading.request for several in heads.values() for reading in several}
@@ -131,7 +133,7 @@ def measure(subject: Subject, groups: Sequence[Group], patches: bool, calibratio
         calibration.progress("calibrate", done, batches)
 
     with calibration.clock("calibrate"):
-        model = with_single_heads(subject.prepared, single_heads(heads))
+        model = with_inputs_beside(with_single_heads(subject.prepared, single_heads(heads)), sums)
         if subject.dense.store is not None:
             moments = _in_blocks(subject, model, list(requests.values()), calibration)
         else:

@@ -7,7 +7,7 @@ consumer's aim: the producer by one regularised Gauss-Newton step, the consumer 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -76,7 +76,9 @@ def refit_layers(
             if leg.every < every:
                 walk.rejoin(leg.every)
                 every = leg.every
-            refitting.take(step, [name for later in steps[number + 1 :] for name in later.wanted])
+            behind = steps[number + 1 :]
+            waiting = step.waiting(both.graph, behind) if step.pending else []
+            refitting.take(step, [name for later in behind for name in later.wanted], waiting)
     return refitting.values
 
 
@@ -93,12 +95,16 @@ def _sizes(flow: Flow, alive: Mask) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Step:
-    """One layer: the tensor that holds its aim, the moments that solve it, and the chains that end in it."""
+    """One layer: the moments that solve it towards its aim, and the chains that end in it.
+
+    `pending` are outputs of layers that take part in the aim and have their turn later.
+    """
 
     layer: Layer
     inputs: MomentRequest
     outputs: MomentRequest
     joints: tuple[Joint, ...]
+    pending: frozenset[str]
 
     @classmethod
     def of(cls, pair: Pair, number: int, leg: Leg) -> _Step:
@@ -113,7 +119,7 @@ class _Step:
             Joint.of(pair, f"joint::{number}::{place}", chain, aim.layer, name, leg.joint_every)
             for place, chain in enumerate(leg.chains)
         )
-        return cls(aim.layer, inputs, outputs, joints)
+        return cls(aim.layer, inputs, outputs, joints, aim.pending)
 
     @property
     def wanted(self) -> list[str]:
@@ -131,9 +137,14 @@ class _Step:
         """The nodes that are run again when one of these producers changes."""
         return [node for joint in self.joints[first:] for node in joint.nodes]
 
+    def waiting(self, graph: onnx.GraphProto, later: Iterable[_Step]) -> list[int]:
+        """The nodes of pending layers, and of the producers that are solved with them: they run again in their turn."""
+        nodes = [index for index, node in enumerate(graph.node) if self.pending.intersection(node.output)]
+        return [*nodes, *(node for step in later if step.layer.output in self.pending for node in step.held())]
+
 
 def _aim_nodes(name: str, aim: Aim, graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """What a layer should give, as a tensor: the dense total at the positions that stayed, less the pruned shortcut."""
+    """What a layer should give, as a tensor: the dense total at the positions that stayed, less pruned shortcuts."""
     wanted = DENSE + aim.total
     if aim.bias is not None:
         yield helper.make_node("Add", [wanted, DENSE + aim.bias], [f"{name}::biased"])
@@ -143,8 +154,10 @@ def _aim_nodes(name: str, aim: Aim, graph: onnx.GraphProto) -> Iterator[onnx.Nod
         graph.initializer.append(kept)
         yield helper.make_node("Gather", [wanted, kept.name], [f"{name}::cut{axis}"], axis=axis)
         wanted = f"{name}::cut{axis}"
-    inputs = [wanted] if aim.shortcut is None else [wanted, aim.shortcut]
-    yield helper.make_node("Sub" if aim.shortcut else "Identity", inputs, [name])
+    for place, shortcut in enumerate(aim.shortcuts[:-1]):
+        yield helper.make_node("Sub", [wanted, shortcut], [f"{name}::less{place}"])
+        wanted = f"{name}::less{place}"
+    yield helper.make_node("Sub" if aim.shortcuts else "Identity", [wanted, *aim.shortcuts[-1:]], [name])
 
 
 @dataclass(slots=True)
@@ -163,12 +176,15 @@ class _Refitting:
     values: dict[str, Array] = field(default_factory=dict)
     known: dict[Linear, Moments] = field(default_factory=dict)
 
-    def take(self, step: _Step, later: Sequence[str]) -> None:
-        """Solve one layer; over each of its chains with the producer, if that lowers the error."""
+    def take(self, step: _Step, later: Sequence[str], waiting: Sequence[int] = ()) -> None:
+        """Solve one layer; over each of its chains with the producer, if that lowers the error.
+
+        Nodes that are `waiting` give what the layer counts with, but run again for a later one.
+        """
         after = [*step.wanted, *later] if step.joints else later
-        error = self._solve(step, self._moments(step, after, step.held()))
+        error = self._solve(step, self._moments(step, after, [*waiting, *step.held()]))
         for number, joint in enumerate(step.joints, 1):
-            error = self._together(step, joint, error, after, step.held(number))
+            error = self._together(step, joint, error, after, [*waiting, *step.held(number)])
             self.known.pop(joint.chain.producer.linear, None)
 
     def _together(self, step: _Step, joint: Joint, alone: float, later: Sequence[str], hold: Sequence[int]) -> float:
