@@ -279,11 +279,11 @@ def _gather(node: gs.Node, op: Op, resizing: Resizing) -> None:
 
 
 def _group_attribute(node: gs.Node, op: Op, resizing: Resizing) -> None:
-    """A grouped convolution loses whole groups."""
+    """A grouped convolution loses whole groups, or the same positions of every group."""
     groups = int(op.attr("group", 1))
     if groups > 1:
-        labels = resizing.labels(op.input(0), 1).reshape(groups, -1)[:, 0]
-        node.attrs["group"] = resizing.count(labels)
+        places = resizing.places(resizing.labels(op.input(0), 1)).reshape(groups, -1)
+        node.attrs["group"] = int((places >= 0).any(axis=1).sum())
 
 
 def _num_groups(node: gs.Node, op: Op, resizing: Resizing) -> None:

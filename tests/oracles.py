@@ -50,7 +50,7 @@ def zeroed(model: onnx.ModelProto, trace: Trace, alive: Mask) -> onnx.ModelProto
     result = onnx.ModelProto()
     result.CopyFrom(model)
     places = [
-        (linear.op, linear.input, linear.input_axis, alive[trace.axes[linear.weight][linear.in_axis]])
+        (linear.op, linear.input, linear.input_axis, alive[trace.axes[linear.input][linear.input_axis]])
         for linear in trace.linears
         if linear.mixes
     ]

@@ -159,7 +159,9 @@ def test_a_cut_model_can_be_cut_again(name: str, batch: Batch) -> None:
     for mask, result in first.cuts[:1]:
         second = subject_of(onnx.ModelProto.FromString(result.SerializeToString()))
         widths = {g.id: int(mask[g.labels].sum()) for g in first.trace.groups}
-        if min(widths.values()) > 1:  # the last group of a grouped convolution is an ordinary convolution
+        # the last group of a grouped convolution is an ordinary convolution; of the last two, positions go
+        alike = sum(x.is_equal for x in first.trace.linears) == sum(x.is_equal for x in second.trace.linears)
+        if min(widths.values()) > 1 and alike:
             assert {g.id: len(g) for g in second.trace.groups} == widths
         for again, smaller in second.cuts[:1]:
             assert_cut_equals_zeroed(second.prepared, second.trace, again, smaller)

@@ -51,9 +51,7 @@ CATALOGUE: Mapping[str, Topology] = MappingProxyType(
     {
         "chain": Topology(conv.chain, {"w1:0": 8, "w2:0": 6}),
         "conv-bn-relu": Topology(conv.conv_bn_relu, {"w1:0": 8, "w2:0": 6}),
-        "bn-behind-transposed": Topology(
-            conv.bn_behind_transposed, {"w1:0": 2}, barriers=("position inside a group of a grouped convolution",)
-        ),
+        "bn-behind-transposed": Topology(conv.bn_behind_transposed, {"w1:0": 4, "w2:1": 3}),
         "preactivation": Topology(conv.preactivation, {"w1:0": 8, "w2:0": 6}),
         "residual-identity": Topology(conv.residual_identity, {"w1:0": 8, "w2:0": 6}),
         "residual-projection": Topology(conv.residual_projection, {"w1:0": 8, "w2:0": 6, "w3:0": 12}),
@@ -74,7 +72,13 @@ CATALOGUE: Mapping[str, Topology] = MappingProxyType(
         "slice-one-channel": Topology(conv.slice_one_channel, {"w1:0": 5}, barriers=("the only position of its axis",)),
         "split-one-channel": Topology(conv.split_one_channel, {"w1:0": 5}, barriers=("the only position of its axis",)),
         "gather-repeatedly": Topology(conv.gather_repeatedly, {"w1:0": 4}),
-        "shuffle-between-groups": Topology(conv.shuffle_between_groups, {"w4:0": 6}),
+        "shuffle-between-groups": Topology(conv.shuffle_between_groups, {"w1:0": 4, "w3:0": 4, "w4:0": 6}),
+        "shuffle-net": Topology(conv.shuffle_net, {"w1:0": 4, "w2:0": 2, "w5:0": 2}),
+        "shuffle-net-strided": Topology(conv.shuffle_net_strided, {"w1:0": 3, "w2:0": 2, "w4:0": 5}),
+        "grouped-residual": Topology(conv.grouped_residual, {"w1:0": 4, "w2:0": 5}),
+        "grouped-at-the-ends": Topology(conv.grouped_at_the_ends, {"w1:0": 6}),
+        "grouped-in-two": Topology(conv.grouped_in_two, {"w1:0": 4, "w2:0": 6, "w3:0": 3}),
+        "transposed-in-two": Topology(conv.transposed_in_two, {"w1:0": 4, "w2:1": 6}),
         "depthwise": Topology(conv.depthwise, {"w1:0": 8}),
         "depthwise-twofold": Topology(conv.depthwise_twofold, {"w1:0": 6}),
         "grouped": Topology(conv.grouped, {"w1:0": 4}),

@@ -161,11 +161,57 @@ def gather_repeatedly(net: Net) -> None:
 
 
 def shuffle_between_groups(net: Net) -> None:
-    """ShuffleNetV1: the second grouped convolution mixes what the first kept apart, so all channels are one unit."""
+    """Groups of four positions, shuffled into three: between the convolutions all channels are one unit."""
     x = net.Relu(net.conv(net.conv_relu(net.image(), 3, 12, k=1), 12, 12, k=1, group=3))
     apart = net.Transpose(net.reshape(x, 0, 3, 4, 8, 8), perm=[0, 2, 1, 3, 4])
     x = net.Relu(net.conv(net.reshape(apart, 0, 12, 8, 8), 12, 12, k=1, group=3))
     net.output(net.conv(net.conv_relu(x, 12, 6), 6, 4))
+
+
+def shuffle_net(net: Net) -> None:
+    """ShuffleNetV1: whole groups can't go, but the same positions of every group can. Two units, both residual."""
+    x = net.conv_relu(net.image(), 3, 12)
+    for _ in range(2):
+        h = net.Relu(net.conv(x, 12, 18, k=1, group=3))
+        apart = net.Transpose(net.reshape(h, 0, 3, 6, 8, 8), perm=[0, 2, 1, 3, 4])
+        h = net.conv(net.reshape(apart, 0, 18, 8, 8), 18, 18, group=18)
+        x = net.Relu(net.Add(x, net.bn(net.conv(h, 18, 12, k=1, group=3), 12)))
+    net.output(net.dense(net.Flatten(net.GlobalAveragePool(x)), 12, 5))
+
+
+def shuffle_net_strided(net: Net) -> None:
+    """The unit in front of a stage: a pooled shortcut, joined by concatenation."""
+    x = net.conv_relu(net.image(), 3, 6)
+    h = net.Relu(net.conv(x, 6, 8, k=1, group=2))
+    apart = net.Transpose(net.reshape(h, 0, 2, 4, 8, 8), perm=[0, 2, 1, 3, 4])
+    h = net.conv(net.reshape(apart, 0, 8, 8, 8), 8, 8, group=8, strides=[2, 2])
+    pooled = net.AveragePool(x, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4, count_include_pad=1)
+    x = net.Relu(net.Concat(pooled, net.conv(h, 8, 10, k=1, group=2), axis=1))
+    net.output(net.conv(x, 16, 4))
+
+
+def grouped_residual(net: Net) -> None:
+    """Convolutions of three groups inside a residual sum: positions between them go, without the stream."""
+    x = net.conv_relu(net.image(), 3, 12)
+    h = net.conv(net.Relu(net.conv(x, 12, 15, group=3)), 15, 12, group=3)
+    net.output(net.conv(net.Relu(net.Add(x, h)), 12, 4))
+
+
+def grouped_at_the_ends(net: Net) -> None:
+    """The input and the output stay whole: what lies between loses positions of every group."""
+    x = net.Relu(net.conv(net.image(4), 4, 24, group=4))
+    net.output(net.conv(x, 24, 8, group=4))
+
+
+def grouped_in_two(net: Net) -> None:
+    """As in AlexNet: of two groups none goes, both lose the same positions."""
+    x = net.Relu(net.conv(net.conv_relu(net.image(), 3, 8), 8, 12, group=2))
+    net.output(net.conv(net.Relu(net.conv(x, 12, 6, group=2)), 6, 4))
+
+
+def transposed_in_two(net: Net) -> None:
+    x = net.Relu(net.transposed(net.conv_relu(net.image(), 3, 8), 8, 12, group=2))
+    net.output(net.conv(x, 12, 4))
 
 
 def depthwise(net: Net) -> None:

@@ -20,6 +20,7 @@ from snp_onnx.tracing.groups import Mask
 from snp_onnx.tracing.weights import WeightPath
 
 Matrix = npt.NDArray[np.float64]
+Vector = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,7 +89,7 @@ def free_bias(flow: Flow, linears: Sequence[Linear], statistics: Statistics) -> 
     own = _own(linears)
     if not statistics.readings[own[0]].is_exact or len(own) < len(linears):
         return None
-    return next(filter(None, (flow.bias(linear)[0] for linear in own)), None)
+    return next(filter(None, (flow.recurrent_bias(linear) or flow.bias(linear)[0] for linear in own)), None)
 
 
 def _own(linears: Sequence[Linear]) -> list[Linear]:
@@ -122,8 +123,19 @@ def _fold_one(
         )
     if work.bias is not None:
         bias = weights.array(work.bias)
-        values[work.bias] = (bias + np.concatenate(gains).reshape(bias.shape)).astype(bias.dtype)
+        values[work.bias] = _with_gain(bias, np.concatenate(gains)).astype(bias.dtype)
     return values
+
+
+def _with_gain(bias: npt.NDArray[np.generic], gain: Vector) -> Matrix:
+    """A bias that takes up a constant: of a recurrent layer, (directions, 2 gates x hidden), the first half."""
+    taken = np.array(bias, dtype=np.float64)
+    half = bias.shape[-1] // 2
+    if bias.size == 2 * gain.size:
+        taken[..., :half] += gain.reshape(*bias.shape[:-1], half)
+    else:
+        taken += gain.reshape(bias.shape)
+    return taken
 
 
 def _readers(trace: Trace) -> dict[str, set[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +56,8 @@ class Layer:
     operands: tuple[Operand | None, ...]
     dense: tuple[float, ...]
     """Its variables with every unit kept."""
+    is_equal: bool = False
+    """Whether of a grouped convolution every group loses the same positions, not some of them all."""
 
     def kernel(self, values: Sequence[float]) -> Kernel:
         """The node with its variables at `values`, one for each."""
@@ -69,12 +71,14 @@ class Layer:
         return Operand(operand.dtype, tuple(axis.at(values) for axis in axes), operand.is_weight)
 
     def _regrouped(self, operands: Sequence[Operand | None]) -> onnx.NodeProto:
-        """A grouped convolution loses whole groups."""
+        """A grouped convolution loses whole groups, unless each of them loses the same positions."""
         node = onnx.NodeProto()
         node.CopyFrom(self.op.node)
         first, now = self.operands[0], operands[0]
         for attribute in node.attribute:
-            if attribute.name == "group" and attribute.i > 1 and first is not None and now is not None:
+            if attribute.name != "group" or attribute.i == 1 or self.is_equal:
+                continue
+            if first is not None and now is not None:
                 attribute.i = max(1, attribute.i * now.shape[1] // first.shape[1])
         return node
 
@@ -95,11 +99,12 @@ def _timed_nodes(model: onnx.ModelProto, trace: Trace, groups: Sequence[Group]) 
     widths = AxisWidths(trace, groups)
     constants = {tensor.name for tensor in model.graph.initializer}
     constants |= {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
+    equal = {linear.op.index for linear in trace.linears if linear.is_equal}
     for op in trace.ops:
         if op.type in TIMED and op.domain in ("", "com.microsoft") and not op.has_subgraph:
             layer = _layer(op, trace, widths, constants)
             if layer is not None:
-                yield layer
+                yield replace(layer, is_equal=op.index in equal)
 
 
 def _layer(op: Op, trace: Trace, widths: AxisWidths, constants: set[str]) -> Layer | None:

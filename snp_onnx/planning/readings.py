@@ -106,13 +106,20 @@ def readings(
         if place not in found:
             members = () if joint is None else joint.layers
             fresh = (
-                _channels(trace, linear, source, samples, is_plain=joint is None)
+                _channels(trace, linear, source, samples, is_plain=joint is None and not _is_grouped(trace, source))
                 if window is None
                 else _patches(trace, linear, source, window, samples)
             )
             found[place] = replace(fresh, members=members)
         result[linear] = found[place]
     return result
+
+
+def _is_grouped(trace: Trace, source: _Input) -> bool:
+    """Whether units are positions of several groups of a convolution: these are alike in number, not in kind."""
+    tied = [linear for linear in trace.linears if linear.is_equal]
+    labels = [trace.axes[name][1] for linear in tied for name in (linear.input, linear.output)]
+    return not trace.alive(labels)[source.labels].all()
 
 
 def losing(trace: Trace, groups: Iterable[Group]) -> list[Linear]:

@@ -71,7 +71,12 @@ def with_inputs_beside(model: onnx.ModelProto, sums: Iterable[Sum]) -> onnx.Mode
 def is_own_product(flow: Flow, linear: Linear) -> bool:
     """Whether a layer is one plain matrix product, or convolution, with a weight that nobody else reads."""
     op, shape = linear.op, flow.shape
-    if not linear.mixes or op.type not in ("Conv", "Gemm", "MatMul", "FusedMatMul") or op.attr("alpha", 1.0) != 1.0:
+    if (
+        not linear.mixes
+        or linear.groups > 1
+        or op.type not in ("Conv", "Gemm", "MatMul", "FusedMatMul")
+        or op.attr("alpha", 1.0) != 1.0
+    ):
         return False
     if op.type in ("MatMul", "FusedMatMul") and len(shape(linear.weight)) != 2:
         return False

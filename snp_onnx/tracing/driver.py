@@ -15,6 +15,7 @@ from snp_onnx.tracing.attention import find_attention
 from snp_onnx.tracing.bodies import count_bodies
 from snp_onnx.tracing.branches import handed_by, is_opened
 from snp_onnx.tracing.caches import find_caches, possible_caches
+from snp_onnx.tracing.equal_cuts import equal_cuts
 from snp_onnx.tracing.extents import bar_extents, bar_numbers
 from snp_onnx.tracing.facts import AxisOf, Facts, Seen, Shape, infer_facts
 from snp_onnx.tracing.flow import Flow
@@ -45,6 +46,10 @@ def trace(
     facts = infer_facts(model, input_shapes, observed)
     opened = _Opened(open_norms(model) if Kind.STREAM in kinds else frozenset())
     tracer, ops = _walk(model, facts, opened)
+    equal = equal_cuts(tracer, lambda chosen: _walk(model, facts, replace(opened, equal=chosen))[0])
+    if equal:
+        opened = replace(opened, equal=equal)
+        tracer, ops = _walk(model, facts, opened)
     if caches:
         tracer, ops = _walk(model, facts, replace(opened, surface=possible_caches(model, tracer)))
         opened = replace(opened, surface=find_caches(model, tracer, ops))
@@ -67,6 +72,8 @@ class _Opened:
     """Axes of graph inputs and outputs."""
     inside: Attention | None = None
     """Where dimensions inside heads may go."""
+    equal: frozenset[int] = frozenset()
+    """Grouped convolutions of which every group loses the same positions."""
 
 
 def _walk(model: onnx.ModelProto, facts: Facts, opened: _Opened) -> tuple[Tracer, list[Op]]:
@@ -77,7 +84,7 @@ def _walk(model: onnx.ModelProto, facts: Facts, opened: _Opened) -> tuple[Tracer
     readers = Counter(name for op in ops for name in set(op.reads))
     shared = frozenset(name for name, count in readers.items() if count > 1)
     tracer = Tracer(facts, initialisers, shared, inside.contractions if inside is not None else {})
-    tracer.open_norms = opened.norms
+    tracer.open_norms, tracer.equal = opened.norms, opened.equal
     _enter_inputs(model, tracer, opened.surface)
     for op in ops:
         _visit(op, tracer)

@@ -19,7 +19,11 @@ Axes = tuple[Labels, ...]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Linear:
-    """A node that multiplies by a weight: it produces its output's units and, ungrouped, consumes its input's."""
+    """A node that multiplies by a weight: it produces its output's units and, unless whole groups go, consumes its
+    input's.
+
+    Of a grouped convolution whole groups go or, where `is_equal`, the same positions of every group.
+    """
 
     op: Op
     input: str
@@ -30,11 +34,12 @@ class Linear:
     output: str
     output_axis: int
     groups: int = 1
+    is_equal: bool = False
 
     @property
     def mixes(self) -> bool:
-        """Whether every output reads every input, so that a fold can move what was removed to what stays."""
-        return self.groups == 1
+        """Whether outputs read inputs that go and others that stay, so that a fold can move one to the other."""
+        return self.groups == 1 or self.is_equal
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,8 @@ class Tracer:
         self.facts = facts
         self.contractions = contractions
         """For nodes that multiply activations: why the axis that is summed over stays whole; "" where it needn't."""
+        self.equal: frozenset[int] = frozenset()
+        """Grouped convolutions, by the index of their nodes, of which each group loses the same positions."""
         self.open_norms: frozenset[str] = frozenset()
         """Means of squares whose axis may be cut; see `tracing.norms`."""
         self.classes = DisjointSet()

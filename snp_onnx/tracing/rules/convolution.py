@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from snp_onnx.tracing.labels import Labels, still
 from snp_onnx.tracing.op import Op
 from snp_onnx.tracing.tracer import Linear, Tracer
 
 
 def conv(op: Op, tracer: Tracer) -> None:
-    """Input channels are weight axis 1, output channels weight axis 0; of a grouped one, a whole group is one unit."""
+    """Input channels are weight axis 1, output channels weight axis 0."""
     _convolve(op, tracer, in_axis=1, out_axis=0)
 
 
@@ -60,12 +62,16 @@ def _convolve(op: Op, tracer: Tracer, in_axis: int, out_axis: int, bias: int = 2
     for axis in range(2, len(tracer.shape(source))):
         tracer.barrier(op, source, axis, "spatial axis of a convolution")
         tracer.barrier(op, weight, axis, "kernel axis of a convolution")
-    channels = _ungrouped(op, tracer, in_axis, out_axis) if groups == 1 else _grouped(op, tracer, groups)
+    is_equal = op.index in tracer.equal
+    if groups == 1:
+        channels = _ungrouped(op, tracer, in_axis, out_axis)
+    else:
+        channels = _equal(op, tracer, groups, in_axis) if is_equal else _grouped(op, tracer, groups)
     if op.input(bias):
         tracer.classes.unite(tracer.axes(op.input(bias))[0], channels)
     shape = tracer.shape(output)
     tracer.set_axes(output, [tracer.axes(source)[0], channels, *(still(n) for n in shape[2:])])
-    tracer.linears.append(Linear(op, source, 1, weight, in_axis, out_axis, output, 1, groups))
+    tracer.linears.append(Linear(op, source, 1, weight, in_axis, out_axis, output, 1, groups, is_equal))
 
 
 def _ungrouped(op: Op, tracer: Tracer, in_axis: int, out_axis: int) -> Labels:
@@ -83,3 +89,17 @@ def _grouped(op: Op, tracer: Tracer, groups: int) -> Labels:
     tracer.classes.unite(weight[0].reshape(groups, -1), unit)
     tracer.barrier(op, op.input(1), 1, "position inside a group of a grouped convolution")
     return unit.repeat(tracer.shape(op.outputs[0])[1] // groups, axis=1).reshape(-1)
+
+
+def _equal(op: Op, tracer: Tracer, groups: int, in_axis: int) -> Labels:
+    """The same input position of all groups is one unit, and so is the same output position."""
+    weight, unite = tracer.axes(op.input(1)), tracer.classes.unite
+    by_group = tracer.axes(op.input(0))[1].reshape(groups, -1)
+    unite(by_group, by_group[:1])
+    if in_axis == 0:
+        unite(weight[0].reshape(groups, -1), by_group)
+        return np.tile(weight[1], groups)
+    unite(weight[1], by_group[0])
+    outputs = weight[0].reshape(groups, -1)
+    unite(outputs, outputs[:1])
+    return weight[0]
