@@ -161,6 +161,21 @@ def test_several_consumers_add() -> None:
     assert double.energy == pytest.approx(2 * single.energy, rel=1e-12)
 
 
+@pytest.mark.parametrize("widths", [(1, 1), (2, 1), (2, 3)])
+def test_crossed_losses_and_several_consumers_add_up_to_their_definition(widths: tuple[int, int]) -> None:
+    """What removed units R lose besides is the whole sum over R x R, on top of the least squares of each consumer."""
+    rng = np.random.default_rng(4)
+    root = rng.standard_normal((7, 7))
+    loss = root @ root.T
+    consumers = [consumer_of(mixed(7 * width, seed=30 + place), plain(7, width)) for place, width in enumerate(widths)]
+    path = eliminate(consumers, 1e-3, alone=loss)
+    for k in range(8):
+        kept, gone = path.order[:k].tolist(), path.order[k:]
+        expected = sum(ridged_error(consumer, kept, 1e-3) for consumer in consumers)
+        expected += float(loss[np.ix_(gone, gone)].sum())
+        assert path.errors[k] == pytest.approx(expected, rel=1e-8, abs=1e-10 * path.energy)
+
+
 def test_columns_of_nobody_stay_and_take_over() -> None:
     x = mixed(6, seed=8)
     x[:, 2] = x[:, 0] - 2.0 * x[:, 5] + 1.0
