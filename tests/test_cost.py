@@ -203,7 +203,7 @@ def test_a_loop_counts_as_often_as_a_constant_says(limit: str, entry: str, times
     model = parsed(LOOP.format(limit=limit, entry=entry), w=normal(8, 8), two=np.array(2), **known)
     found = snp_onnx.inspect(model)
     assert found.dense.macs == times * 8 * 8
-    assert found.notes == (() if times > 1 else ("counted in the MACs as one iteration: 1 Loop",))
+    assert ("counted in the MACs as one iteration: 1 Loop" in found.notes) == (times == 1)
 
 
 def test_a_scan_counts_once_for_every_position() -> None:
@@ -386,7 +386,7 @@ ELLIPSIS = '(float[B, N, 8] x) => (float[B, N, 4] y) { y = Einsum<equation = "..
     ("graph", "weight", "shapes", "macs", "told"),
     [
         (STACK, (3, 8, 4), {"x": (3, 2, 8)}, 3 * 2 * 8 * 4, (2, "contracted with a constant of rank 3")),
-        (DEFORMABLE, (4, 3, 3, 3), {}, 64 * 4 * 27, (0, "no rule for operator DeformConv")),
+        (DEFORMABLE, (4, 3, 3, 3), {}, 64 * 4 * 27, (0, "graph output")),
         (ELLIPSIS, (8, 4), {"x": (2, 3, 8)}, 2 * 3 * 8 * 4, (1, "no rule for this equation of an Einsum")),
     ],
 )
