@@ -7,6 +7,7 @@ computed is left to itself where it comes out right, and corrected entry by entr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
@@ -23,12 +24,27 @@ from snp_onnx.tracing.op import Op
 from snp_onnx.tracing.operands import pad_amounts, slice_cuts, split_sizes
 
 
+@dataclass(frozen=True, slots=True)
+class Afterwards:
+    """Values and shapes as they come out after the cut, if nobody corrects them."""
+
+    values: Mapping[str, npt.NDArray[np.generic]]
+    shapes: Mapping[str, Shape]
+
+    def value(self, tensor: str) -> npt.NDArray[np.generic] | None:
+        return self.values.get(tensor)
+
+    def shape(self, tensor: str) -> Shape:
+        return self.shapes[tensor]
+
+
 class Resizing:
     """Extents before and after, and the one way to change entries of a size vector."""
 
     def __init__(self, trace: Trace, alive: Mask, graph: gs.Graph) -> None:
         self.trace, self._alive, self.graph = trace, alive, graph
-        self._values = trace.facts.revalue({name: self.after(name) for name in trace.facts.shapes})
+        after = {name: self.after(name) for name in trace.facts.shapes}
+        self.afterwards = Afterwards(trace.facts.revalue(after), after)
 
     def value(self, tensor: str) -> npt.NDArray[np.generic] | None:
         """A constant's value as it was before the cut (for operands that name positions)."""
@@ -46,11 +62,11 @@ class Resizing:
         if any(self.after(name) != self.shape(name) for name in known):
             return True
         sizes = [name for name in op.inputs if name in facts.origins]
-        return any(not np.array_equal(self._values[name], facts.values[name]) for name in sizes)
+        return any(not np.array_equal(self.afterwards.values[name], facts.values[name]) for name in sizes)
 
     def computed(self, tensor: str) -> list[int]:
         """What a size vector comes out as after the cut, if nobody corrects it."""
-        return [int(x) for x in self._values[tensor].reshape(-1)]
+        return [int(x) for x in self.afterwards.values[tensor].reshape(-1)]
 
     def labels(self, tensor: str, axis: int) -> Labels:
         return self.trace.axes[tensor][axis]
@@ -68,12 +84,17 @@ class Resizing:
         return np.where(alive, np.cumsum(alive) - 1, -1)
 
     def may_vary(self, vector: str, entry: int) -> bool:
-        """Whether an extent that isn't cut takes part in an entry: a number would hold for the traced shapes only."""
+        """Whether an extent takes part in an entry that varies: a number would hold for the traced shapes only."""
         facts = self.trace.facts
         if vector not in facts.origins:
             return False
         axes = facts.extents[facts.origins[vector].reshape(-1)[entry]]
-        return any(tensor not in self.trace.axes or not self.is_cut(tensor, axis) for tensor, axis in axes)
+        return any(self._varies(tensor, axis) for tensor, axis in axes)
+
+    def _varies(self, tensor: str, axis: int) -> bool:
+        """Where inference can't tell, any extent that isn't cut may."""
+        known = self.trace.facts.varies(tensor, axis)
+        return (tensor not in self.trace.axes or not self.is_cut(tensor, axis)) if known is None else known
 
     def set_constant(self, node: gs.Node, place: int, values: npt.NDArray[np.generic]) -> None:
         """Give one node its own constant operand."""
@@ -197,15 +218,20 @@ def _resize(node: gs.Node, op: Op, resizing: Resizing) -> None:
 
 
 def _slice(node: gs.Node, op: Op, resizing: Resizing) -> None:
-    """On a cut axis the window starts and ends behind as many positions as stay before it."""
+    """On a cut axis the window starts and ends behind as many positions as stay before it.
+
+    Bounds that come out right by themselves stay: they may be right at other extents too.
+    """
     source = op.input(0)
     starts: dict[int, int] = {}
     ends: dict[int, int] = {}
-    for cut in slice_cuts(op, resizing, resizing.shape(source)) or []:
+    after = slice_cuts(op, resizing.afterwards, resizing.after(source)) or []
+    for cut, comes_out in zip(slice_cuts(op, resizing, resizing.shape(source)) or [], after, strict=True):
         if resizing.is_cut(source, cut.axis):
             labels = resizing.labels(source, cut.axis)
-            starts[cut.entry] = resizing.count(labels[: cut.start])
-            ends[cut.entry] = resizing.count(labels[: max(cut.start, cut.stop)])
+            start, end = resizing.count(labels[: cut.start]), resizing.count(labels[: max(cut.start, cut.stop)])
+            if (comes_out.start, max(comes_out.start, comes_out.stop)) != (start, end):
+                starts[cut.entry], ends[cut.entry] = start, end
     resizing.set_entries(node, op, 1, "starts", starts)
     resizing.set_entries(node, op, 2, "ends", ends)
 
@@ -295,9 +321,8 @@ def _num_groups(node: gs.Node, op: Op, resizing: Resizing) -> None:
 def _open_norm(node: gs.Node, op: Op, resizing: Resizing) -> None:
     """A mean of squares over k of d entries: sum/d + eps = (mean + eps d/k) k/d, so the gain gets sqrt(d/k)."""
     source = op.input(0)
-    axis = len(resizing.shape(source)) - 1
-    before, after = resizing.shape(source)[axis], resizing.after(source)[axis]
-    if before == after or resizing.after(op.outputs[0])[axis] != 1:
+    before, after = resizing.shape(source)[-1], resizing.after(source)[-1]
+    if op.outputs[0] not in resizing.trace.open_norms or before == after:
         return
     factor = before / after
     plus = node.outputs[0].outputs[0]

@@ -99,6 +99,38 @@ def tolerance(outputs: Sequence[Array]) -> float:
     return 32 * float(np.finfo(np.float16).eps) if halves else 400 * float(np.finfo(np.float32).eps)
 
 
+def with_copies(model: onnx.ModelProto, trace: Trace) -> onnx.ModelProto:
+    """A prepared model in which the second half of every group repeats the first: half of it can go, and nothing
+    changes.
+    """
+    source = np.arange(trace.label_count)
+    for group in trace.groups:
+        half = len(group) // 2
+        source[group.labels[half : 2 * half]] = group.labels[:half]
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for tensor in result.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        for axis, labels in enumerate(trace.axes.get(tensor.name, ())):
+            values = np.take(values, _first_of_each(labels, source[labels]), axis=axis)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    return result
+
+
+def _first_of_each(labels: npt.NDArray[np.int64], sources: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """For every position the place that its source has, the n-th for the n-th place of a label."""
+    places: dict[int, list[int]] = {}
+    for place, label in enumerate(labels.tolist()):
+        places.setdefault(label, []).append(place)
+    return np.array(
+        [
+            place if label == source else places[source][places[label].index(place)]
+            for place, (label, source) in enumerate(zip(labels.tolist(), sources.tolist(), strict=True))
+        ],
+        dtype=np.int64,
+    )
+
+
 def half_removed(trace: Trace, seed: int = 0) -> Mask:
     """A legal choice: about half of every group's units go, at least one stays."""
     rng = np.random.default_rng(seed)

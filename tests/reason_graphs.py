@@ -18,6 +18,7 @@ from snp_onnx.passes.open_branches import open_branch
 from tests import streams
 from tests import topologies_weights as weights
 from tests.graphs import Net
+from tests.topologies_merged import heads_in_two_orders
 
 FUSED = "com.microsoft"
 Draw = Callable[[Net], None]
@@ -137,13 +138,6 @@ def cut_where_another_ends(net: Net) -> None:
     net.output(
         net.conv(net.Slice(x, net.const([0]), net.extent(other, 1), net.const([1])), 4, 2), net.conv(other, 4, 2)
     )
-
-
-def merged_beside_an_inferred_extent(net: Net) -> None:
-    """Channels times rows as one computed number, beside a -1 that can be only one."""
-    x = hidden(net)
-    rows = net.Mul(net.extent(x, 1), net.extent("x", 2))
-    net.output(net.conv(net.Reshape(x, net.computed_shape(net.extent("x", 0), rows, -1)), 48, 2, rank=1))
 
 
 def emptied(net: Net) -> None:
@@ -268,6 +262,11 @@ def spread_over_the_batch(net: Net) -> None:
     prompt = net.input("prompt", 1, 5, 6, batched=False)
     mixed = net.Add(net.linear(prompt, 6, 6), net.input("x", 5, 6))
     net.output(net.linear(net.Add(prompt, net.linear(net.Relu(mixed), 6, 6)), 6, 2))
+
+
+def two_orders(net: Net) -> None:
+    net.batch = "N"
+    heads_in_two_orders(net)
 
 
 def sum_of_the_unknown(net: Net) -> None:
@@ -641,6 +640,7 @@ GRAPHS: Mapping[str, str | Draw | Drawing] = MappingProxyType(
         "Squeeze without axes": "squeeze-everything",
         "TopK works over this axis": ranked,
         "a FusedMatMul that moves batch axes": "fused-matmul-batch",
+        "a bias by batch and head stays whole": "heads-with-given-bias",
         "a bias of the scores, left whole": biased_by_several,
         "a gain or shift that isn't a constant vector": gain_given,
         "a gain stands behind another operation on the norm's output": gain_behind_a_scale,
@@ -654,7 +654,6 @@ GRAPHS: Mapping[str, str | Draw | Drawing] = MappingProxyType(
         "an Einsum sums over this axis": summed_by_einsum,
         "attention with a cache of beams or with its weights as an output": cache_of_beams,
         "attention with a quantised cache or with its weights as an output": quantised_cache,
-        "axis … of its input always has extent 1, that of its output is …": spread_over_the_batch,
         "channels in groups share the offsets of this DeformConv": "offsets-in-groups",
         "contracted between two activations": "matmul-vector",
         "contracted with a constant of rank …": "matmul-vector",
@@ -672,7 +671,9 @@ GRAPHS: Mapping[str, str | Draw | Drawing] = MappingProxyType(
         ),
         "read inside a branch of If that is not taken": Drawing(weights.if_capture, spoil=opened("then_branch")),
         "the branches of this If give different shapes": chosen_of_two_sizes,
-        "its extent in this … varies with another axis": merged_beside_an_inferred_extent,
+        "its units are others at another batch or size": two_orders,
+        "its input and output have one shape at this size only: elsewhere … and …": spread_over_the_batch,
+        "its extent in this … varies with another axis": "heads-with-expanded-bias",
         "its extent is a graph output": "extent-as-output",
         "its extent is read as a number by …": "extent-as-number",
         "its extent is read inside a body of …": "if-captures-extent",
@@ -759,6 +760,7 @@ GRAPHS: Mapping[str, str | Draw | Drawing] = MappingProxyType(
         "the weight … is reshaped before it is read": Attending(QUERIES, KEYS, reshaped_weights),
         "the weight … is shared": Attending(QUERIES, KEYS, shared_weights),
         "tied to an axis that must stay whole": "llama",
+        "… at fixed places of an axis whose extent varies": "heads-gathered",
         "… at a place that another extent decides": cut_where_another_ends,
         "… beside its output is needed": layer_beside_its_sum,
         "… carries a state from step to step": "lstm",

@@ -109,3 +109,37 @@ def test_rows_must_be_the_masks_positions() -> None:
     assert all(trace.row_mask(linear.input, linear.input_axis) for linear in trace.linears)
     assert not has_rows_of((2, 8), (2, 12, 32), 2)
     assert not has_rows_of((2, 8), (2, 4, 8, 8), 3)
+
+
+def crossing(*names: str) -> onnx.ModelProto:
+    """A decoder's rows attend to an encoder's, whose mask is given; `names` are the axes of dec, enc and the mask."""
+    net = Net(batch="N", seed=3)
+    dec, enc = net.input("dec", names[0], WIDTH), net.input("enc", names[1], WIDTH)
+    mask = net.op("Cast", net.input("encoder_attention_mask", names[2], dtype=np.int64), to=onnx.TensorProto.FLOAT)
+    gone = net.Mul(net.Sub(net.const(1.0), net.unsqueeze(mask, 1)), net.const(-1e4))
+    q, k, v = (net.linear(source, WIDTH, 8) for source in (dec, enc, enc))
+    weights = net.Softmax(net.Add(net.MatMul(q, net.Transpose(k, perm=[0, 2, 1])), gone), axis=-1)
+    hidden = net.Relu(net.linear(net.MatMul(weights, v), 8, 16))
+    net.output(net.linear(hidden, 16, 4))
+    return net.model()
+
+
+def pair(decoder: int, encoder: int, rows: int = 8, seed: int = 1) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    feed = {"dec": rng.standard_normal((rows, decoder, WIDTH)), "enc": rng.standard_normal((rows, encoder, WIDTH))}
+    mask = np.arange(encoder) < rng.integers(2, encoder + 1, rows)[:, None]
+    return {name: values.astype(np.float32) for name, values in feed.items()} | {
+        "encoder_attention_mask": mask.astype(np.int64)
+    }
+
+
+@pytest.mark.parametrize("names", [("t", "s", "s"), ("a", "b", "c")])
+def test_a_mask_speaks_of_its_own_sequence_though_both_have_one_length(names: tuple[str, str, str]) -> None:
+    model = crossing(*names)
+    trace = traced(model, pair(7, 7))
+    rows = {linear.op.name: trace.row_mask(linear.input, linear.input_axis) for linear in trace.linears}
+    masked = {op.name for op in trace.ops if op.input(0) == "enc"}
+    assert {name for name, mask in rows.items() if mask} == masked
+    samples = [pair(7, 7, seed=1), *(pair(5, 7, seed=seed) for seed in range(2, 12))]
+    result = snp_onnx.prune(model, samples, target_macs=0.8)
+    assert result.report.pruned.macs <= 0.8 * result.report.dense.macs

@@ -17,12 +17,14 @@ from tests import topologies_attention as attention
 from tests import topologies_conv as conv
 from tests import topologies_fused as fused
 from tests import topologies_layout as layout
+from tests import topologies_merged as merged
 from tests import topologies_places as places
 from tests import topologies_weights as weights
 from tests.graphs import Batch, Net
 
 BOTH: tuple[Batch, ...] = (2, "N")
 STATIC: tuple[Batch, ...] = (2,)
+DYNAMIC: tuple[Batch, ...] = ("N",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +279,37 @@ CATALOGUE: Mapping[str, Topology] = MappingProxyType(
             attention.normalised, {"w6:1": 10}, heads={"w2:1": 4}, barriers=("LayerNormalization works over this axis",)
         ),
         "llama": Topology(attention.llama, {"w6:1": 10}, heads={"w2:1": 3}, barriers=("ReduceMean reduces this axis",)),
+        "open-slice": Topology(merged.open_slice, {"w1:0": 6}),
+        "slice-to-own-extent": Topology(merged.slice_to_own_extent, {"w1:0": 6}),
+        "expand-to-own-extent": Topology(merged.expand_to_own_extent, {"w1:0": 6}),
+        "tiled-over-pixels": Topology(merged.tiled_over_pixels, {"w1:0": 6}),
+        "repeated-by-channel": Topology(merged.repeated_by_channel, {"w1:0": 6}),
+        "heads-sliced": Topology(merged.heads_sliced, {"w1:1": 12}, heads={"w2:1": 4}),
+        "heads-with-bias": Topology(merged.heads_with_bias, {"w1:1": 12}, heads={"w2:1": 4}),
+        "heads-with-expanded-mask": Topology(merged.heads_with_expanded_mask, {"w1:1": 12}, heads={"w2:1": 4}),
+        "heads-with-learned-bias": Topology(merged.heads_with_learned_bias, {"w1:1": 12}, heads={"w2:1": 4}),
+        "heads-with-bias-of-two": Topology(merged.heads_with_bias_of_two, {"w1:1": 12}, heads={"w2:1": 4}),
+        "heads-with-given-bias": Topology(merged.heads_with_given_bias, {"w1:1": 12, "w4:1": 3}, batches=DYNAMIC),
+        "heads-with-given-bias-of-two": Topology(
+            merged.heads_with_given_bias, {"w1:1": 12}, heads={"w2:1": 4}, batches=STATIC
+        ),
+        "heads-outermost": Topology(merged.heads_outermost, {"w1:1": 12}, heads={"w2:1": 4}),
+        "heads-with-zeros": Topology(merged.heads_with_zeros, {"w1:1": 12}, heads={"w2:1": 4}),
+        "heads-with-expanded-bias": Topology(merged.heads_with_expanded_bias, {"w1:1": 12, "w4:1": 3}, batches=DYNAMIC),
+        "heads-split": Topology(merged.heads_split, {"w1:1": 12}, batches=DYNAMIC),
+        "heads-split-of-two": Topology(merged.heads_split, {"w1:1": 12}, heads={"w2:1": 4}, batches=STATIC),
+        "heads-gathered": Topology(merged.heads_gathered, {"w1:1": 12, "w4:1": 3}, batches=DYNAMIC),
+        "heads-halved": Topology(merged.heads_halved, {"w1:1": 12, "w4:1": 3}, batches=DYNAMIC),
+        "heads-padded": Topology(merged.heads_padded, {"w1:1": 12, "w4:1": 3}, batches=DYNAMIC),
+        "layer-on-heads": Topology(merged.layer_on_heads, {"w2:1": 12}, heads={"w3:1": 4}),
+        "width-from-shape": Topology(
+            merged.width_from_shape, heads={"w2:1": 4}, barriers=("LayerNormalization works over this axis",)
+        ),
+        "gemm-matrix-bias": Topology(merged.gemm_matrix_bias, {"w1:0": 8, **{f"w{n}:1": 8 for n in range(2, 8)}}),
+        "gemm-constant-left": Topology(merged.gemm_constant_left, {"w1:0": 8, **{f"w{n}:0": 8 for n in range(2, 5)}}),
+        "reduced-over-tokens": Topology(merged.reduced_over_tokens, {"w1:1": 8}),
+        "reduced-by-nothing": Topology(merged.reduced_by_nothing, {"w1:1": 8}, opset=18),
+        "norm-over-tokens": Topology(merged.norm_over_tokens, {"w1:1": 8}),
         "bias-gelu": Topology(fused.bias_gelu, {"w1:1": 12, "w2:1": 10}),
         "gelus": Topology(fused.gelus, {"w1:1": 12, "w2:1": 10, "w3:1": 10, "w4:1": 10, "w5:1": 10}),
         "skip-norm": Topology(fused.skip_norm, {"w2:1": 10}, barriers=("SkipLayerNormalization works over this axis",)),

@@ -113,6 +113,8 @@ def find_aims(flow: Flow, alive: Mask, samples: int, gone: Detour | None = None)
         aim = (None if joint is None else _aim_of_sum(flow, alive, layer, joint, last, number)) or _aim(
             flow, alive, layer, last, number
         )
+        if any(trace.facts.varies(aim.layer.output, axis) for axis in aim.kept):
+            continue  # the places that stay are others in every batch
         if lost or linear.input in moved or aim.total in gone.totals:
             found.append(replace(aim, total=gone.total(aim.total)))
     return tuple(found)

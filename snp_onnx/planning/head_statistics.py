@@ -11,10 +11,8 @@ import numpy.typing as npt
 from snp_onnx.calibration.moments import MomentRequest, Moments, Squares, row_strides
 from snp_onnx.calibration.single_heads import SingleHead
 from snp_onnx.tracing import Group, Trace
-from snp_onnx.tracing.facts import Shape
 from snp_onnx.tracing.flow import Flow
 from snp_onnx.tracing.heads import Attention, Logits, Operand
-from snp_onnx.tracing.padding import has_rows_of
 from snp_onnx.tracing.tracer import Linear
 
 Matrix = npt.NDArray[np.float64]
@@ -42,14 +40,8 @@ def _reading(flow: Flow, operand: Operand, number: int, samples: int) -> HeadRea
     rest = (*shape[: head.axis], *shape[head.axis + 1 :])
     own = axis - (head.axis < axis)
     lattice = row_strides(rest, own, samples, rest[own])
-    mask = _row_mask(flow, rest, own)
+    mask = flow.trace.row_mask(operand.tensor, axis, head.axis)
     return HeadReading(MomentRequest(head.name, own, len(rest), lattice=lattice, row_mask=mask), head)
-
-
-def _row_mask(flow: Flow, shape: Shape, axis: int) -> str | None:
-    """The input that says which rows of a head are padding, where its rows are the positions of a sequence."""
-    mask = flow.trace.mask
-    return mask if mask is not None and has_rows_of(flow.shape(mask), shape, axis) else None
 
 
 def operands(attention: Attention) -> Iterator[Operand]:

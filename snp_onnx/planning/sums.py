@@ -6,6 +6,7 @@ one may go for nothing, not both. Their inputs are measured side by side, decide
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -80,11 +81,22 @@ def is_own_product(flow: Flow, linear: Linear) -> bool:
         return False
     if op.type in ("MatMul", "FusedMatMul") and len(shape(linear.weight)) != 2:
         return False
-    if op.type == "Gemm" and op.attr("beta", 1.0) != 1.0:
+    if op.input(2) and op.type in ("Conv", "Gemm") and not _adds_row(flow, linear):
         return False
     path = flow.weights.path(linear.weight)
     alike = linear.input_axis == linear.output_axis and len(shape(linear.input)) == len(shape(linear.output))
     return alike and path is not None and all(map(flow.is_sole, [path.root, linear.weight]))
+
+
+def _adds_row(flow: Flow, linear: Linear) -> bool:
+    """Whether what the node itself adds is a constant with one entry for each output, or one for all.
+
+    C of a Gemm may also be a matrix or a column, and belongs to no output where the weight is the left operand.
+    """
+    bias, outputs = linear.op.input(2), flow.shape(linear.weight)[linear.out_axis]
+    row = linear.output_axis == 1 and flow.shape(bias)[-1:] == (outputs,)
+    size = math.prod(flow.shape(bias))
+    return flow.weights.knows(bias) and linear.op.attr("beta", 1.0) == 1.0 and (size == 1 or (row and size == outputs))
 
 
 def _positions(flow: Flow, linear: Linear) -> tuple[object, ...]:

@@ -68,7 +68,7 @@ class _Found:
             if not why and (reads[np.unique(arrival.numbers)] > 1).any():
                 others = sorted({a.op.type if a.op else "graph output" for a in arrivals if a is not arrival})
                 why = f"its projection is read elsewhere too ({', '.join(others)})"
-            self._enter(arrival, Projection(linear, bias, _operand(arrival, self.products[arrival.op.index])), why)
+            self._enter(arrival, Projection(linear, bias, _operand(flow, arrival)), why)
 
     def extents(self, projections: Iterable[Projection]) -> Iterator[AxisOf]:
         """Axes on the way to an operand that hold the dimensions of one head."""
@@ -148,14 +148,14 @@ class _Found:
                 yield Logits(product, queries, keys, _scale_behind(self.flow, product), output)
 
 
-def _operand(arrival: Arrival, product: Product) -> Operand:
-    """Heads and dimensions of what arrived; no numbers where they can't be told apart."""
+def _operand(flow: Flow, arrival: Arrival) -> Operand:
+    """Heads and dimensions of what arrived; no numbers where they can't be told apart, as heads within a batch."""
     numbers = arrival.numbers
     varying = [axis for axis in range(numbers.ndim) if (numbers != numbers.take([0], axis)).any()]
     matrix = (numbers.ndim - 2, numbers.ndim - 1)
     dims, heads = [a for a in varying if a in matrix], [a for a in varying if a not in matrix]
     nothing = np.zeros((0, 0), dtype=np.int64)
-    if len(dims) != 1 or len(heads) > 1:
+    if len(dims) != 1 or len(heads) > 1 or any(flow.trace.facts.varies(arrival.tensor, axis) for axis in heads):
         return Operand(arrival.tensor, None, 0, nothing)
     head = heads[0] if heads else None
     place = tuple(slice(None) if axis in varying else 0 for axis in range(numbers.ndim))

@@ -15,6 +15,7 @@ from snp_onnx.tracing.attention import find_attention
 from snp_onnx.tracing.bodies import count_bodies
 from snp_onnx.tracing.branches import handed_by, is_opened
 from snp_onnx.tracing.caches import find_caches, possible_caches
+from snp_onnx.tracing.elsewhere import bar_other_units, facts_nearby, infer_elsewhere
 from snp_onnx.tracing.equal_cuts import equal_cuts
 from snp_onnx.tracing.extents import bar_extents, bar_numbers
 from snp_onnx.tracing.facts import AxisOf, Facts, Seen, Shape, infer_facts
@@ -44,6 +45,8 @@ def trace(
     only where they may not. With `caches` the heads of keys and values that are graph inputs or outputs may go too.
     """
     facts = infer_facts(model, input_shapes, observed)
+    plain = infer_facts(model, input_shapes) if observed else facts  # nothing is observed elsewhere
+    facts.elsewhere = infer_elsewhere(model, plain, input_shapes)
     opened = _Opened(open_norms(model) if Kind.STREAM in kinds else frozenset())
     tracer, ops = _walk(model, facts, opened)
     equal = equal_cuts(tracer, lambda chosen: _walk(model, facts, replace(opened, equal=chosen))[0])
@@ -55,10 +58,14 @@ def trace(
         opened = replace(opened, surface=find_caches(model, tracer, ops))
         tracer, ops = _walk(model, facts, opened)
     bodies = count_bodies(model, facts)
-    if Kind.HEAD_DIMS not in kinds:
-        return conclude(tracer, ops, bodies, mask_of(model))
-    inside = find_attention(Flow(model, conclude(tracer, ops, bodies, mask_of(model))))
-    tracer, ops = _walk(model, facts, replace(opened, inside=inside))
+    inside = None
+    if Kind.HEAD_DIMS in kinds:
+        inside = find_attention(Flow(model, conclude(tracer, ops, bodies, mask_of(model))))
+        opened = replace(opened, inside=inside)
+        tracer, ops = _walk(model, facts, opened)
+    there = facts_nearby(model, facts, input_shapes)
+    if there is not None:
+        bar_other_units(tracer, _walk(model, there, opened)[0])
     return conclude(tracer, ops, bodies, mask_of(model), inside)
 
 
@@ -91,8 +98,8 @@ def _walk(model: onnx.ModelProto, facts: Facts, opened: _Opened) -> tuple[Tracer
         _bar_captures(op, tracer)
     followed = {op.index for op in facts.value_ops}
     for op in ops:
-        if op.index not in followed:
-            bar_extents(op, tracer)
+        if not _is_shape_arithmetic(op, facts):
+            bar_extents(op, tracer, op.index in followed)
     _decline_rest(ops, tracer)
     for value in model.graph.output:
         tracer.barrier_all(None, value.name, "graph output", opened.surface)
@@ -253,7 +260,7 @@ def _decline_rest(ops: Iterable[Op], tracer: Tracer) -> None:
     for op in ops:
         if not (multiplies(op.node) or (op.domain, op.type) not in RULES) or op.has_subgraph:
             continue
-        for name in dict.fromkeys(op.inputs):
+        for name in dict.fromkeys(op.inputs[:2] if op.type == "Gemm" else op.inputs):  # C isn't multiplied
             if _is_weight(name, tracer) and not told & {(op.index, name), (-1, tracer.root(name))}:
                 shape = tracer.shape(name)
                 tracer.decline(op, name, output_axis(op, len(shape)), shape, _why_whole(op, name, tracer))

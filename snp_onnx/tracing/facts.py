@@ -71,6 +71,15 @@ class Facts:
     """Types of what is no tensor: sequences and optionals."""
     declared: set[str] = field(default_factory=set)
     """Tensors whose shape is known from nothing but the model's declaration, which may be wrong."""
+    elsewhere: Mapping[str, Shape] = field(default_factory=dict)
+    """Shapes at other extents of the dynamic axes, as far as inference can tell; see `tracing.elsewhere`."""
+
+    def varies(self, tensor: str, axis: int) -> bool | None:
+        """Whether the extent of an axis differs from one run to the next; None where inference can't tell."""
+        here, there = self.shapes.get(tensor), self.elsewhere.get(tensor)
+        if here is None or there is None:
+            return None
+        return len(here) != len(there) or here[axis] != there[axis]
 
     def origin_axes(self, tensor: str) -> frozenset[AxisOf]:
         """Every axis whose extent the tensor's value was computed from."""
@@ -232,6 +241,8 @@ def _follow_origins(facts: Facts, op: Op, output: str) -> None:
     """Origins move with the elements through structural operators and gather in all others."""
     if not any(name in facts.origins for name in op.inputs):
         return
+    if op.type == "ConstantOfShape":
+        return  # every element is the same number, however many there are
     shape = facts.shapes[output]
     if op.type == "Cast":
         facts.origins[output] = facts.origins[op.inputs[0]]

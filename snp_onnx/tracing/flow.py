@@ -115,7 +115,7 @@ class Flow:
         """
         op, output = linear.op, linear.output
         if op.type in ("Conv", "Gemm"):
-            plain = all(op.attr(name, 1.0) == 1.0 for name in ("alpha", "beta"))
+            plain = all(op.attr(name, 1.0) == 1.0 for name in ("alpha", "beta")) and linear.output_axis == 1
             return (op.input(2) if plain and self._is_bias(op.input(2), linear) else None), output
         if (op.domain, op.type) == ("com.microsoft", "Attention"):
             return (op.input(2) if self._is_bias(op.input(2), linear) else None), output

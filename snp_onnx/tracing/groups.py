@@ -86,6 +86,8 @@ class Trace:
     """Where dimensions inside heads may go; None where they weren't asked for."""
     gates: Mapping[str, str] = field(default_factory=dict)
     """For tensors of opened branches of which the samples take several: what says whether theirs is taken."""
+    open_norms: frozenset[str] = frozenset()
+    """Means of squares whose axis may be cut; see `tracing.norms`."""
 
     def alive(self, removed: Iterable[npt.NDArray[np.int64]]) -> Mask:
         """Which labels stay when the given labels go, shape (label_count,)."""
@@ -97,15 +99,20 @@ class Trace:
     def group(self, identifier: str) -> Group:
         return next(group for group in self.groups if group.id == identifier)
 
-    def row_mask(self, tensor: str, axis: int) -> str | None:
+    def row_mask(self, tensor: str, axis: int, head_axis: int | None = None) -> str | None:
         """What says which rows of the tensor count: whether its branch is taken at all, or the padding."""
-        return self.gates.get(tensor) or self.padding(tensor, axis)
+        return self.gates.get(tensor) or self.padding(tensor, axis, head_axis)
 
-    def padding(self, tensor: str, axis: int) -> str | None:
-        """The mask, if it says which rows of the tensor count: all axes but the unit axis are its positions."""
-        shapes = self.facts.shapes
-        if self.mask is None or not has_rows_of(shapes[self.mask], shapes[tensor], axis):
+    def padding(self, tensor: str, axis: int, head_axis: int | None = None) -> str | None:
+        """The mask, if it says which rows of the tensor count: all axes but the unit axis are its positions.
+
+        With a `head_axis` the rows are those of one head. Two sequences can have one length here: elsewhere they don't.
+        """
+        if self.mask is None:
             return None
+        for shapes in (self.facts.shapes, self.facts.elsewhere):
+            if self.mask in shapes and tensor in shapes and not _has_rows(shapes, self.mask, tensor, axis, head_axis):
+                return None
         return self.mask
 
     def shape_after(self, tensor: str, alive: Mask) -> Shape:
@@ -113,6 +120,11 @@ class Trace:
         if tensor not in self.axes:
             return self.facts.shapes[tensor]
         return tuple(int(np.count_nonzero(alive[labels])) for labels in self.axes[tensor])
+
+
+def _has_rows(shapes: Mapping[str, Shape], mask: str, tensor: str, axis: int, head_axis: int | None) -> bool:
+    rest = tuple(extent for place, extent in enumerate(shapes[tensor]) if place != head_axis)
+    return has_rows_of(shapes[mask], rest, axis - (head_axis is not None and head_axis < axis))
 
 
 def conclude(
@@ -139,6 +151,7 @@ def conclude(
         bodies,
         mask if mask in tracer.facts.shapes else None,
         attention,
+        open_norms=tracer.open_norms,
     )
 
 

@@ -14,6 +14,9 @@ import numpy.typing as npt
 from snp_onnx.tracing.facts import Shape
 from snp_onnx.tracing.op import Op
 
+OPEN = 2**31 - 1
+"""A bound of a Slice that is as large means the end of the axis: exporters write INT32_MAX or INT64_MAX."""
+
 
 class Values(Protocol):
     """Anything that knows the values of constant tensors."""
@@ -25,13 +28,17 @@ class Values(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """One axis of a Slice with its bounds resolved; `entry` is its place in the bounds' vectors."""
+    """One axis of a Slice with its bounds resolved; `entry` is its place in the bounds' vectors.
+
+    Where it `is_open`, the bounds say the whole axis at any extent.
+    """
 
     axis: int
     start: int
     stop: int
     step: int
     entry: int
+    is_open: bool = False
 
 
 def _ints(op: Op, known: Values, place: int, attribute: str) -> list[int] | None:
@@ -67,7 +74,8 @@ def slice_cuts(op: Op, known: Values, shape: Shape) -> list[Cut] | None:
     for entry, (start, end) in enumerate(zip(starts, ends, strict=True)):
         axis = (axes[entry] if axes else entry) % len(shape)
         begin, stop, step = slice(start, end, steps[entry] if steps else 1).indices(shape[axis])
-        cuts.append(Cut(axis, begin, stop, step, entry))
+        is_open = (start == 0 or start <= -OPEN) and end >= OPEN and step == 1
+        cuts.append(Cut(axis, begin, stop, step, entry, is_open))
     return cuts
 
 

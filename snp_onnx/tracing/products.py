@@ -104,9 +104,14 @@ class Products:
             waiting = [tie for tie in waiting if not any(tie is done for done in chosen)]
 
     def _live(self, tie: _Tie) -> list[int]:
+        """The factors that may carry the units: if the whole is known to be alike along one, only the others."""
         if not self._classes.is_live(tie.whole.reshape(-1)):
             return []
-        return [place for place, labels in enumerate(tie.factors) if self._classes.is_live(labels)]
+        live = [place for place, labels in enumerate(tie.factors) if self._classes.is_live(labels)]
+        if len(live) < 2:
+            return live
+        whole = self._classes.find(tie.whole)
+        return [place for place in live if (whole != whole.take([0], place)).any()] or live
 
     def _settle(self, tie: _Tie) -> None:
         live = self._live(tie)

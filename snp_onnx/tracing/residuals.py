@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -68,8 +68,6 @@ class Residuals:
         self.ancestry = Ancestry(model, flow)
         self.weighted = {linear.op.index for linear in flow.trace.linears}
         self.weighted |= {op.index for op in flow.trace.ops if op.type in _WEIGHTED}
-        self._declared = {value.name: value for value in (*model.graph.value_info, *model.graph.input)}
-        self._declared |= {value.name: value for value in model.graph.output}
         self._sources: dict[str, str] = {}
         """By the total of a residual sum: what it adds to."""
 
@@ -163,21 +161,15 @@ class Residuals:
         return Residual(op, stay, root, total, going, tuple(nodes), reason)
 
     def shape_reason(self, stay: str, total: str) -> str:
-        """Why one tensor can't stand for another; empty where it can."""
-        shapes = self.flow.trace.facts.shapes
+        """Why one tensor can't stand for another; empty where it can, at any batch and size."""
+        shapes, there = self.flow.trace.facts.shapes, self.flow.trace.facts.elsewhere
         if stay not in shapes or total not in shapes:
             return "the shape of its input or of its output isn't known"
         if shapes[stay] != shapes[total]:
             return f"its input has the shape {shapes[stay]}, its output {shapes[total]}"
-        for axis, (one, many) in enumerate(zip(self._extents(stay), self._extents(total), strict=False)):
-            if one.HasField("dim_value") and one.dim_value == 1 and many.dim_param:
-                return f"axis {axis} of its input always has extent 1, that of its output is {many.dim_param}"
+        if stay in there and total in there and there[stay] != there[total]:
+            return f"its input and output have one shape at this size only: elsewhere {there[stay]} and {there[total]}"
         return ""
-
-    def _extents(self, tensor: str) -> Sequence[onnx.TensorShapeProto.Dimension]:
-        """A tensor's shape as the model declares it: extents seen at batch 1 may agree by chance."""
-        value = self._declared.get(tensor)
-        return () if value is None else tuple(value.type.tensor_type.shape.dim)
 
     def _joined(self, op: Op, total: str, first: str, second: str) -> Residual | None:
         """A sum of two things that are made of one activation: neither of them is it."""

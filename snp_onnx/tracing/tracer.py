@@ -187,6 +187,17 @@ class Tracer:
     def is_live(self, tensor: str, axis: int) -> bool:
         return self.classes.is_live(self.axes(tensor)[axis])
 
+    def varies(self, tensor: str, axis: int) -> bool:
+        """Whether the extent of a live axis differs from one run to the next, because it merges units with more.
+
+        Where inference can't tell, units that occur more than once say so.
+        """
+        known = self.facts.varies(tensor, axis)
+        if known is not None:
+            return known
+        labels = self.axes(tensor)[axis]
+        return len(np.unique(self.classes.find(labels))) < len(labels)
+
     def barrier(self, op: Op | None, tensor: str, axis: int, reason: str, labels: Labels | None = None) -> None:
         """Keep an axis (or only the given labels of it) whole."""
         held = self.axes(tensor)[axis] if labels is None else labels
@@ -204,6 +215,13 @@ class Tracer:
     def decline(self, op: Op, weight: str, axis: int, shape: Shape, reason: str) -> None:
         """Tell of a weight that stays whole because of the node that reads it; `axis` counts its outputs."""
         self.declined.append((self.stored(weight, shape), axis, shape[axis], Barrier(weight, axis, op.name, reason)))
+
+    def bar_places(self, op: Op, tensor: str, axis: int, output: str = "") -> None:
+        """Keep an axis whole where a node names places of it, or in its output, that are other units elsewhere."""
+        if not self.is_live(tensor, axis):
+            return
+        if self.varies(tensor, axis) or (output and self.facts.varies(output, axis)):
+            self.barrier(op, tensor, axis, f"{op.type} at fixed places of an axis whose extent varies")
 
     def barrier_all(self, op: Op | None, tensor: str, reason: str, but: Collection[AxisOf] = ()) -> None:
         """Keep every axis of a tensor whole, but those named."""

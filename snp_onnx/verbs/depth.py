@@ -55,9 +55,8 @@ class Descent:
     @cached_property
     def reference(self) -> Any:
         """The whole model's representation."""
-        return represented(
-            self.whole.prepared, self.representation, self._batches(), self.runtime, self.whole.trace.mask
-        )
+        mask = self._row_mask(self.whole)
+        return represented(self.whole.prepared, self.representation, self._batches(), self.runtime, mask)
 
     def steps(self) -> Iterator[Subject]:
         """The subject with one more block gone each time, until no other may go."""
@@ -164,10 +163,15 @@ class Descent:
             self._batches(),
             self.runtime,
             Similarity(str(score)),
-            subject.trace.mask,
+            self._row_mask(subject),
             lambda number, count: progress("rank blocks", number, count),
             self.reference,
         )
+
+    def _row_mask(self, subject: Subject) -> str | None:
+        """The mask that says which positions of the representation count."""
+        tensor = self.representation.tensor
+        return subject.trace.row_mask(tensor, len(subject.trace.facts.shapes[tensor]) - 1)
 
     def _batches(self) -> Iterator[Any]:
         assert self.calibration is not None

@@ -118,19 +118,26 @@ def _left_whole(op: Op, tracer: Tracer) -> tuple[str, int] | None:
     """An operand and its axis (from the end) over heads that the other one may lose and it doesn't.
 
     A bias of the scores (ALiBi, relative positions) that several layers add, or that can't shrink: united, it would tie
-    the heads of all of them. The rewrite picks from it what each layer needs.
+    the heads of all of them. The rewrite picks from it what each layer needs. Where heads are merged with the batch
+    there are no places to pick: then the heads stay.
     """
     for bias, scores in itertools.permutations(op.inputs, 2):
         if tracer.layers(bias) or not tracer.layers(scores):
             continue
         for place in range(-min(len(tracer.shape(bias)), len(tracer.shape(scores))), 0):
             labels, heads = tracer.axes(bias)[place], tracer.axes(scores)[place]
-            counts_heads = tracer.classes.is_live(heads) and tracer.classes.has(heads, HEAD).all()
             if (
-                counts_heads
-                and len(labels) == len(heads)
-                and (tracer.is_shared(bias) or not tracer.classes.is_live(labels))
+                len(labels) != len(heads)
+                or not tracer.classes.is_live(heads)
+                or not tracer.classes.has(heads, HEAD).all()
             ):
+                continue
+            is_live, axis = tracer.classes.is_live(labels), len(tracer.shape(scores)) + place
+            if tracer.varies(scores, axis):
+                if not is_live:
+                    tracer.barrier(op, scores, axis, "a bias by batch and head stays whole")
+                    return bias, place
+            elif tracer.is_shared(bias) or not is_live:
                 tracer.barrier(op, bias, len(tracer.shape(bias)) + place, "a bias of the scores, left whole")
                 return bias, place
     return None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from snp_onnx.tracing.extents import is_extent_of
 from snp_onnx.tracing.labels import Labels, still
 from snp_onnx.tracing.op import Op
 from snp_onnx.tracing.operands import Cut, pad_amounts, slice_axes, slice_cuts, split_sizes
@@ -38,6 +39,7 @@ def split(op: Op, tracer: Tracer) -> None:
     if sizes is None:
         opaque(op, tracer, "the sizes of this Split are computed at run time")
         return
+    tracer.bar_places(op, source, axis)
     for name, labels in zip(op.outputs, np.split(axes[axis], np.cumsum(sizes)[:-1]), strict=True):
         if name:
             tracer.set_axes(name, [labels if place == axis else part for place, part in enumerate(axes)])
@@ -57,8 +59,16 @@ def slice_(op: Op, tracer: Tracer) -> None:
     for cut in cuts:
         if cut.step != 1 and tracer.is_live(source, cut.axis):
             tracer.barrier(op, source, cut.axis, "sliced with a step")
+        if not cut.is_open and not _is_whole(op, tracer, cut):
+            tracer.bar_places(op, source, cut.axis)
         labels[cut.axis] = _window(labels[cut.axis], cut)
     tracer.set_axes(output, labels)
+
+
+def _is_whole(op: Op, tracer: Tracer, cut: Cut) -> bool:
+    """Whether a window ends at the axis' own extent, computed at run time."""
+    from_start = cut.start == 0 and cut.step == 1 and op.input(1) not in tracer.facts.origins
+    return from_start and is_extent_of(tracer, op.input(2), cut.entry, op.input(0), cut.axis)
 
 
 def _window(labels: Labels, cut: Cut) -> Labels:
@@ -76,6 +86,8 @@ def pad(op: Op, tracer: Tracer) -> None:
     for axis, (before, after) in enumerate(amounts):
         if (before or after) and op.attr("mode", "constant") != "constant":
             tracer.barrier(op, source, axis, f"padded in mode {op.attr('mode', 'constant')}")
+        if before or after:
+            tracer.bar_places(op, source, axis, output)
         labels.append(_padded(tracer, source, axis, before, after))
     tracer.set_axes(output, labels)
 

@@ -70,23 +70,31 @@ def expand(op: Op, tracer: Tracer) -> None:
         if axis >= offset and len(axes[axis - offset]) == extent:
             labels.append(axes[axis - offset])
         else:
-            labels.append(tracer.classes.fresh(extent))
-            if extent > 1:
-                tracer.classes.flag(labels[-1], REPEATED)
+            labels.append(_copies(tracer, extent))
     tracer.set_axes(output, labels)
 
 
 def tile(op: Op, tracer: Tracer) -> None:
-    """Repeats carry the repeated labels; an axis of extent one gets fresh units."""
+    """Repeats carry the repeated labels; of an axis that stays each copy is a unit, as those of an Expand."""
     repeats = tracer.value(op.input(1))
     if repeats is None:
         opaque(op, tracer, "the repeats of this Tile are computed at run time")
         return
     labels = [
-        tracer.classes.fresh(int(count)) if len(part) == 1 else np.tile(part, int(count))
-        for part, count in zip(tracer.axes(op.input(0)), repeats.reshape(-1), strict=True)
+        _copies(tracer, count).repeat(len(part))
+        if count > 1 and not tracer.classes.is_live(part)
+        else np.tile(part, count)
+        for part, count in zip(tracer.axes(op.input(0)), repeats.reshape(-1).tolist(), strict=True)
     ]
     tracer.set_axes(op.outputs[0], labels)
+
+
+def _copies(tracer: Tracer, extent: int) -> Labels:
+    """Fresh units for the copies of one position."""
+    labels = tracer.classes.fresh(extent)
+    if extent > 1:
+        tracer.classes.flag(labels, REPEATED)
+    return labels
 
 
 def depth_to_space(op: Op, tracer: Tracer) -> None:

@@ -30,6 +30,7 @@ def gather(op: Op, tracer: Tracer) -> None:
         tracer.barrier(op, source, axis, "several nodes pick from it")
         middle = (tracer.classes.fresh(picked.size),)  # the source stays, so each may pick what it needs
     else:
+        tracer.bar_places(op, source, axis)
         middle = _picked(op, tracer, source, axis, np.asarray(picked, dtype=np.int64))
     tracer.set_axes(output, [*axes[:axis], *middle, *axes[axis + 1 :]])
 
