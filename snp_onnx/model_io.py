@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,10 @@ _ALIGNMENT = 64
 
 MAX_PROTOBUF = 2**31 - 2**20
 """Bytes of a single protobuf file; larger models keep their weights as external data."""
+
+
+MOST_NODES = 10**6
+"""Of a graph with the functions of its model written out."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,12 +148,33 @@ def _parse(path: Path) -> onnx.ModelProto:
     except Exception as error:
         raise ModelError(f"{path}: can't be read as an ONNX model: {_first_line(error)}") from error
     _require_graph(proto, str(path))
+    _require_small_functions(proto, str(path))
     return proto
 
 
 def _require_graph(proto: onnx.ModelProto, label: str) -> None:
+    names = [name for node in proto.graph.node for name in (node.name, node.op_type, *node.input, *node.output)]
+    names += [value.name for value in (*proto.graph.initializer, *proto.graph.input, *proto.graph.output)]
+    if odd := next((name for name in names if not isinstance(name, str)), None):  # protobuf gives bytes then
+        raise ModelError(f"{label}: a name in its graph, {odd!r}, isn't UTF-8, as ONNX wants it: export it again")
     if not proto.graph.node or not proto.graph.output or not proto.ir_version:
         raise ModelError(f"{label}: not an ONNX model: it has no graph with nodes and outputs")
+
+
+def _require_small_functions(proto: onnx.ModelProto, label: str) -> None:
+    """Refuse functions that, written out in each other and in the graph, would be too many nodes."""
+    bodies = {(function.domain, function.name): function.node for function in proto.functions}
+    sizes: dict[tuple[str, str], int] = {}
+
+    def size(nodes: Iterable[onnx.NodeProto], around: frozenset[tuple[str, str]] = frozenset()) -> int:
+        for key in {(node.domain, node.op_type) for node in nodes} & (bodies.keys() - sizes.keys()):
+            if key in around:
+                raise ModelError(f"{label}: its function {key[1]} calls itself: export it again")
+            sizes[key] = size(bodies[key], around | {key})
+        return sum(sizes.get((node.domain, node.op_type), 1) for node in nodes)
+
+    if (count := size(proto.graph.node)) > MOST_NODES:
+        raise ModelError(f"{label}: its functions written out are {count:,} nodes, and {MOST_NODES:,} are the most")
 
 
 def _require_whole(proto: onnx.ModelProto, label: str, outside: Container[int] = ()) -> None:

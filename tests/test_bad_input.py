@@ -106,6 +106,21 @@ def own_operator(proto: onnx.ModelProto) -> None:
     proto.opset_import.add(domain="my.ops", version=1)
 
 
+def doubling(proto: onnx.ModelProto, depth: int = 30, last: str = "Relu") -> None:
+    """Functions that each call the next one twice, behind the model's first node."""
+    proto.ir_version = 9
+    proto.opset_import.add(domain="my", version=1)
+    for number in range(depth):
+        inner = f"f{number + 1}" if number < depth - 1 else last
+        nodes = [
+            onnx.helper.make_node(inner, [x], [y], domain="" if inner == "Relu" else "my")
+            for x, y in (("x", "a"), ("a", "y"))
+        ]
+        imports = [proto.opset_import[0], onnx.helper.make_opsetid("my", 1)]
+        proto.functions.append(onnx.helper.make_function("my", f"f{number}", ["x"], ["y"], nodes, imports))
+    proto.graph.node[1].op_type, proto.graph.node[1].domain = "f0", "my"
+
+
 MODELS: dict[str, tuple[Callable[[Bench], object], tuple[str, ...]]] = {
     "missing": (lambda here: here.model.unlink(), ("no such model file",)),
     "folder": (a_folder, ("holds no ONNX file",)),
@@ -138,6 +153,16 @@ MODELS: dict[str, tuple[Callable[[Bench], object], tuple[str, ...]]] = {
     ),
     "2^40 rows": (changed(lambda p: p.graph.initializer[0].dims.__setitem__(0, 2**40)), ("w1", "its shape wants")),
     "negative rows": (changed(lambda p: p.graph.initializer[0].dims.__setitem__(0, -8)), ("w1", "shape (-8")),
+    "an endless input": (
+        changed(lambda p: setattr(p.graph.input[0].type.tensor_type.shape.dim[2], "dim_value", 2**62)),
+        ("'x'", "4611686018427387904"),
+    ),
+    "a name in bytes": (
+        lambda here: here.model.write_bytes(here.model.read_bytes().replace(b"w1", b"\xff\xfe")),
+        ("isn't UTF-8",),
+    ),
+    "doubling functions": (changed(doubling), ("1,073,741,8", "nodes", "are the most")),
+    "a function in itself": (changed(lambda p: doubling(p, last="f0")), ("function f0 calls itself",)),
     "unknown operator": (changed(lambda p: setattr(p.graph.node[1], "op_type", "Unheard")), ("Unheard",)),
     "custom operator": (changed(own_operator), ("my.ops",)),
     "opset": (changed(lambda p: setattr(p.opset_import[0], "version", 99)), ("opset ai.onnx 99", "onnxruntime 1.")),
@@ -156,7 +181,9 @@ def test_models_that_cannot_be_used(case: str, here: Bench, capsys: pytest.Captu
     assert files(here.folder) == before
 
 
-@pytest.mark.parametrize("case", ["missing", "text", "truncated", "damaged weight", "data outside", "dangling"])
+@pytest.mark.parametrize(
+    "case", ["an endless input", "missing", "text", "truncated", "damaged weight", "data outside", "dangling"]
+)
 def test_inspect_refuses_them_too(case: str, here: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     MODELS[case][0](here)
     assert_refused(call(capsys, "inspect", here.model), 2)
@@ -193,6 +220,18 @@ def broken_zip(here: Bench) -> Given:
     return ()
 
 
+def headed(shape: str) -> Callable[[Bench], Given]:
+    """A .npy file of which only the header is there."""
+
+    def write(here: Bench) -> Given:
+        header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+        start = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+        (here.folder / "odd.npy").write_bytes(start + header)
+        return ("--calibration", here.folder / "odd.npy")
+
+    return write
+
+
 def two_models(here: Bench) -> Given:
     onnx.save(two_inputs(), here.model)
     np.savez(here.data, a=np.zeros((40, 6)))
@@ -213,6 +252,10 @@ SOURCES: dict[str, tuple[Callable[[Bench], Given], tuple[str, ...]]] = {
     "no samples": (arrays(x=images()[:0]), ("no samples",)),
     "nan": (arrays(x=poisoned(np.nan)), ("'x'", "sample 17")),
     "infinity": (arrays(x=poisoned(np.inf)), ("'x'", "sample 17")),
+    "a pipe": (lambda here: (os.mkfifo(here.folder / "p.npz"), ("--calibration", "p.npz"))[1], ("p.npz",)),
+    "negative rows": (headed("(-4, 3, 8, 8)"), ("odd.npy", "shape")),
+    "huge rows": (headed("(1099511627776, 3, 8, 8)"), ("odd.npy",)),
+    "open brackets": (headed("(" * 9000), ("odd.npy",)),
     "pickled": (arrays(x=images().astype(object)), ("'x'", "Python objects")),
     "raising loader": (loader(RAISES, ":other"), ("feeds.py:4", "RuntimeError", "the disk is on fire")),
     "loader without the function": (loader(RAISES, ":third"), ("third", "load_data")),

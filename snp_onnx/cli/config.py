@@ -29,8 +29,8 @@ def read_config(path: Path, known: Collection[str], several: Collection[str] = (
     import yaml
 
     try:
-        if path.is_file() and path.stat().st_size > _MOST_BYTES:
-            raise PlanError(f"--config {path}: {path.stat().st_size:,} bytes are no file of options")
+        if path.exists() and (not path.is_file() or path.stat().st_size > _MOST_BYTES):
+            raise PlanError(f"--config {path}: this is no file of options: it is no file, or larger than a megabyte")
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PlanError(f"--config {path}: {error.strerror or error}") from error

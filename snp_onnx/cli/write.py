@@ -101,7 +101,7 @@ class Destinations:
             facts = replace(facts, pruned=replace(facts.pruned, bytes=size))
         if self.report is not None:
             text = pruning_page(result, facts, " → ".join(names)) if self.has_page else to_json(facts)
-            files.new(self.report).write_text(text, encoding="utf-8")
+            files.new(self.report).write_text(text, encoding="utf-8", errors="backslashreplace")
         if self.config is not None and config is not None:
             files.new(self.config).write_text(config, encoding="utf-8")
 
@@ -135,7 +135,7 @@ def _written(output: Path | None, moved: Callable[[], None] | None = None) -> It
 def write_text(path: Path, text: str, moved: Callable[[], None] | None = None) -> None:
     """Write a text file whole."""
     with _written(path, moved) as files:
-        files.new(path).write_text(text, encoding="utf-8")
+        files.new(path).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @dataclass(frozen=True, slots=True)

@@ -280,6 +280,8 @@ def load_plan(path: FilePath) -> Saved:
     """A plan with the folded weights and bases of its sidecar, if there is one of this very plan."""
     settle(path.parent)
     try:
+        if path.exists() and not path.is_file():
+            raise PlanError(f"{path}: not a plan: it is no file")
         if path.stat().st_size > _MOST_BYTES:
             raise PlanError(f"{path}: not a plan: it has {path.stat().st_size:,} bytes")
         text = path.read_text(encoding="utf-8")

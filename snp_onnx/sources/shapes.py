@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,8 @@ Shape = tuple[int, ...]
 Open = tuple[int | None, ...]
 """A shape with None where a number is missing."""
 
+MOST_ELEMENTS = 2**36
+"""Of an input's row."""
 MOST_INPUTS = 8
 """Inputs that a question names; of more, those with a symbol that no earlier one has."""
 
@@ -41,6 +44,11 @@ def resolve_shapes(
             shapes[spec.name] = shape
     if missing:
         raise PlanError(_question(missing))
+    for name, shape in shapes.items():
+        if math.prod(shape) > MOST_ELEMENTS:
+            raise PlanError(
+                f"input {name} has the shape {shape}, more elements than any memory: check the model's axes"
+            )
     return shapes
 
 
