@@ -40,7 +40,7 @@ def _reading(flow: Flow, operand: Operand, number: int, samples: int) -> HeadRea
     rest = (*shape[: head.axis], *shape[head.axis + 1 :])
     own = axis - (head.axis < axis)
     lattice = row_strides(rest, own, samples, rest[own])
-    mask = flow.trace.row_mask(operand.tensor, axis, head.axis)
+    mask = flow.trace.padding(operand.tensor, axis, head.axis)
     return HeadReading(MomentRequest(head.name, own, len(rest), lattice=lattice, row_mask=mask), head)
 
 

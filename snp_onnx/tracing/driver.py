@@ -63,9 +63,7 @@ def trace(
         inside = find_attention(Flow(model, conclude(tracer, ops, bodies, mask_of(model))))
         opened = replace(opened, inside=inside)
         tracer, ops = _walk(model, facts, opened)
-    there = facts_nearby(model, facts, input_shapes)
-    if there is not None:
-        bar_other_units(tracer, _walk(model, there, opened)[0])
+    _compare_nearby(model, tracer, opened, input_shapes)
     return conclude(tracer, ops, bodies, mask_of(model), inside)
 
 
@@ -81,6 +79,18 @@ class _Opened:
     """Where dimensions inside heads may go."""
     equal: frozenset[int] = frozenset()
     """Grouped convolutions of which every group loses the same positions."""
+
+
+def _compare_nearby(model: onnx.ModelProto, tracer: Tracer, opened: _Opened, input_shapes: Mapping[str, Shape]) -> None:
+    """A walk at extents nearby, where the model has any: what is a unit there too may go."""
+    there = facts_nearby(model, tracer.facts, input_shapes)
+    if there is None:
+        return
+    try:
+        found, _ = _walk(model, there, opened)
+    except (AssertionError, IndexError, ValueError):
+        return  # inference takes these shapes, and no runtime would: the model has one size only
+    bar_other_units(tracer, found)
 
 
 def _walk(model: onnx.ModelProto, facts: Facts, opened: _Opened) -> tuple[Tracer, list[Op]]:

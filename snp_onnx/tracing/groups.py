@@ -99,9 +99,9 @@ class Trace:
     def group(self, identifier: str) -> Group:
         return next(group for group in self.groups if group.id == identifier)
 
-    def row_mask(self, tensor: str, axis: int, head_axis: int | None = None) -> str | None:
+    def row_mask(self, tensor: str, axis: int) -> str | None:
         """What says which rows of the tensor count: whether its branch is taken at all, or the padding."""
-        return self.gates.get(tensor) or self.padding(tensor, axis, head_axis)
+        return self.gates.get(tensor) or self.padding(tensor, axis)
 
     def padding(self, tensor: str, axis: int, head_axis: int | None = None) -> str | None:
         """The mask, if it says which rows of the tensor count: all axes but the unit axis are its positions.

@@ -171,7 +171,7 @@ class Descent:
     def _row_mask(self, subject: Subject) -> str | None:
         """The mask that says which positions of the representation count."""
         tensor = self.representation.tensor
-        return subject.trace.row_mask(tensor, len(subject.trace.facts.shapes[tensor]) - 1)
+        return subject.trace.padding(tensor, len(subject.trace.facts.shapes[tensor]) - 1)
 
     def _batches(self) -> Iterator[Any]:
         assert self.calibration is not None
