@@ -133,6 +133,13 @@ def test_an_interruption_while_libraries_are_loaded(name: str, number: signal.Si
     assert (found.returncode, found.stdout, found.stderr) == (128 + number, "", "interrupted: nothing was written\n")
 
 
+def test_too_little_memory_is_said() -> None:
+    line = f"ulimit -v 400000; exec {sys.executable} -m snp_onnx.cli --version"
+    found = subprocess.run(line, shell=True, cwd=ROOT, text=True, capture_output=True, check=False, timeout=60)
+    assert (found.returncode, found.stderr.count("\n")) == (2, 1)
+    assert found.stderr.startswith("error: only 390 MB may be used")
+
+
 def test_an_interruption_after_the_last_file(here: Bench, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

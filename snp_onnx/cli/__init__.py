@@ -12,6 +12,10 @@ COMPLETE = "_SNP_ONNX_COMPLETE"
 """The variable in which a shell asks for completions."""
 
 
+LEAST_MEMORY = 2**29
+"""Bytes of address space; the libraries take three quarters of it."""
+
+
 def main(arguments: "list[str] | None" = None) -> None:
     """The entry point: every failure is one line on stderr and an exit code.
 
@@ -27,6 +31,7 @@ def main(arguments: "list[str] | None" = None) -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+    _require_memory()
     try:
         from snp_onnx.cli.run import run_and_exit
     except (ImportError, MemoryError, OSError, RuntimeError) as error:
@@ -35,6 +40,20 @@ def main(arguments: "list[str] | None" = None) -> None:
         sys.exit(2)
 
     run_and_exit(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _require_memory() -> None:
+    """Refuse a limit under which the linear algebra that numpy brings loops for ever, or ends without a word."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < LEAST_MEMORY:
+        os.write(
+            2, f"error: only {limit >> 20} MB may be used (ulimit -v): {LEAST_MEMORY >> 20} are the least\n".encode()
+        )
+        sys.exit(2)
 
 
 def _end_at_once(number: int, _: object) -> None:
