@@ -705,7 +705,7 @@ GRAPHS: Mapping[str, str | Draw | Drawing] = MappingProxyType(
         "outputs of different norms are joined": norms_joined,
         "padded in mode …": "pad-channels-reflecting",
         "picked with indices of rank …": "gather-by-matrix",
-        "position inside a group of a grouped convolution": "bn-behind-transposed",
+        "position inside a group of a grouped convolution": "transposed-grouped",
         "positions and lengths of an attention": "group-query",
         "positions are picked at run time": picked_at_run_time,
         "positions are written at run time": written_over_channels,
