@@ -276,7 +276,7 @@ def test_a_long_series_is_cut_into_blocks_of_the_fixed_length() -> None:
 def test_made_up_series_have_the_length_asked_for() -> None:
     model = model_of(MIXED["time first"][0])
     with open_samples(
-        "random", input_specs(model), Preprocess(), 5, 0, {"x": (6, 1, 4)}, runnable(model, CPU)
+        "random", input_specs(model), Preprocess(), 5, 0, {"x": (6, 1, 4)}, model=runnable(model, CPU)
     ) as found:
         assert [feed["x"].shape for feed in found.batches(64, Part.ALL)] == [(6, 1, 4)] * 5
 
@@ -309,7 +309,7 @@ def test_small_batches_are_tried_on_few_rows() -> None:
 def test_made_up_graphs_have_the_size_asked_for() -> None:
     text = "(float[V, 4] x, float[V, V] a) => (float[V, 4] y) { m = MatMul(a, x) y = MatMul(m, w) }"
     model, shapes = model_of(text), {"x": (5, 4), "a": (5, 5)}
-    with open_samples("random", input_specs(model), Preprocess(), 6, 0, shapes, runnable(model, CPU)) as found:
+    with open_samples("random", input_specs(model), Preprocess(), 6, 0, shapes, model=runnable(model, CPU)) as found:
         assert [feed["a"].shape for feed in found.batches(64, Part.ALL)] == [(5, 5)] * 6
 
 
