@@ -45,7 +45,7 @@ def rewrite(model: onnx.ModelProto, passes: Sequence[Pass], store: Store | None 
     anything the model itself comes back, but for initialisers that are inputs too or that nothing reads: these go.
     """
     notes, changed = list[Note](), not _is_plain(model)
-    with _quiet():
+    with _quiet(), _unnamed_stay(model.graph):
         graph = gs.import_onnx(model)
         _forget_types(graph)
         _leave_outside(graph, store)
@@ -136,12 +136,19 @@ def _leave_outside(graph: gs.Graph, store: Store | None) -> None:
 
 
 def _export(graph: gs.Graph, source: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph as a model; the export writes an empty name into unnamed tensors of the source's attributes."""
-    unnamed = [tensor for tensor in _attribute_tensors(source.graph) if not tensor.HasField("name")]
     result: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False, opset_imports=list(source.opset_import))
-    for tensor in unnamed:
-        tensor.ClearField("name")
     return result
+
+
+@contextlib.contextmanager
+def _unnamed_stay(source: onnx.GraphProto) -> Iterator[None]:
+    """An export writes an empty name into unnamed tensors of the source's attributes: take it out again."""
+    unnamed = [tensor for tensor in _attribute_tensors(source) if not tensor.HasField("name")]
+    try:
+        yield
+    finally:
+        for tensor in unnamed:
+            tensor.ClearField("name")
 
 
 def _attribute_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
