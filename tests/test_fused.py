@@ -214,10 +214,11 @@ def test_a_refit_aims_at_the_sum_inside_and_knows_the_bias_inside() -> None:
     by_weight = {aim.layer.linear.weight: aim for aim in aims}
     first, skip = (node.output for node in model.graph.node if node.op_type == "SkipLayerNormalization")
     assert [by_weight[name].total for name in ("w3", "w5")] == [first[3], skip[3]]
-    assert [by_weight[name].shortcut for name in ("w3", "w5")] == [node_of(model, "Add").output[0], first[0]]
+    shortcuts = [by_weight[name].shortcuts for name in ("w3", "w5")]
+    assert shortcuts == [(node_of(model, "Add").output[0],), (first[0],)]
     assert by_weight["w3"].bias is None
     inner = by_weight["w4"]  # aims at its own output: the bias that BiasGelu adds is counted in
-    assert (inner.total, inner.shortcut) == (inner.layer.linear.output, None)
+    assert (inner.total, inner.shortcuts) == (inner.layer.linear.output, ())
     assert inner.bias == inner.layer.bias
     assert inner.bias is not None
 
@@ -245,7 +246,7 @@ def test_a_bias_that_is_not_the_layers_own_keeps_the_sum_from_being_an_aim() -> 
     model = prepare(net.model()).model
     trace = traced(model, feed_for(model, 1))
     aims = find_aims(Flow(model, trace), trace.alive([trace.groups[0].labels[:4]]), MANY)
-    assert [(aim.total, aim.shortcut, aim.bias) for aim in aims[:1]] == [(y, None, None)]
+    assert [(aim.total, aim.shortcuts, aim.bias) for aim in aims[:1]] == [(y, (), None)]
 
 
 def test_sums_are_named_for_the_time_of_the_work() -> None:

@@ -153,9 +153,6 @@ def _obstacle(
     linears: Sequence[Linear],
     statistics: Statistics,
 ) -> str | None:
-    fault = statistics.fault(linears)
-    if fault is not None:
-        return fault
     for own, path in paths.items():
         if path is None:
             return "the weight is quantised or computed"
@@ -163,5 +160,8 @@ def _obstacle(
         chain = {op.index for op in path.ops} | {linear.op.index for linear in sharing}
         if not readers.get(path.root, set()) <= chain or len({linear.in_axis for linear in sharing}) > 1:
             return "the weight is shared with nodes of another kind"
+    fault = statistics.fault(linears)
+    if fault is not None:
+        return fault
     shapes = {statistics.readings[linear].slots.shape for linear in linears}
     return None if len(shapes) == 1 else "nodes that share the weight read inputs of different layouts"

@@ -49,13 +49,20 @@ def _embedded(op: Op, shapes: Shapes, values: Values) -> Found:
 
 
 def _product(op: Op, shapes: Shapes, values: Values) -> Found:
-    """FusedMatMul, whose attributes may swap the last two axes of either operand."""
-    left, right = (shapes[name] for name in op.inputs[:2])
-    if op.attr("transBatchA", 0) or op.attr("transBatchB", 0) or min(len(left), len(right)) < 2:
+    """FusedMatMul, whose attributes may swap the last two axes of either operand, and bring its first one in front."""
+    left, right = (_turned(op, side, shapes[name]) for side, name in zip("AB", op.inputs[:2], strict=True))
+    if min(len(left), len(right)) < 2:
         return []
-    row = left[-1] if op.attr("transA", 0) else left[-2]
-    column = right[-2] if op.attr("transB", 0) else right[-1]
-    return [(*np.broadcast_shapes(left[:-2], right[:-2]), row, column)]
+    return [(*np.broadcast_shapes(left[:-2], right[:-2]), left[-2], right[-1])]
+
+
+def _turned(op: Op, side: str, shape: Shape) -> Shape:
+    """The shape of an operand as it is multiplied."""
+    if op.attr(f"transBatch{side}", 0) and len(shape) > 2:
+        shape = (*shape[1:-1], shape[0], shape[-1])
+    if op.attr(f"trans{side}", 0) and len(shape) > 1:
+        shape = (*shape[:-2], shape[-1], shape[-2])
+    return shape
 
 
 def _fused_projection(op: Op, shapes: Shapes, values: Values) -> Found:
