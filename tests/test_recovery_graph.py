@@ -30,6 +30,26 @@ UNCOVERED = {
     "if-captures-constant": "n4: recovery can't train through the operator If",
     "if-captures-extent": "n8: recovery can't train through the operator If",
     "loop-capture": "n6: recovery can't train through the operator Loop",
+    "pad-channels-reflecting": "n4: can't be computed in torch",  # torch pads sides only
+    **{
+        name: f"recovery can't train through the operator {operator}"
+        for name, operator in {
+            "split-to-sequence": "SplitToSequence",
+            "tensor-scatter": "TensorScatter",
+            "grid-sample": "GridSample",
+            "roi-align": "RoiAlign",
+            "max-roi-pool": "MaxRoiPool",
+            "column-to-image": "Col2Im",
+            "deform-conv": "DeformConv",
+            "deform-conv-grouped": "DeformConv",
+            "offsets-in-groups": "DeformConv",
+            "reversed-in-time": "ReverseSequence",
+            "cropped-to-the-centre": "CenterCropPad",
+            "lstm": "LSTM",
+            "gru": "GRU",
+            "rnn": "RNN",
+        }.items()
+    },
 }
 HALF = 2e-3
 """The torch form computes 16-bit models in float32."""
