@@ -83,8 +83,8 @@ class FoldConstants(Pass):
 
 def _drop_unread(graph: gs.Graph, node: gs.Node, outputs: Collection[int]) -> None:
     """Take out a node that nobody reads, and what only it read; one with another part that is read stays."""
-    if any(tensor.outputs or id(tensor) in outputs for tensor in node.outputs):
-        return
+    if not node.outputs or any(tensor.outputs or id(tensor) in outputs for tensor in node.outputs):
+        return  # it is out already, by another way, or is read
     makers = {id(maker): maker for tensor in node.inputs for maker in tensor.inputs}
     node.inputs.clear()
     node.outputs.clear()

@@ -35,7 +35,9 @@ class Place:
 
 
 def places(case: Case) -> Iterator[Place]:
-    """Every axis of more than one position of every floating-point input."""
+    """Every axis of more than one position of every floating-point input; none where something is no tensor."""
+    if not all(_element_type(value) for value in (*case.model.graph.input, *case.model.graph.output)):
+        return
     for number, (value, array) in enumerate(zip(case.model.graph.input, case.inputs, strict=False)):
         if _element_type(value) in FLOATS and np.size(array):
             for axis, extent in enumerate(np.shape(array)):
@@ -122,6 +124,15 @@ def _lower(model: onnx.ModelProto) -> None:
 def _run(model: onnx.ModelProto, feed: Feed) -> list[Any]:
     """The outputs; the runtime writes the statistics of a batch over the arrays that it is given."""
     return run(model, deepcopy(dict(feed)))
+
+
+def is_run(model: onnx.ModelProto, feed: Feed) -> bool:
+    """Whether the runtime computes the model: it has no kernel for some operators and types."""
+    try:
+        _run(model, feed)
+    except Exception:  # whatever the runtime says: there is nothing to judge
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

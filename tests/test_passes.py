@@ -252,6 +252,16 @@ def test_a_constant_that_a_branch_reads_is_lifted_too() -> None:
     assert_same_function(source, result)
 
 
+def test_what_a_weight_reads_twice_is_dropped_once() -> None:
+    net = Net()
+    half = net.Neg(net.normal(4, 5))
+    net.output(net.MatMul(net.input("x", 4), net.Add(net.Exp(half), half)))
+    source = net.model()
+    result = prepare(source).model
+    assert kinds(result) == ["MatMul"]
+    assert_same_function(source, result)
+
+
 def test_a_computed_weight_that_is_given_out_stays_computed() -> None:
     net = Net()
     weight = net.Mul(net.normal(4, 5), net.normal(4, 1))
