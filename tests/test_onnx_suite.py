@@ -47,7 +47,7 @@ REFUSED: Mapping[str, tuple[str, ...]] = MappingProxyType(
 OLDEST = 7
 """The oldest operator set that is read; graphs of those before are refused, as are graphs that name none."""
 
-PLACES = 2
+PLACES = 1
 """Axes of inputs that are cut of one test of each operator."""
 
 ONCE_WRONG = (
