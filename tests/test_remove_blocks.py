@@ -19,8 +19,8 @@ from snp_onnx.passes import DropIdentities, EliminateDead, RemoveBlocks, prepare
 from snp_onnx.tracing import Block, BlockKind
 from tests.graphs import Net, feed_for
 from tests.oracles import run
-from tests.random_graphs import STEPS, Map
 from tests.test_depth_blocks import EXPECTED, blocks_of, exported, recipe_feed
+from tests.test_random_graphs import STEPS, Map
 from tests.topologies import CATALOGUE
 
 Array = npt.NDArray[Any]
